@@ -1,0 +1,1 @@
+"""The judge: decides about hostile bytes, as _certdrop-judge, shut in."""

@@ -1,0 +1,182 @@
+"""The spool: the only door between the keeper (root) and the issuer (_certdrop).
+
+This module is the contract. It has the names, the limits, the safe read and the atomic write,
+and both sides import it; it imports nothing of theirs. The administrator's text of the same
+contract is certdrop-spool(5).
+
+Runs as: whoever imports it. Trusts: nothing that it reads. Reads and writes: below SPOOL.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+
+SPOOL = "/var/spool/certdrop"
+ISSUER = "_certdrop"               # the user that writes replies and challenges
+MAX_REPLY = 64 * 1024              # bytes
+MAX_CERTIFICATES = 10              # certificates in a reply, the leaf among them
+MAX_NAME = 200                     # characters in a site's name
+
+# Why a reply is not taken. A text for each is in certdrop-spool(5); the first group comes from
+# reading (this module), the second from the judge.
+REASONS = (
+    "kind", "owner", "links", "mode", "busy", "size", "grammar", "count",
+    "key", "names-missing", "names-extra", "names-wildcard", "not-yet-valid", "expired", "key-usage",
+    "ca-as-leaf", "encoding", "replay", "untrusted", "broken-chain", "judge-failed",
+)
+HEALED_BY_TIME = ("busy", "not-yet-valid", "judge-failed")
+
+_SITE = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
+_ENTRY = re.compile(r"([a-z0-9][a-z0-9._-]{0,199})@([0-9]{4,9})\.(csr|now|revoke|pem)")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}")
+_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\n((?:[A-Za-z0-9+/]{1,76}\n)*[A-Za-z0-9+/]{1,76}={0,2}\n)-----END CERTIFICATE-----\n")
+
+
+class Refused(Exception):
+    """What another principal wrote is not taken; `reason` is one of REASONS."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def requests() -> str:
+    """The directory that root posts requests in."""
+    return SPOOL + "/requests"
+
+
+def replies() -> str:
+    """The directory that the issuer writes replies in."""
+    return SPOOL + "/replies"
+
+
+def challenges() -> str:
+    """The directory that the issuer writes HTTP-01 tokens in, and nginx serves."""
+    return SPOOL + "/challenges"
+
+
+def is_site_name(text: str) -> bool:
+    """Whether text may name a site: 1 to 200 of [a-z0-9._-], a letter or digit first."""
+    return _SITE.fullmatch(text) is not None
+
+
+def is_token(text: str) -> bool:
+    """Whether text may be an HTTP-01 token (RFC 8555 section 8.3: base64url; we take 16 to 128 characters)."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+def entry(site: str, number: int, kind: str) -> str:
+    """The file name of a request (csr, now, revoke) or a reply (pem)."""
+    return f"{site}@{number:04d}.{kind}"
+
+
+def parse_entry(name: str) -> tuple[str, int, str] | None:
+    """(site, number, kind) of a file name in the spool, or None where it is none of ours."""
+    found = _ENTRY.fullmatch(name)
+    return (found[1], int(found[2]), found[3]) if found else None
+
+
+def open_directory(path: str) -> int:
+    """A descriptor of a directory, for the dir_fd of read and write. The caller closes it."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def read(dir_fd: int, name: str, owner: int, limit: int = MAX_REPLY) -> bytes:
+    """The content of a file that another principal (uid `owner`) may have written: read once, into memory, at most `limit` bytes.
+
+    The file is opened by descriptor, neither followed nor waited for, and what was opened is
+    examined, never the path (CVE-2016-1247 and CVE-2017-9525 are of that kind). Raises Refused
+    (kind, owner, links, mode, busy, size) and FileNotFoundError.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=dir_fd)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR):
+            raise Refused("busy") from error        # EAGAIN: somebody holds a lease
+        raise Refused("kind") from error            # ELOOP: a link; ENXIO: a socket
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise Refused("kind")
+        if found.st_uid != owner:
+            raise Refused("owner")
+        if found.st_nlink != 1:
+            raise Refused("links")
+        if found.st_mode & 0o022:
+            raise Refused("mode")
+        if found.st_size > limit:
+            raise Refused("size")
+        data = b""
+        while len(data) <= limit:
+            more = os.read(fd, limit + 1 - len(data))
+            if not more:
+                return data
+            data += more
+        raise Refused("size")
+    finally:
+        os.close(fd)
+
+
+def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -1) -> None:
+    """Put a file in place whole or not at all: temporary in the same directory, fsync, rename, fsync the directory.
+
+    `mode` holds from the first byte, whatever the umask; `group` (a gid) is set where given.
+    """
+    temporary = f".{name}.new"
+    try:
+        os.unlink(temporary, dir_fd=dir_fd)          # left by a run that was killed; the locks keep others out
+    except FileNotFoundError:
+        pass
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    try:
+        try:
+            if group != -1:
+                os.fchown(fd, -1, group)
+            os.fchmod(fd, mode)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view):]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except OSError:
+        try:
+            os.unlink(temporary, dir_fd=dir_fd)
+        except OSError:
+            pass
+        raise
+    os.fsync(dir_fd)
+
+
+def pem_blocks(data: bytes) -> list[bytes]:
+    """The certificates of a reply, as PEM blocks in lines of 64, where data is such blocks and nothing else.
+
+    This is a grammar, not a parser: base64 is checked for its alphabet and re-wrapped, never
+    decoded. Raises Refused (grammar, count).
+    """
+    blocks: list[bytes] = []
+    position = 0
+    while position < len(data):
+        if len(blocks) == MAX_CERTIFICATES:
+            raise Refused("count")
+        found = _BLOCK.match(data, position)
+        if found is None:
+            if data[position:position + 1] == b"\n" and blocks:    # CAs part the blocks by empty lines (RFC 8555 section 9.1)
+                position += 1
+                continue
+            raise Refused("grammar")
+        body = found[1].replace(b"\n", b"")
+        if len(body) % 4:
+            raise Refused("grammar")
+        lines = b"\n".join(body[i:i + 64] for i in range(0, len(body), 64))
+        blocks.append(b"-----BEGIN CERTIFICATE-----\n" + lines + b"\n-----END CERTIFICATE-----\n")
+        position = found.end()
+    if not blocks:
+        raise Refused("grammar")
+    return blocks

@@ -1,0 +1,1 @@
+"""The watcher: shows and reports the public state, as _certdrop-watch."""
