@@ -1,0 +1,27 @@
+"""The judge's process: `python3 -I -S .../judge/__main__.py chain ROOTS` or `... served`, started by the keeper only.
+
+Runs as: _certdrop-judge, which owns no file; refuses to be root. Reads: the trusted roots, then pipes.
+"""
+
+import os
+import sys
+
+sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
+
+
+def main(argv: list[str]) -> int:
+    """Serve one of the two tasks until the keeper closes the pipe."""
+    if os.getuid() == 0:
+        return os.EX_NOPERM
+    if argv[:1] == ["chain"] and len(argv) == 2:
+        sys.path.append("/usr/lib/python3/dist-packages")       # cryptography and OpenSSL, which -S leaves out
+        from certdrop.judge import chain
+        return chain.serve(argv[1])
+    if argv == ["served"]:
+        from certdrop.judge import served
+        return served.serve()
+    return os.EX_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

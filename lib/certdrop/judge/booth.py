@@ -1,0 +1,89 @@
+"""The booth: one child per case, shut in before the first hostile byte, with a pipe of its own to answer through.
+
+A child that dies, hangs or babbles costs its own case alone. Runs as: _certdrop-judge. Trusts:
+nothing that a child says but the form of one line. Reads and writes: pipes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterator
+
+from certdrop import jail
+
+DEADLINE = 10.0                    # seconds for one case
+LIMIT = 200                        # bytes of an answer
+MEMORY = 1 << 30                   # bytes of address space
+
+
+def frames(fd: int = 0) -> Iterator[list[bytes]]:
+    """The cases that the keeper sends: a count of parts, the length of each (32 bits, big end first), the parts."""
+    while True:
+        head = _exactly(fd, 4)
+        if not head:
+            return
+        sizes = struct.unpack(f">{struct.unpack('>I', head)[0]}I", _exactly(fd, 4 * struct.unpack(">I", head)[0]))
+        yield [_exactly(fd, size) for size in sizes]
+
+
+def _exactly(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = os.read(fd, size - len(data))
+        if not more:
+            return b""
+        data += more
+    return data
+
+
+def hear(case: Callable[[], str]) -> str:
+    """The one line that `case` answers in a child that is shut in; "" where it gives none in time."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reader)
+            os.close(0)
+            os.close(1)
+            shut_in()
+            os.write(writer, case().encode("ascii", "replace")[:LIMIT])
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    try:
+        return _answer(reader)
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def shut_in() -> None:
+    """No file, no descriptor, no process, no network, little memory and time. Raises jail.Unconfined only where no kernel we know would."""
+    jail.give_up_privileges()
+    jail.forbid(NPROC=0, FSIZE=0, CORE=0, CPU=int(DEADLINE), AS=MEMORY)
+    if jail.landlock_abi():
+        jail.landlock(ports=())
+    jail.forbid(NOFILE=0)          # last: Landlock's own descriptor was the final one
+
+
+def _answer(fd: int) -> str:
+    end = time.monotonic() + DEADLINE
+    data = b""
+    while len(data) <= LIMIT and select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+        more = os.read(fd, LIMIT + 1)
+        if not more:
+            return data.decode("ascii", "replace")
+        data += more
+    return ""
+
+
+def say(line: str, fd: int = 1) -> None:
+    """One answer to the keeper, in one line."""
+    os.write(fd, line.encode("ascii", "replace") + b"\n")

@@ -1,0 +1,159 @@
+"""Decides whether a reply is a certificate chain for the request that root posted (rules 5 to 7 of certdrop-spool(5)).
+
+Runs as: _certdrop-judge, in the booth. Trusts: the expectations, which are root's, and the roots. Reads: the file of
+trusted roots, once, at the start; then pipes. Verification is OpenSSL's (RFC 5280 section 6); what it does
+not look at (the key, the names, the use of the key, the encoding, replays) is looked at here.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+import os
+import time
+import warnings
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import crypto
+
+from certdrop.judge import booth
+from certdrop.spool import REASONS, Refused
+
+SLACK = 48 * 3600                  # seconds that a new leaf may begin before the live one
+
+
+def serve(roots: str) -> int:
+    """Load the roots, then answer one line a case: `accept SHA256 NOT_BEFORE NOT_AFTER` or `refuse REASON`."""
+    warnings.simplefilter("ignore")
+    try:
+        store = crypto.X509Store()
+        with open(roots, "rb") as stream:
+            for block in stream.read().split(b"-----END CERTIFICATE-----")[:-1]:
+                pem = block[block.index(b"-----BEGIN"):] + b"-----END CERTIFICATE-----\n"
+                store.add_cert(crypto.load_certificate(crypto.FILETYPE_PEM, pem))
+    except (OSError, ValueError, crypto.Error):
+        return os.EX_NOINPUT
+    booth.say("ready")
+    for expected, reply in booth.frames():
+        answer = booth.hear(lambda: verdict(json.loads(expected), reply, store))
+        booth.say(answer or "refuse judge-failed")
+    return os.EX_OK
+
+
+def verdict(expected: dict[str, object], reply: bytes, store: crypto.X509Store) -> str:
+    """The answer for one reply, in words."""
+    try:
+        leaf = examine(expected, reply, store, time.time())
+    except Refused as refused:
+        return f"refuse {refused.reason if refused.reason in REASONS else 'judge-failed'}"
+    der = leaf.public_bytes(Encoding.DER)
+    begin, end = dates(leaf)
+    return f"accept {hashlib.sha256(der).hexdigest()} {begin} {end}"
+
+
+def dates(certificate: x509.Certificate) -> tuple[int, int]:
+    """not_before and not_after, in seconds since 1970 (cryptography 42 renamed both, Debian 12 has 38)."""
+    found = []
+    for name in ("not_valid_before", "not_valid_after"):
+        moment = getattr(certificate, name + "_utc", None) or getattr(certificate, name).replace(tzinfo=datetime.timezone.utc)
+        found.append(int(moment.timestamp()))
+    return found[0], found[1]
+
+
+def examine(expected: dict[str, object], reply: bytes, store: crypto.X509Store, now: float) -> x509.Certificate:
+    """The leaf of an acceptable reply. `expected` has spki (SHA-256, hex), names, spent (fingerprints), earliest (seconds). Raises Refused."""
+    chain = [_canonical(block) for block in reply.split(b"-----END CERTIFICATE-----\n")[:-1]]
+    leaf = chain[0]
+    if not _key_is(leaf, expected["spki"]):
+        raise Refused("key")
+    try:
+        _examine_names(leaf, expected["names"])
+        _examine_use(leaf)
+    except (ValueError, x509.UnsupportedGeneralNameType) as error:
+        raise Refused("encoding") from error
+    begin, end = dates(leaf)
+    if begin > now:
+        raise Refused("not-yet-valid")
+    if end <= now:
+        raise Refused("expired")
+    spent, earliest = expected["spent"], expected["earliest"]
+    if not isinstance(spent, list) or not isinstance(earliest, int):
+        raise Refused("judge-failed")
+    if hashlib.sha256(leaf.public_bytes(Encoding.DER)).hexdigest() in spent or begin < earliest - SLACK:
+        raise Refused("replay")
+    _verify([crypto.X509.from_cryptography(certificate) for certificate in chain], store)
+    return leaf
+
+
+def _canonical(block: bytes) -> x509.Certificate:
+    body = block.split(b"\n", 1)[1].replace(b"\n", b"")
+    try:
+        der = base64.b64decode(body, validate=True)
+        certificate = x509.load_der_x509_certificate(der)
+        again = certificate.public_bytes(Encoding.DER)
+        openssl = crypto.dump_certificate(crypto.FILETYPE_ASN1, crypto.X509.from_cryptography(certificate))
+    except (ValueError, TypeError, crypto.Error) as error:
+        raise Refused("encoding") from error
+    if not der == again == openssl or base64.b64encode(der) != body:
+        raise Refused("encoding")
+    return certificate
+
+
+def _key_is(leaf: x509.Certificate, spki: object) -> bool:
+    try:
+        found = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except Exception:                                   # whatever kind of key this is, it is none of ours
+        return False
+    return hashlib.sha256(found).hexdigest() == spki
+
+
+def _examine_names(leaf: x509.Certificate, names: object) -> None:
+    try:
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as error:
+        raise Refused("names-missing") from error
+    shown = {name.lower() for name in found.get_values_for_type(x509.DNSName)}
+    wanted = set(names) if isinstance(names, list) else set()
+    common = {str(part.value).lower() for part in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)}
+    if any("*" in name for name in shown | common):
+        raise Refused("names-wildcard")
+    if wanted - shown:
+        raise Refused("names-missing")
+    if (shown | common) - wanted or any(not isinstance(name, x509.DNSName) for name in found):
+        raise Refused("names-extra")
+
+
+def _examine_use(leaf: x509.Certificate) -> None:
+    extensions = leaf.extensions
+    found: dict[type, object] = {type(extension.value): extension.value for extension in extensions}
+    constraints = found.get(x509.BasicConstraints)
+    if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
+        raise Refused("ca-as-leaf")
+    extended = found.get(x509.ExtendedKeyUsage)
+    if not isinstance(extended, x509.ExtendedKeyUsage) or ExtendedKeyUsageOID.SERVER_AUTH not in extended:
+        raise Refused("key-usage")
+    use = found.get(x509.KeyUsage)
+    if isinstance(use, x509.KeyUsage) and (use.key_cert_sign or not use.digital_signature):
+        raise Refused("ca-as-leaf" if use.key_cert_sign else "key-usage")
+
+
+def _verify(chain: list[crypto.X509], store: crypto.X509Store) -> None:
+    """Each signed by the next, and the leaf up to a trusted root. A cross-signed end that OpenSSL's own path leaves out is looked at too."""
+    for below, above in zip(chain, chain[1:]):
+        link = crypto.X509Store()
+        link.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        link.add_cert(above)
+        try:
+            crypto.X509StoreContext(link, below).verify_certificate()
+        except crypto.X509StoreContextError as error:
+            raise Refused("broken-chain") from error
+        if below.get_issuer() != above.get_subject():
+            raise Refused("broken-chain")
+    try:
+        crypto.X509StoreContext(store, chain[0], chain[1:]).verify_certificate()
+    except crypto.X509StoreContextError as error:
+        raise Refused("untrusted") from error

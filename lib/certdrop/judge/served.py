@@ -1,0 +1,60 @@
+"""Looks at what a service shows: shakes hands with local addresses that root named, answers the fingerprint of the leaf.
+
+Runs as: _certdrop-judge. The connection is made first, by a process that reads nothing from it; the handshake
+happens in the booth. Trusts: nothing that comes over the connection. Reads: the keeper's pipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import ssl
+
+from certdrop.judge import booth
+
+CONNECT = 3.0                      # seconds
+HANDSHAKE = 5.0                    # seconds
+
+
+def serve() -> int:
+    """One line a case: the leaf's SHA-256 in hex, or `nobody` (no connection), or `nothing` (no handshake)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False                      # what is shown is compared by root, whoever may trust it
+    context.verify_mode = ssl.CERT_NONE
+    booth.say("ready")
+    for (question,) in booth.frames():
+        asked = json.loads(question)
+        try:
+            connection = socket.create_connection((asked["address"], asked["port"]), CONNECT)
+        except OSError:
+            booth.say("nobody")
+            continue
+        with connection:
+            booth.say(booth.hear(lambda: shown(context, connection, asked["name"], asked["preface"])) or "nothing")
+    return os.EX_OK
+
+
+def shown(context: ssl.SSLContext, connection: socket.socket, name: str, preface: str) -> str:
+    """The SHA-256 of the leaf that the service shows for `name` (SNI, RFC 6066 section 3)."""
+    connection.settimeout(HANDSHAKE)
+    if preface == "proxy-protocol":
+        connection.sendall(b"PROXY TCP4 127.0.0.1 127.0.0.1 1 443\r\n")
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()   # wrap_socket would want a new descriptor
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            connection.sendall(outgoing.read())
+            data = connection.recv(16384)
+            if not data:
+                return "nothing"
+            incoming.write(data)
+        except ssl.SSLError:
+            return "nothing"
+    connection.sendall(outgoing.read())
+    leaf = tls.getpeercert(True)
+    return hashlib.sha256(leaf).hexdigest() if leaf else "nothing"

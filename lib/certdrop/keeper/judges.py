@@ -1,0 +1,121 @@
+"""Asks the judge: starts it as _certdrop-judge, hands it cases by pipe, believes one line of a fixed form about each.
+
+A judge that dies, hangs or answers nonsense costs the case at hand, and the next case has a new judge.
+Runs as: root. Trusts: an answer's form, for its own case only. Reads and writes: pipes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import struct
+import subprocess
+import time
+
+from certdrop import jail, spool
+
+USER = "_certdrop-judge"
+DEADLINE = 15.0                    # seconds for one answer; the booth's own is shorter
+
+_ACCEPT = re.compile(r"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12})")
+_SHOWN = re.compile(r"[0-9a-f]{64}|nobody|nothing")
+
+
+class Accepted:
+    """What the judge says of a reply that it accepts: the leaf's SHA-256 in hex, and its dates in seconds since 1970."""
+
+    def __init__(self, sha256: str, not_before: int, not_after: int) -> None:
+        self.sha256, self.not_before, self.not_after = sha256, not_before, not_after
+
+
+class Judge:
+    """One of the judge's two tasks, as something to ask. Use as a context."""
+
+    def __init__(self, *task: str) -> None:
+        self.task = task
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def ask(self, *parts: bytes) -> str:
+        """The answer's line; "" where there is none in time (and then this judge is ended)."""
+        try:
+            if self.process is None:
+                self._start()
+                if self._line() != "ready":
+                    self.end()
+                    return ""
+            self._send(struct.pack(f">I{len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts))
+            answer = self._line()
+        except OSError:
+            answer = ""
+        if not answer:
+            self.end()
+        return answer
+
+    def end(self) -> None:
+        """Kill the judge and all it started (they share a session), and wait for it."""
+        if self.process is None:
+            return
+        try:
+            os.killpg(self.process.pid, 9)
+        except OSError:
+            pass
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                stream.close()
+        self.process.wait()
+        self.process = None
+
+    def _start(self) -> None:
+        uid, gid = jail.user_ids(USER)
+        program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "judge", "__main__.py")
+        self.process = subprocess.Popen(
+            ["/usr/bin/python3", "-I", "-S", program, *self.task], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[],
+            preexec_fn=jail.leave_network if self.task[0] == "chain" else None)
+        if self.process.stdin:
+            os.set_blocking(self.process.stdin.fileno(), False)
+
+    def _send(self, data: bytes) -> None:
+        end, view = time.monotonic() + DEADLINE, memoryview(data)
+        stream = self.process.stdin if self.process else None
+        while view and stream:
+            if not select.select([], [stream], [], max(0.0, end - time.monotonic()))[1]:
+                raise TimeoutError
+            view = view[os.write(stream.fileno(), view[:4096]):]
+
+    def _line(self) -> str:
+        end, data = time.monotonic() + DEADLINE, b""
+        stream = self.process.stdout if self.process else None
+        while stream and not data.endswith(b"\n"):
+            if len(data) > 200 or not select.select([stream], [], [], max(0.0, end - time.monotonic()))[0]:
+                return ""
+            more = os.read(stream.fileno(), 256)
+            if not more:
+                return ""
+            data += more
+        return data[:-1].decode("ascii", "replace")
+
+
+def ask_chain(judge: Judge, expected: dict[str, object], reply: bytes) -> Accepted:
+    """What the judge accepts. Raises spool.Refused with the judge's reason, or `judge-failed`."""
+    answer = judge.ask(json.dumps(expected).encode(), reply)
+    found = _ACCEPT.fullmatch(answer)
+    if found:
+        return Accepted(found[1], int(found[2]), int(found[3]))
+    reason = answer.removeprefix("refuse ")
+    raise spool.Refused(reason if answer.startswith("refuse ") and reason in spool.REASONS else "judge-failed")
+
+
+def ask_served(judge: Judge, address: str, port: int, name: str, preface: str) -> str:
+    """The SHA-256 in hex of the leaf shown there for `name`, or `nobody` (no connection), or `nothing` (no handshake)."""
+    question = json.dumps({"address": address, "port": port, "name": name, "preface": preface})
+    answer = judge.ask(question.encode())
+    return answer if _SHOWN.fullmatch(answer) else "nothing"

@@ -1,0 +1,105 @@
+"""Root's notes on a site: what was refused, what could not be installed, which leaves it had. World-readable, for issuer and status.
+
+Notes time things and explain them; where a site *stands* is looked up on disk, never here. Runs as: root. Trusts: its own
+files. Reads and writes: keeper/NAME.json, keeper/refused/ and keeper/last-run below /var/lib/certdrop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+
+from certdrop import events, site, spool
+
+BACK_OFF = (60, 600, 3000)         # seconds to the next try of an installation, and of a verdict that time can heal
+REFUSED_KEPT = 20                  # refused replies kept for the administrator
+
+
+class Notes:
+    """The notes on one site: `refused`, `install` and `spent`, as certdrop-spool(5) describes them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        found: dict[str, object] = {}
+        try:
+            with open(f"{site.STATE}/keeper/{name}.json", encoding="ascii") as stream:
+                found = json.load(stream)
+        except FileNotFoundError:
+            pass
+        except ValueError:
+            pass                               # cut short by a full disk: notes may be lost, a site's standing not
+        self._before = json.dumps(found, sort_keys=True)
+        self.refused = _table(found, "refused")
+        self.install = _table(found, "install")
+        self.spent = {key: int(str(value)) for key, value in _table(found, "spent").items()}
+        self.installed_at = int(str(found.get("installed_at", 0)))
+
+    def save(self) -> None:
+        """Write the notes, where they changed."""
+        now = time.time()
+        self.spent = {key: end for key, end in self.spent.items() if end > now}
+        text = json.dumps({"refused": self.refused, "install": self.install, "spent": self.spent, "installed_at": self.installed_at},
+                          sort_keys=True)
+        if text != self._before:
+            put(f"{self.name}.json", text.encode())
+            self._before = text
+
+    def is_refused(self, number: int, reply: bytes, expected: str) -> bool:
+        """Whether this reply was refused under these expectations, and time can not have healed it yet."""
+        known = self.refused
+        same = (known.get("number"), known.get("reply_sha256"), known.get("expected_sha256")) == (number, _sha256(reply), _sha256(expected.encode()))
+        return same and (known.get("reason") not in spool.HEALED_BY_TIME or time.time() < int(str(known.get("next_try", 0))))
+
+    def refuse(self, number: int, reply: bytes, expected: str, reason: str) -> None:
+        """Remember a refusal by reply and expectations, and keep the reply for the administrator."""
+        now = int(time.time())
+        again = self.refused.get("number") == number and self.refused.get("reason") == reason
+        tries = int(str(self.refused.get("tries", 0))) + 1 if again else 1
+        self.refused = {"number": number, "reason": reason, "reply_sha256": _sha256(reply), "expected_sha256": _sha256(expected.encode()),
+                        "since": self.refused["since"] if again else now, "tries": tries, "next_try": now + _pause(tries)}
+        keep_refused(self.name, number, reason, reply)
+
+    def put_off(self, number: int, state: str, error: str) -> None:
+        """Remember that an installation did not come to its end; the next try is in a while."""
+        now = int(time.time())
+        again = self.install.get("number") == number and self.install.get("state") == state
+        tries = int(str(self.install.get("tries", 0))) + 1 if again else 1
+        self.install = {"number": number, "state": state, "error": events.clean(error), "since": self.install["since"] if again else now,
+                        "tries": tries, "next_try": now + _pause(tries)}
+
+    def is_put_off(self, number: int) -> bool:
+        """Whether the installation of this generation waits for its next try."""
+        return self.install.get("number") == number and time.time() < int(str(self.install.get("next_try", 0)))
+
+
+def put(entry: str, data: bytes, mode: int = 0o644, below: str = "keeper") -> None:
+    """Write one of root's state files, whole or not at all."""
+    fd = spool.open_directory(f"{site.STATE}/{below}")
+    try:
+        spool.write(fd, entry, data, mode)
+    finally:
+        os.close(fd)
+
+
+def keep_refused(name: str, number: int, reason: str, reply: bytes) -> None:
+    """Keep a refused reply below keeper/refused, which only root can read; the newest REFUSED_KEPT of all sites."""
+    put(f"{name}@{number:04d}.{reason}", reply, 0o600, "keeper/refused")
+    parent = f"{site.STATE}/keeper/refused"
+    kept = sorted((os.stat(f"{parent}/{entry}").st_mtime, entry) for entry in os.listdir(parent))
+    for _, entry in kept[:-REFUSED_KEPT]:
+        os.unlink(f"{parent}/{entry}")
+
+
+def _table(found: dict[str, object], key: str) -> dict[str, object]:
+    value = found.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _pause(tries: int) -> int:
+    return BACK_OFF[min(tries, len(BACK_OFF)) - 1]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

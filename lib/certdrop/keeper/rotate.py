@@ -1,0 +1,219 @@
+"""The administrator's verbs: add, renew, rotate, rollback, remove. Each states what is wanted on disk, and has install.py make it so.
+
+The issuer runs as _certdrop between two turns of the lock, never under it. Runs as: root. Trusts: the administrator's
+words, after checking them. Reads and writes: sites.d/, and through install.py the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import time
+
+from certdrop import events, jail, site, spool
+from certdrop.keeper import generations, install, lock, notes, services
+from certdrop.keeper.generations import Standing
+
+ISSUE = "/usr/sbin/certdrop-issue"
+DEADLINE = 3600                    # seconds for the issuer's whole run
+PROGRAM = "certdrop"
+
+
+class Refused(Exception):
+    """What was asked cannot be done; the text says why, and nothing was changed."""
+
+
+def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> int:
+    """Add a site: its configuration, a placeholder, a request; then have the issuer run, and install. Raises Refused and site.Wrong."""
+    for domain in domains:
+        site.refuse_domain(domain)
+    if len(set(domains)) != len(domains):
+        raise Refused("a domain is given twice")
+    if not spool.is_site_name(name):
+        raise Refused(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first; give one with --name")
+    with lock.Lock(patient=True):
+        config = site.load_config()
+        if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Standing(name).numbers:
+            raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}")
+        for service in config.services:
+            try:
+                services.find(service).test()
+            except services.Failed as error:
+                raise site.Wrong(f"{service} cannot use a certificate now: {error}; nothing was added") from error
+        text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n" + (f'key = "{key}"\n' if key else "")
+        if settings and not os.path.exists(site.ETC + "/certdrop.toml"):
+            _configure("certdrop.toml", settings)
+            site.load_config()
+        _configure(f"sites.d/{name}.toml", text)
+        run = install.Run(PROGRAM, False, True)
+        run.log.write(events.ADDED, site=name, domains=" ".join(domains))
+        run.tell(name, f"added; its names: {' '.join(domains)}")
+        install.reconcile(run, [name])
+    run.flush()
+    return issue([name]) if ask and run.exit_code() == os.EX_OK else run.exit_code()
+
+
+def renew(names: list[str]) -> int:
+    """Ask for a certificate now, with the key of the next generation; install it."""
+    return _ask_now(names, fresh=False)
+
+
+def rotate(names: list[str], only_post: bool) -> int:
+    """Ask for a certificate with a new key now (or only post the request, with `only_post`); install it."""
+    return _ask_now(names, fresh=True, only_post=only_post)
+
+
+def rotate_due() -> int:
+    """Rotate the keys that are older than their site's key_max_age."""
+    config, names = site.load_config(), []
+    for name in site.site_names():
+        wanted, newest = site.load_site(name, config), Standing(name).newest
+        days = site.age_in_days(wanted.key_max_age)
+        if newest is not None and days is not None and not generations.has(name, newest, "placeholder"):
+            created = int(str(generations.facts(name, newest, "request")["key_created"]))
+            if created + days * 86400 <= time.time():
+                names.append(name)
+    return rotate(names, only_post=False) if names else os.EX_OK
+
+
+def cancel(names: list[str]) -> int:
+    """Withdraw the wish for a certificate now; the next generation stays posted."""
+    with lock.Lock(patient=True):
+        run = install.Run(PROGRAM, False, True)
+        for name in _known(names):
+            standing = Standing(name)
+            if standing.next is not None and generations.has(name, standing.next, "now"):
+                os.unlink(generations.directory(name, standing.next) + "/now")
+                install.withdraw(run, name, standing.next, "now")
+            run.tell(name, "nothing is wanted before its time")
+    run.flush()
+    return os.EX_OK
+
+
+def rollback(name: str) -> int:
+    """Go back to the generation before the live one, and post a fresh next. Raises Refused where there is none that serves."""
+    _known([name])
+    with lock.Lock(patient=True):
+        run = install.Run(PROGRAM, False, True)
+        wanted, standing = site.load_site(name, run.config), Standing(name)
+        older = [number for number in standing.complete if number < (standing.live or 0) and not generations.has(name, number, "placeholder")]
+        if not older:
+            raise Refused(f"{name}: there is no earlier generation to go back to")
+        if int(str(generations.facts(name, older[-1], "cert")["not_after"])) <= time.time():
+            raise Refused(f"{name}: generation {older[-1]:04d} has expired; certdrop renew {name} gets a new certificate")
+        generations.make_next(wanted, standing.highest() + 1, None, now=False)
+        for number in standing.complete:
+            if number > older[-1]:
+                generations.mark(name, number, "withdrawn")
+        install.reconcile(run, [name])
+    run.flush()
+    return run.exit_code()
+
+
+def remove(name: str) -> int:
+    """Forget a site, its keys and certificates; refused while nginx still needs it. Raises Refused."""
+    with lock.Lock(patient=True):
+        install.finish_removals()
+        if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") and not (spool.is_site_name(name) and Standing(name).numbers):
+            raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
+        run, live = install.Run(PROGRAM, False, True), site.STATE + "/live"
+        standing = Standing(name)
+        used = site.load_site(name, run.config).services if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") else run.config.services
+        if standing.live is not None:
+            os.rename(f"{live}/{name}", f"{live}/.{name}.aside")
+            try:
+                for service in used:
+                    services.find(service).test()
+            except services.Failed as error:
+                os.rename(f"{live}/.{name}.aside", f"{live}/{name}")
+                raise Refused(f"{name}: still in use: {error}; take the site out of that service's configuration first") from error
+        notes.put(name, b"%d" % standing.highest(), below="keeper/retired")
+        for number, kind in sorted(run.posted.get(name, set())):
+            install.withdraw(run, name, number, kind)
+        if standing.numbers:
+            os.rename(generations.directory(name), f"{site.STATE}/sites/.removed-{name}")
+            install.finish_removals()
+        elif os.path.lexists(f"{site.ETC}/sites.d/{name}.toml"):
+            os.unlink(f"{site.ETC}/sites.d/{name}.toml")
+        run.log.write(events.REMOVED, site=name)
+        run.tell(name, "removed, with its keys and certificates")
+    run.flush()
+    return os.EX_OK
+
+
+def issue(names: list[str]) -> int:
+    """Have the issuer ask for these sites now, then install what came. 0 where what was wanted is installed."""
+    wanted = {name: Standing(name).next for name in names}
+    code = _run_issuer(names)
+    with lock.Lock(patient=True):
+        run = install.Run(PROGRAM, False, True)
+        install.reconcile(run, names)
+        for name in names:
+            standing = Standing(name)
+            if wanted[name] is None or standing.newest is None or standing.newest < (wanted[name] or 0):
+                run.fail(name, "no certificate was installed; the live certificate stays; cron goes on trying", code or os.EX_TEMPFAIL)
+    run.flush()
+    return run.exit_code()
+
+
+def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
+    _known(names)
+    with lock.Lock(patient=True):
+        run = install.Run(PROGRAM, False, True)
+        install.reconcile(run, names)
+        for name in names:
+            wanted, standing = site.load_site(name, run.config), Standing(name)
+            if standing.next is None or standing.newest is None:
+                continue
+            carried = _spki(name, standing.next) == _spki(name, standing.newest)
+            if fresh and (carried or only_post):
+                generations.make_next(wanted, standing.highest() + 1, None, now=not only_post)
+            elif not generations.has(name, standing.next, "now"):
+                generations.mark(name, standing.next, "now")
+            install.settle(run, wanted)
+            if only_post:
+                run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, Standing(name).next or 0)}")
+    run.flush()
+    return run.exit_code() if only_post else issue(names)
+
+
+def _spki(name: str, number: int) -> object:
+    return generations.facts(name, number, "request")["spki_sha256"]
+
+
+def _known(names: list[str]) -> list[str]:
+    configured = site.site_names()
+    for name in names:
+        if name not in configured:
+            raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
+    return names
+
+
+def _configure(entry: str, text: str) -> None:
+    parent, _, name = entry.rpartition("/")
+    fd = spool.open_directory(f"{site.ETC}/{parent}")
+    try:
+        spool.write(fd, name, text.encode(), 0o644)
+    finally:
+        os.close(fd)
+
+
+def _run_issuer(names: list[str]) -> int:
+    """Run certdrop-issue as _certdrop and pass on what it says, line by line, cleaned; its exit code."""
+    uid, gid = jail.user_ids(spool.ISSUER)
+    process = subprocess.Popen([ISSUE, "--no-install", "--verbose", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[])
+    end, rest = time.monotonic() + DEADLINE, b""
+    while process.stdout and select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+        more = os.read(process.stdout.fileno(), 4096)
+        if not more:
+            break
+        *lines, rest = (rest + more).split(b"\n")
+        install.say([events.clean(line.decode("utf-8", "replace")) for line in lines])
+        rest = rest[:4096]
+    try:
+        return process.wait(max(1.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        return process.wait() and os.EX_TEMPFAIL
