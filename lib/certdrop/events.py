@@ -62,7 +62,7 @@ class Log:
         """Append one event; values are cleaned."""
         if self.fd < 0:
             return
-        parts = {"time": stamp(), "run": self.run, "event": event, **fields}
+        parts: dict[str, object] = {"time": stamp(), "run": self.run, "event": event, **fields}
         line = ", ".join(f'"{key}": {_value(value)}' for key, value in parts.items())
         try:
             os.write(self.fd, f"{{{line}}}\n".encode())

@@ -138,7 +138,7 @@ def leave_network() -> None:
 
 def landlock_abi() -> int:
     """The kernel's Landlock ABI; 0 where it has none, or where it is switched off."""
-    return max(0, _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
+    return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)))
 
 
 def landlock(read: tuple[str, ...] = (), write: tuple[str, ...] = (), ports: tuple[int, ...] | None = None) -> int:

@@ -16,6 +16,7 @@ import time
 import warnings
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
@@ -23,6 +24,7 @@ from OpenSSL import crypto
 from certdrop.judge import booth
 from certdrop.spool import REASONS, Refused
 
+PARTIAL_CHAIN = 0x80000            # X509_V_FLAG_PARTIAL_CHAIN of OpenSSL's x509_vfy.h; not every pyOpenSSL's types know it
 SLACK = 48 * 3600                  # seconds that a new leaf may begin before the live one
 
 
@@ -30,11 +32,15 @@ def serve(roots: str) -> int:
     """Load the roots, then answer one line a case: `accept SHA256 NOT_BEFORE NOT_AFTER` or `refuse REASON`."""
     warnings.simplefilter("ignore")
     try:
-        store = crypto.X509Store()
+        store, root = crypto.X509Store(), None
         with open(roots, "rb") as stream:
             for block in stream.read().split(b"-----END CERTIFICATE-----")[:-1]:
                 pem = block[block.index(b"-----BEGIN"):] + b"-----END CERTIFICATE-----\n"
-                store.add_cert(crypto.load_certificate(crypto.FILETYPE_PEM, pem))
+                root = crypto.load_certificate(crypto.FILETYPE_PEM, pem)
+                store.add_cert(root)
+        if root is None:
+            return os.EX_NOINPUT
+        _key_is(root.to_cryptography(), "")            # whatever this loads on first use cannot be loaded in the booth
     except (OSError, ValueError, crypto.Error):
         return os.EX_NOINPUT
     booth.say("ready")
@@ -106,7 +112,7 @@ def _canonical(block: bytes) -> x509.Certificate:
 def _key_is(leaf: x509.Certificate, spki: object) -> bool:
     try:
         found = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except Exception:                                   # whatever kind of key this is, it is none of ours
+    except (ValueError, TypeError, UnsupportedAlgorithm):       # whatever kind of key this is, it is none of ours
         return False
     return hashlib.sha256(found).hexdigest() == spki
 
@@ -145,7 +151,7 @@ def _verify(chain: list[crypto.X509], store: crypto.X509Store) -> None:
     """Each signed by the next, and the leaf up to a trusted root. A cross-signed end that OpenSSL's own path leaves out is looked at too."""
     for below, above in zip(chain, chain[1:]):
         link = crypto.X509Store()
-        link.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        link.set_flags(PARTIAL_CHAIN)
         link.add_cert(above)
         try:
             crypto.X509StoreContext(link, below).verify_certificate()

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from typing import Any
 
 
 def make(kind: str) -> bytes:
     """A new private key of a kind in site.KEYS, as PKCS #8 PEM."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
-    family, _, size = kind.partition("-")
-    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-    if family == "rsa":
-        key = rsa.generate_private_key(65537, int(size))
-    else:
-        key = ec.generate_private_key({"p256": ec.SECP256R1(), "p384": ec.SECP384R1()}[size])
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    size = kind.partition("-")[2]
+    how = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    curve = {"p256": ec.SECP256R1(), "p384": ec.SECP384R1()}.get(size)
+    key: Any = ec.generate_private_key(curve) if curve else rsa.generate_private_key(65537, int(size))
+    return bytes(key.private_bytes(*how))
 
 
 def spki_sha256(key: bytes) -> str:
@@ -54,11 +53,11 @@ def placeholder(key: bytes, domains: list[str]) -> tuple[bytes, str, int, int]:
     return certificate.public_bytes(serialization.Encoding.PEM), fingerprint, int(begin.timestamp()), int(end.timestamp())
 
 
-def _names(domains: list[str]):  # type: ignore[no-untyped-def]
+def _names(domains: list[str]) -> Any:
     from cryptography import x509
     return x509.SubjectAlternativeName([x509.DNSName(domain) for domain in domains])
 
 
-def _load(key: bytes):  # type: ignore[no-untyped-def]
+def _load(key: bytes) -> Any:
     from cryptography.hazmat.primitives import serialization
     return serialization.load_pem_private_key(key, None)

@@ -26,8 +26,11 @@ class Refused(Exception):
 
 def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> int:
     """Add a site: its configuration, a placeholder, a request; then have the issuer run, and install. Raises Refused and site.Wrong."""
-    for domain in domains:
-        site.refuse_domain(domain)
+    try:
+        for domain in domains:
+            site.refuse_domain(domain)
+    except site.Wrong as error:
+        raise Refused(str(error)) from error
     if len(set(domains)) != len(domains):
         raise Refused("a domain is given twice")
     if not spool.is_site_name(name):
@@ -168,7 +171,8 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
                 continue
             carried = _spki(name, standing.next) == _spki(name, standing.newest)
             if fresh and (carried or only_post):
-                generations.make_next(wanted, standing.highest() + 1, None, now=not only_post)
+                now = not only_post or generations.has(name, standing.newest, "placeholder")
+                generations.make_next(wanted, standing.highest() + 1, None, now)
             elif not generations.has(name, standing.next, "now"):
                 generations.mark(name, standing.next, "now")
             install.settle(run, wanted)
