@@ -1,0 +1,178 @@
+"""The contract: the grammar, the safe read and the atomic write, against hostile input."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import threading
+from typing import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certdrop import spool
+
+GOOD = b"-----BEGIN CERTIFICATE-----\n" + b"A" * 64 + b"\n" + b"B" * 20 + b"\n-----END CERTIFICATE-----\n"
+
+
+@pytest.fixture
+def door(tmp_path: pathlib.Path) -> Iterator[int]:
+    """A directory, open."""
+    fd = spool.open_directory(str(tmp_path))
+    yield fd
+    os.close(fd)
+
+
+def refused(door: int, name: str, owner: int = os.getuid()) -> str:
+    """The reason for which a read is refused."""
+    with pytest.raises(spool.Refused) as caught:
+        spool.read(door, name, owner)
+    return caught.value.reason
+
+
+def test_what_is_written_is_read(door: int) -> None:
+    """A file has the mode asked for whatever the umask, and its content, and leaves no temporary."""
+    spool.write(door, "a", b"content", 0o640)
+    assert spool.read(door, "a", os.getuid()) == b"content"
+    assert os.stat("a", dir_fd=door).st_mode & 0o777 == 0o640
+    assert os.listdir(door) == ["a"]
+
+
+def test_a_temporary_of_a_killed_run_is_no_hindrance(door: int, tmp_path: pathlib.Path) -> None:
+    """What a killed run left is replaced; a link planted in its place is not written through."""
+    (tmp_path / "other").write_bytes(b"untouched")
+    os.symlink("other", tmp_path / ".a.new")
+    spool.write(door, "a", b"content")
+    assert (tmp_path / "other").read_bytes() == b"untouched"
+    assert spool.read(door, "a", os.getuid()) == b"content"
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "socket", "link", "dangling"])
+def test_only_regular_files_are_read(door: int, tmp_path: pathlib.Path, kind: str) -> None:
+    """Whatever else stands there is refused at once, and nothing waits for a writer."""
+    path = tmp_path / "a"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+            assert refused(door, "a") == "kind"
+        return
+    else:
+        if kind == "link":
+            (tmp_path / "b").write_bytes(GOOD)
+        path.symlink_to("b")
+    assert refused(door, "a") == "kind"
+
+
+def test_owner_links_mode_and_size(door: int, tmp_path: pathlib.Path) -> None:
+    """A file of somebody else's, with a second name, writable by others, or too long is refused."""
+    path = tmp_path / "a"
+    path.write_bytes(GOOD)
+    path.chmod(0o640)
+    assert refused(door, "a", os.getuid() + 1) == "owner"
+    path.chmod(0o660)
+    assert refused(door, "a") == "mode"
+    path.chmod(0o640)
+    os.link(path, tmp_path / "b")
+    assert refused(door, "a") == "links"
+    os.unlink(tmp_path / "b")
+    os.truncate(path, 10 << 30)
+    assert refused(door, "a") == "size"
+    os.truncate(path, spool.MAX_REPLY)
+    assert len(spool.read(door, "a", os.getuid())) == spool.MAX_REPLY
+    with pytest.raises(FileNotFoundError):
+        spool.read(door, "none", os.getuid())
+
+
+def test_a_file_that_grows_is_read_to_the_limit(door: int, tmp_path: pathlib.Path) -> None:
+    """A writer that goes on writing gets no more than the limit read."""
+    path = tmp_path / "a"
+    path.write_bytes(b"x")
+    path.chmod(0o600)
+    stop = threading.Event()
+
+    def grow() -> None:
+        with open(path, "ab", buffering=0) as stream:
+            while not stop.is_set() and stream.tell() < 1 << 24:
+                stream.write(b"x" * 65536)
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        for _ in range(200):
+            try:
+                assert len(spool.read(door, "a", os.getuid())) <= spool.MAX_REPLY
+            except spool.Refused as reason:
+                assert reason.reason == "size"
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_blocks_are_rewrapped() -> None:
+    """Blocks come out in lines of 64, whatever the lines were; empty lines between are passed over."""
+    odd = b"-----BEGIN CERTIFICATE-----\n" + b"A" * 30 + b"\n" + b"A" * 34 + b"B" * 20 + b"\n-----END CERTIFICATE-----\n"
+    assert spool.pem_blocks(odd) == [GOOD]
+    assert spool.pem_blocks(GOOD + b"\n" + GOOD) == [GOOD, GOOD]
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"\n", GOOD[:-1], GOOD + b"x", b" " + GOOD, GOOD.replace(b"\n", b"\r\n"), GOOD + b"\0", GOOD.replace(b"A", b"\0", 1),
+    GOOD.replace(b"CERTIFICATE", b"PRIVATE KEY"), GOOD + GOOD.replace(b"CERTIFICATE", b"PRIVATE KEY"), GOOD.replace(b"A" * 64, b"A" * 77),
+    GOOD.replace(b"B" * 20, b"B" * 19), GOOD.replace(b"B" * 20, b"B" * 17 + b"==="), GOOD.replace(b"B" * 20, b""), b"subject=x\n" + GOOD,
+    GOOD.replace(b"A" * 64 + b"\n", b"A" * 62 + b"==\n"), b"\xef\xbb\xbf" + GOOD])
+def test_the_grammar_refuses(data: bytes) -> None:
+    """Certificates and nothing else: no text, no key, no NUL, no carriage return, nothing cut short."""
+    with pytest.raises(spool.Refused) as caught:
+        spool.pem_blocks(data)
+    assert caught.value.reason == "grammar"
+
+
+def test_cut_anywhere_is_refused() -> None:
+    """A reply cut short at any byte is no reply, but where it is cut between two certificates."""
+    whole = GOOD + GOOD
+    taken = []
+    for end in range(len(whole)):
+        try:
+            taken.append((end, len(spool.pem_blocks(whole[:end]))))
+        except spool.Refused:
+            pass
+    assert taken == [(len(GOOD), 1)]
+
+
+def test_ten_certificates_at_most() -> None:
+    """The count is limited before anything is decoded."""
+    assert len(spool.pem_blocks(GOOD * 10)) == 10
+    with pytest.raises(spool.Refused) as caught:
+        spool.pem_blocks(GOOD * 11)
+    assert caught.value.reason == "count"
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_taken_or_refused(data: bytes) -> None:
+    """Whatever stands in a reply, the grammar answers with blocks or a reason, and the blocks answer to themselves."""
+    try:
+        blocks = spool.pem_blocks(b"-----BEGIN CERTIFICATE-----\n" + data + b"-----END CERTIFICATE-----\n")
+    except spool.Refused as refusal:
+        assert refusal.reason in spool.REASONS
+    else:
+        assert [spool.pem_blocks(block) for block in blocks] == [[block] for block in blocks]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".a", "a/b", "A", "a\n", "-a", "a" * 201, "a b", "a@b", "ä"])
+def test_names_that_are_no_sites(name: str) -> None:
+    """No name that could be an option, a path, a hidden file or two words."""
+    assert not spool.is_site_name(name)
+
+
+def test_entries() -> None:
+    """The names in the spool, both ways."""
+    assert spool.entry("example.org", 8, "csr") == "example.org@0008.csr"
+    assert spool.parse_entry("example.org@0008.csr") == ("example.org", 8, "csr")
+    assert spool.parse_entry("a@123456.pem") == ("a", 123456, "pem")
+    for odd in ("a@8.csr", "a@0008.key", "a@0008.csr\n", ".a@0008.csr.new", "../a@0008.csr", "a@0008", "a@٠٠٠٨.csr"):
+        assert spool.parse_entry(odd) is None
