@@ -1,0 +1,261 @@
+"""What is on disk about the sites: gathers it, checks every value, decides nothing.
+
+Runs as: anyone; _certdrop-watch where root asked. Trusts: the owners and modes that it checked, and dates only
+where they stand in a certificate. What the issuer wrote (its ledger) is hostile: read by descriptor, bounded, cleaned.
+Reads: /etc/certdrop; sites/, live/, proven/, keeper/, issuer/ and watcher/ below /var/lib/certdrop. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from datetime import timezone
+
+from certdrop import jail, spool
+from certdrop import site as configuration
+from certdrop.events import clean
+
+ROOT = 0
+LATEST = 253402300799              # 9999-12-31, the last moment that RFC 3339 can say
+TEXT = 300                         # characters of an error that somebody else wrote
+
+_NUMBER = re.compile(r"[0-9]{4,9}")
+_TARGET = re.compile(r"\.\./sites/([a-z0-9._-]+)/([0-9]{4,9})")
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass
+class Certificate:
+    """What a certificate itself says; moments are seconds since 1970."""
+
+    not_before: int
+    not_after: int
+    sha256: str
+
+
+@dataclass
+class Trouble:
+    """Something that goes wrong, as its principal noted it."""
+
+    what: str                                  # a refusal's reason, a failure's class, an installation's state
+    number: int | None                         # the generation
+    since: int | None
+    tries: int
+    next_try: int | None
+    error: str
+
+
+@dataclass
+class Evidence:
+    """All that is known of one site without asking the network."""
+
+    name: str
+    domains: list[str] = field(default_factory=list)
+    probe: str = ""
+    configured_at: int = 0                     # when the site's file was last written
+    wrong: str = ""                            # why the configuration, or what is on disk, cannot be used
+    live: int | None = None
+    proven: int | None = None
+    next: int | None = None
+    wanted_now: bool = False                   # somebody asked for the next one
+    newest: int | None = None                  # the highest complete generation that was not withdrawn
+    placeholder: bool = False                  # the live one is
+    was_served: bool = False                   # a certificate of this site, no placeholder, was seen served
+    certificate: Certificate | None = None
+    key: str = ""
+    key_created: int | None = None
+    next_key_created: int | None = None
+    next_spki: str | None = None
+    refused: Trouble | None = None
+    install: Trouble | None = None
+    failing: Trouble | None = None
+    renew_at: int | None = None                # the issuer's plan
+    renew_why: str = ""
+    disorder: list[str] = field(default_factory=list)       # live files, owners and modes that are not as they should be
+
+
+@dataclass
+class Run:
+    """The last run of a principal: when (the stamp's mtime), and how it ended, where it said so."""
+
+    at: int | None = None
+    exit: int | None = None
+
+
+class Reader:
+    """Reads the state of all sites; opens each shared directory once."""
+
+    def __init__(self) -> None:
+        self.config = configuration.load_config()
+        try:
+            self.issuer = jail.user_ids(spool.ISSUER)[0]
+        except KeyError:
+            self.issuer = -1                   # nobody's: whatever lies there is refused
+
+    def names(self) -> list[str]:
+        """The configured sites, sorted. Raises configuration.Wrong."""
+        return configuration.site_names()
+
+    def site(self, name: str) -> Evidence:
+        """What is known of one site. Raises nothing: what cannot be read is said in `wrong`."""
+        found = Evidence(name)
+        try:
+            wanted = configuration.load_site(name, self.config)
+            found.domains, found.probe = wanted.domains, wanted.probe
+            found.configured_at = int(os.stat(f"{configuration.ETC}/sites.d/{name}.toml").st_mtime)
+        except (configuration.Wrong, OSError) as error:
+            found.wrong = clean(error, TEXT)
+        try:
+            self._generations(found)
+        except OSError as error:
+            found.wrong = found.wrong or clean(f"{error.filename}: {error.strerror}", TEXT)
+        notes = self._json("keeper", name + ".json", ROOT, found)
+        found.refused = _trouble(notes.get("refused"), "reason")
+        found.install = _trouble(notes.get("install"), "state")
+        self._ledger(found)
+        return found
+
+    def last_run(self, principal: str) -> Run:
+        """When `keeper` or `issuer` last ran: the time the stamp was written, not what it says."""
+        owner = ROOT if principal == "keeper" else self.issuer
+        try:
+            found = os.lstat(f"{configuration.STATE}/{principal}/last-run")
+        except OSError:
+            return Run()
+        if found.st_uid != owner:
+            return Run()
+        said = self._json(principal, "last-run", owner, None)
+        return Run(int(found.st_mtime), number(said, "exit", 255))
+
+    def watcher(self) -> dict[str, object]:
+        """What the watcher noted of itself (its way out)."""
+        try:
+            owner = jail.user_ids("_certdrop-watch")[0]
+        except KeyError:
+            return {}
+        return self._json("watcher", "state.json", owner, None)
+
+    def _generations(self, found: Evidence) -> None:
+        place = f"{configuration.STATE}/sites/{found.name}"
+        try:
+            numbers = sorted(int(entry) for entry in os.listdir(place) if _NUMBER.fullmatch(entry))
+        except FileNotFoundError:
+            return                             # configured, not made yet
+        for at in numbers:
+            entries = set(os.listdir(f"{place}/{at:04d}"))
+            if "nginx.conf" not in entries:
+                found.next = at if at == numbers[-1] else None
+            elif "withdrawn" not in entries:
+                found.newest = at
+        found.live, found.proven = _linked("live", found), _linked("proven", found)
+        if found.live is not None:
+            here = f"{place}/{found.live:04d}"
+            found.placeholder = os.path.exists(here + "/placeholder")
+            self._live(found, here)
+        if found.proven is not None:
+            found.was_served = not os.path.exists(f"{place}/{found.proven:04d}/placeholder")
+        if found.next is not None:
+            asked = self._json(f"sites/{found.name}/{found.next:04d}", "request.json", ROOT, found)
+            spki = asked.get("spki_sha256")
+            found.next_spki = spki if isinstance(spki, str) and _HEX.fullmatch(spki) else None
+            found.next_key_created = number(asked, "key_created")
+            found.wanted_now = os.path.exists(f"{place}/{found.next:04d}/now")
+
+    def _live(self, found: Evidence, here: str) -> None:
+        asked = self._json(here[len(configuration.STATE) + 1:], "request.json", ROOT, found)
+        found.key, found.key_created = text(asked, "key", 20), number(asked, "key_created")
+        domains = asked.get("domains")
+        if not found.domains and isinstance(domains, list):
+            found.domains = [clean(domain, 253) for domain in domains[:configuration.MAX_DOMAINS]]
+        try:
+            found.certificate = parse(_read(here, "cert.pem", ROOT))
+        except FileNotFoundError:
+            found.wrong = found.wrong or f"{here}/cert.pem is missing"
+        except (spool.Refused, ValueError) as error:
+            found.wrong = found.wrong or f"{here}/cert.pem cannot be read: {clean(error, 100)}"
+
+    def _ledger(self, found: Evidence) -> None:
+        ledger = self._json("issuer", found.name + ".json", self.issuer, found)
+        count = number(ledger, "count") or 0
+        if count and (text(ledger, "class") or text(ledger, "last_error")):
+            found.failing = Trouble(text(ledger, "class", 40), None, number(ledger, "since"), count, number(ledger, "next_try"),
+                                    text(ledger, "last_error"))
+        found.renew_at = number(ledger, "renew_at")
+        found.renew_why = text(ledger, "renew_why", 40)
+
+    def _json(self, folder: str, name: str, owner: int, found: Evidence | None) -> dict[str, object]:
+        try:
+            return as_object(_read(f"{configuration.STATE}/{folder}", name, owner))
+        except FileNotFoundError:
+            return {}
+        except (OSError, spool.Refused, ValueError) as error:
+            if found is not None:
+                why = error.strerror if isinstance(error, OSError) else error
+                found.disorder.append(f"{configuration.STATE}/{folder}/{name} cannot be used: {clean(why, 60)}")
+            return {}
+
+
+def parse(pem: bytes) -> Certificate:
+    """The dates and the fingerprint of a certificate (RFC 5280 section 4.1.2.5). Raises ValueError."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    loaded = x509.load_pem_x509_certificate(pem)
+    begin, end = (getattr(loaded, f"not_valid_{which}_utc", None) or getattr(loaded, f"not_valid_{which}").replace(tzinfo=timezone.utc)
+                  for which in ("before", "after"))
+    return Certificate(int(begin.timestamp()), int(end.timestamp()), loaded.fingerprint(hashes.SHA256()).hex())
+
+
+def as_object(data: bytes) -> dict[str, object]:
+    """The JSON object in data. Raises ValueError, also where it is nested without end."""
+    try:
+        found = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
+
+
+def number(found: dict[str, object], key: str, most: int = LATEST) -> int | None:
+    """A whole number from 0 to `most`; None for anything else."""
+    value = found.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        return None
+    return int(value)
+
+
+def text(found: dict[str, object], key: str, limit: int = TEXT) -> str:
+    """A text, cleaned and bounded; empty for anything else."""
+    value = found.get(key)
+    return clean(value, limit) if isinstance(value, str) else ""
+
+
+def _trouble(note: object, what: str) -> Trouble | None:
+    if not isinstance(note, dict) or not note:
+        return None
+    return Trouble(text(note, what, 40), number(note, "number"), number(note, "since"), number(note, "tries") or 1,
+                   number(note, "next_try"), text(note, "error"))
+
+
+def _linked(link: str, found: Evidence) -> int | None:
+    path = f"{configuration.STATE}/{link}/{found.name}"
+    try:
+        target = _TARGET.fullmatch(os.readlink(path))
+    except FileNotFoundError:
+        return None
+    except OSError:
+        target = None
+    if target is None or target[1] != found.name:
+        found.disorder.append(f"{path} is no link to a generation of this site")
+        return None
+    return int(target[2])
+
+
+def _read(folder: str, name: str, owner: int) -> bytes:
+    fd = spool.open_directory(folder)
+    try:
+        return spool.read(fd, name, owner)
+    finally:
+        os.close(fd)

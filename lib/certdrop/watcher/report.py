@@ -1,0 +1,100 @@
+"""The status for programs: JSON, Nagios and Prometheus. Names, types and units are interface; certdrop-status(1) lists them.
+
+Runs as: whoever imports it. Trusts: values that evidence.py cleaned. Reads and writes: nothing.
+"""
+
+from __future__ import annotations
+
+import json
+
+from certdrop import events
+from certdrop.watcher import table, verdict
+from certdrop.watcher.evidence import Run
+from certdrop.watcher.verdict import Verdict
+
+_WORDS = {verdict.OK: "OK", verdict.WARNING: "WARNING", verdict.CRITICAL: "CRITICAL", verdict.UNKNOWN: "UNKNOWN"}
+
+
+def as_json(sites: list[Verdict]) -> str:
+    """A list with an object for each site."""
+    return json.dumps([_object(site) for site in sites], indent=1)
+
+
+def _object(site: Verdict) -> dict[str, object]:
+    found, certificate = site.evidence, site.evidence.certificate
+    return {
+        "name": found.name,
+        "domains": found.domains,
+        "state": site.state,
+        "severity": site.severity,
+        "not_before": _moment(certificate.not_before if certificate else None),
+        "not_after": _moment(certificate.not_after if certificate else None),
+        "days_left": None if site.days_left is None else round(site.days_left, 2),
+        "lifetime_left": None if site.left is None else round(site.left, 4),
+        "renew_at": _moment(site.renew_at),
+        "renew_reason": site.renew_why or None,
+        "fingerprint_sha256": certificate.sha256 if certificate else None,
+        "placeholder": found.placeholder,
+        "served": site.served,
+        "generation": found.live,
+        "proven_generation": found.proven,
+        "next_generation": found.next,
+        "key": found.key or None,
+        "key_created": _moment(found.key_created),
+        "next_key_created": _moment(found.next_key_created),
+        "next_key_spki_sha256": found.next_spki,
+        "last_error": site.last_error or None,
+        "since": _moment(site.since),
+        "next_try": _moment(site.next_try),
+        "disorder": found.disorder,
+    }
+
+
+def as_nagios(sites: list[Verdict], code: int, quiet: float, limits: tuple[int, int]) -> str:
+    """One line with performance data (Monitoring Plugins' guidelines, section 2.6)."""
+    bad = sorted((site for site in sites if site.severity), key=lambda site: -site.severity)
+    said = [f"{site.evidence.name} {site.state}" + (f" ({site.last_error})" if site.last_error else "") for site in bad[:3]]
+    if quiet > limits[0]:
+        said.insert(0, f"the keeper has not run for {table.span(quiet)}")
+    if len(bad) > 3:
+        said.append(f"and {len(bad) - 3} more")
+    days = [site.days_left for site in sites if site.days_left is not None and not site.evidence.placeholder]
+    text = "; ".join(said) or f"{len(sites)} site{'' if len(sites) == 1 else 's'}" + (f", the nearest end in {min(days):.1f} days" if days else "")
+    shares = [site.left for site in sites if site.left is not None and not site.evidence.placeholder]
+    data = [f"sites={len(sites)}", f"problems={len(bad)}", f"keeper_age={quiet:.0f}s;{limits[0]};{limits[1]};0"]
+    data += [f"days_left={min(days):.2f}"] if days else []
+    data += [f"lifetime_left={min(shares) * 100:.1f}%"] if shares else []
+    return f"CERTDROP {_WORDS[code]} - {events.clean(text, 400).replace('|', '/')} | {' '.join(data)}"
+
+
+def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, now: float) -> str:
+    """The text format of node_exporter's textfile collector."""
+    lines: list[str] = []
+
+    def family(name: str, text: str, samples: list[tuple[str, float | None]]) -> None:
+        there = [f"certdrop_{name}{labels} {value:.10g}" for labels, value in samples if value is not None]
+        if there:
+            lines.extend([f"# HELP certdrop_{name} {text}", f"# TYPE certdrop_{name} gauge", *there])
+
+    def each(name: str, text: str, values: list[float | None]) -> None:
+        family(name, text, [(f'{{site="{site.evidence.name}"}}', value) for site, value in zip(sites, values)])
+
+    certificates = [site.evidence.certificate for site in sites]
+    each("certificate_not_before_seconds", "When the live certificate begins.", [c.not_before if c else None for c in certificates])
+    each("certificate_not_after_seconds", "When the live certificate ends.", [c.not_after if c else None for c in certificates])
+    each("renewal_seconds", "When the live certificate is to be renewed.", [site.renew_at for site in sites])
+    each("key_created_seconds", "When the live key was made.", [site.evidence.key_created for site in sites])
+    each("served", "1 if the service shows the live certificate, 0 if another; absent if not known.",
+         [None if site.served is None else float(site.served) for site in sites])
+    each("failures", "Failures in a row, as the issuer counts them.", [site.evidence.failing.tries if site.evidence.failing else 0 for site in sites])
+    each("severity", "0 fine, 1 warning, 2 critical.", [site.severity for site in sites])
+    family("state", "1 for the state that the site is in.",
+           [(f'{{site="{site.evidence.name}",state="{state}"}}', float(site.state == state)) for site in sites for state in verdict.STATES])
+    family("sites", "Configured sites.", [("", len(sites))])
+    family("last_run_seconds", "When the principal last ran.", [('{principal="keeper"}', keeper.at), ('{principal="issuer"}', issuer.at)])
+    family("status_seconds", "When this was written.", [("", int(now))])
+    return "\n".join(lines) + "\n"
+
+
+def _moment(seconds: int | None) -> str | None:
+    return None if seconds is None else events.stamp(seconds)

@@ -1,0 +1,198 @@
+"""certdrop-status: what is on disk, what is served, when each certificate is renewed, and what goes wrong.
+
+Runs as: anyone; started by root it does all of its work in a child that became _certdrop-watch, in a session of its own.
+Trusts: see evidence.py. Reads: public state; asks the services of this host by handshake. Writes: standard output, or the
+file that --prometheus names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Callable, TextIO
+
+from certdrop import events, jail
+from certdrop import site as configuration
+from certdrop.watcher import handshake, report, table, verdict
+from certdrop.watcher.evidence import Evidence, Reader
+from certdrop.watcher.verdict import Thresholds, Verdict
+
+USER = "_certdrop-watch"
+USAGE = """usage: certdrop-status [--no-probe] [--warning PERCENT] [--critical PERCENT]
+                       [--json | --nagios | --prometheus [FILE]] [NAME...]"""
+
+
+class Usage(Exception):
+    """The command line is not understood."""
+
+
+class Options:
+    """The command line."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.form = "table"
+        self.file = ""
+        self.probe = True
+        self.thresholds = Thresholds()
+        self.names: list[str] = []
+        self.help = False
+        rest = list(argv)
+        while rest:
+            word = rest.pop(0)
+            if word in ("--json", "--nagios", "--prometheus"):
+                if self.form not in ("table", word[2:]):
+                    raise Usage(f"--{self.form} and {word} exclude each other")
+                self.form = word[2:]
+                if word == "--prometheus" and rest and rest[0].startswith("/"):
+                    self.file = rest.pop(0)
+            elif word == "--no-probe":
+                self.probe = False
+            elif word in ("--warning", "--critical"):
+                setattr(self.thresholds, word[2:], _share(word, rest))
+            elif word in ("--help", "-h"):
+                self.help = True
+            elif word.startswith("-"):
+                raise Usage(f"{word!a}: unknown option")
+            else:
+                self.names.append(word)
+
+
+def main(argv: list[str]) -> int:
+    """The program; returns Nagios' exit codes: 0 fine, 1 warning, 2 critical, 3 not known."""
+    try:
+        options = Options(argv)
+    except Usage as error:
+        print(f"certdrop-status: {error}\n{USAGE}", file=sys.stderr)
+        return verdict.UNKNOWN
+    if options.help:
+        print(USAGE)
+        return verdict.OK
+    try:
+        if options.file:
+            return _to_file(options)
+        if os.geteuid() == 0:
+            return as_watcher(lambda: show(options, sys.stdout))
+        return show(options, sys.stdout)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)           # what is still buffered has nowhere to go
+        return verdict.UNKNOWN
+    except (OSError, KeyError) as error:
+        print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)
+        return verdict.UNKNOWN
+
+
+def as_watcher(work: Callable[[], int]) -> int:
+    """Have work done by a child that is _certdrop-watch, with no terminal to type into (CVE-2016-2779); its exit status."""
+    jail.user_ids(USER)
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else verdict.UNKNOWN
+    code = verdict.UNKNOWN
+    try:
+        os.setsid()
+        jail.become(USER)
+        code = work()
+        sys.stdout.flush()
+    except (OSError, KeyError) as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)
+    except Exception as error:
+        print(f"certdrop-status: {type(error).__name__}: {events.clean(error)}", file=sys.stderr)
+    finally:
+        os._exit(code)
+
+
+def show(options: Options, out: TextIO) -> int:
+    """Look, judge and print; returns the exit code."""
+    now = time.time()
+    try:
+        reader = Reader()
+        names = reader.names()
+        unknown = [name for name in options.names if name not in names]
+    except configuration.Wrong as error:
+        print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)
+        return verdict.UNKNOWN
+    if unknown:
+        print(f"certdrop-status: {unknown[0]!a:.80}: no such site; certdrop-status lists them", file=sys.stderr)
+        return verdict.UNKNOWN
+    sites = look(reader, options.names or names, options.probe, options.thresholds, now)
+    keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
+    silent, quiet = verdict.silence(keeper, [site.evidence for site in sites], now)
+    code = max([silent, *(site.severity for site in sites)])
+    if options.form == "json":
+        print(report.as_json(sites), file=out)
+    elif options.form == "nagios":
+        print(report.as_nagios(sites, code, quiet, (verdict.QUIET, verdict.TOO_QUIET)), file=out)
+    elif options.form == "prometheus":
+        out.write(report.as_prometheus(sites, keeper, issuer, now))
+    elif options.names:
+        print("\n".join(line for site in sites for line in table.page(site, now)), file=out)
+    elif not sites:
+        print("no site yet: certdrop add DOMAIN... adds one", file=out)
+    else:
+        colour = out.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        print("\n".join(table.render(sites, now, _width(out), colour)), file=out)
+        print(table.summary(sites, keeper, issuer, reader.watcher(), now), file=out)
+    if silent and options.form == "table":
+        print(f"certdrop-status: the keeper has not run for {table.span(quiet)}; it should every hour: see cron and /etc/cron.d/certdrop", file=sys.stderr)
+    return code
+
+
+def look(reader: Reader, names: list[str], probe: bool, thresholds: Thresholds, now: float) -> list[Verdict]:
+    """The verdict on each of these sites."""
+    found = [reader.site(name) for name in names]
+    shown = served(found) if probe else {}
+    return [verdict.judge(site, shown.get(site.name), now, thresholds) for site in found]
+
+
+def served(sites: list[Evidence]) -> dict[str, set[str]]:
+    """What the services of this host show for each site; a site that nobody was asked for is not there."""
+    listening = handshake.listeners()
+    asked = {site.name: [(where, site.domains[0], site.probe == "proxy-protocol") for where in handshake.addresses(site.probe, listening)]
+             for site in sites if site.domains and site.certificate and site.probe != "off"}
+    answers = handshake.ask([question for questions in asked.values() for question in questions])
+    return {name: {answers[question] for question in questions} for name, questions in asked.items() if all(q in answers for q in questions)}
+
+
+def _to_file(options: Options) -> int:
+    """Write whole or not at all. Started by root, root opens and renames, the watcher writes."""
+    temporary = f"{options.file}.{os.getpid()}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(fd, "w", encoding="ascii") as out:
+            def work() -> int:
+                code = show(options, out)
+                out.flush()
+                return code
+            code = as_watcher(work) if os.geteuid() == 0 else work()
+        if code != verdict.UNKNOWN:
+            os.chmod(temporary, 0o644)
+            os.rename(temporary, options.file)
+            return verdict.OK                  # what is to be said stands in the file
+        return code
+    finally:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
+
+
+def _width(out: TextIO) -> int:
+    try:
+        return os.get_terminal_size(out.fileno()).columns
+    except (OSError, ValueError):
+        return table.NARROW
+
+
+def _share(word: str, rest: list[str]) -> float:
+    try:
+        value = float(rest.pop(0).rstrip("%"))
+    except (IndexError, ValueError) as error:
+        raise Usage(f"{word}: give the percentage of the lifetime that is left") from error
+    if not 0 <= value <= 100:
+        raise Usage(f"{word}: give a number from 0 to 100")
+    return value / 100

@@ -1,0 +1,120 @@
+"""The status for people: a table that fits the terminal, and a page about one site.
+
+Runs as: whoever imports it. Trusts: values that evidence.py cleaned. Reads and writes: nothing.
+"""
+
+from __future__ import annotations
+
+from certdrop import events
+from certdrop.watcher import verdict
+from certdrop.watcher.evidence import Run
+from certdrop.watcher.verdict import Verdict
+
+STATE, BAR, LEFT, RENEWS, KEY = 11, 16, 6, 11, 9       # widths; the site's name takes the rest
+NARROW = 80
+
+_COLOURS = {verdict.OK: "32", verdict.WARNING: "33", verdict.CRITICAL: "31"}
+_SHORT = {verdict.NOT_SERVED: "not served"}
+_KEYS = {"ecdsa-p256": "p256", "ecdsa-p384": "p384", "rsa-2048": "rsa2", "rsa-3072": "rsa3", "rsa-4096": "rsa4"}
+
+
+def render(sites: list[Verdict], now: float, width: int, colour: bool) -> list[str]:
+    """A row for each site, and its last error below it; no line is longer than `width` (at least 80)."""
+    width = max(NARROW, width)
+    name = width - STATE - BAR - LEFT - RENEWS - KEY - 5
+    head = f"{'SITE':{name}} {'STATE':{STATE}} {'LIFETIME':{BAR}} {'LEFT':>{LEFT}} {'RENEWS':{RENEWS}} KEY"
+    lines = [paint(head, "1", colour)]
+    for site in sites:
+        found = site.evidence
+        more = f" +{len(found.domains) - 1}" if len(found.domains) > 1 else ""
+        shown = shorten(found.name, name - len(more)) + more
+        state = paint(f"{_SHORT.get(site.state, site.state):{STATE}}", _COLOURS[site.severity], colour)
+        left = "" if site.days_left is None or found.placeholder else span(site.days_left * verdict.DAY)
+        key = f"{_KEYS.get(found.key, found.key[:4])} {span(now - found.key_created)}" if found.key_created else ""
+        lines.append(f"{shown:{name}} {state} {bar(site, now):{BAR}} {left:>{LEFT}} {renews(site, now):{RENEWS}} {key[:KEY]}".rstrip())
+        if site.last_error:
+            lines.append(events.clean("  ! " + explain(site, now), width))
+    return lines
+
+
+def page(site: Verdict, now: float) -> list[str]:
+    """All that is known of one site, in words."""
+    found, certificate = site.evidence, site.evidence.certificate
+    shown = {None: "not known (nobody asked, or nobody answers)", True: "yes", False: "no, another certificate"}[site.served]
+    rows = [("state", site.state), ("names", " ".join(found.domains)), ("served", shown),
+            ("generation", f"live {_number(found.live)}, last proven {_number(found.proven)}, next {_number(found.next)}")]
+    if certificate:
+        rows += [("valid", f"{events.stamp(certificate.not_before)} to {events.stamp(certificate.not_after)}"
+                           + (" (placeholder)" if found.placeholder else "")),
+                 ("lifetime", f"{bar(site, now)} {span((site.days_left or 0) * verdict.DAY)} left"),
+                 ("fingerprint", certificate.sha256)]
+    rows += [("renews", f"{events.stamp(site.renew_at)} ({site.renew_why})" if site.renew_at else site.renew_why),
+             ("key", f"{found.key}, made {events.stamp(found.key_created)}" if found.key_created else ""),
+             ("next key", f"{found.next_spki}, made {events.stamp(found.next_key_created)}" if found.next_spki and found.next_key_created else ""),
+             ("last error", explain(site, now) if site.last_error else ""),
+             *(("disorder", text) for text in found.disorder)]
+    return [found.name] + [f"  {label:11} {text}" for label, text in rows if text]
+
+
+def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: dict[str, object], now: float) -> str:
+    """One line: how many sites are in which state, who ran when, whether mail goes out."""
+    counts = [f"{n} {state}" for state in verdict.STATES if (n := sum(site.state == state for site in sites))]
+    ran = [f"{who} {'ran ' + span(now - run.at) + ' ago' if run.at else 'never ran'}" for who, run in (("keeper", keeper), ("issuer", issuer))]
+    mail = watcher.get("way_out_failed")
+    failed = [f"mail fails: {events.clean(mail, 80)}"] if isinstance(mail, str) and mail else []
+    return f"{len(sites)} site{'' if len(sites) == 1 else 's'}: {', '.join(counts)}; " + ", ".join(ran + failed)
+
+
+def explain(site: Verdict, now: float) -> str:
+    """The last error with its times, in one line."""
+    since = f", for {span(now - site.since)}" if site.since and site.since <= now else ""
+    again = "" if not site.next_try else f", next try in {span(site.next_try - now)}" if site.next_try > now else ", next try now"
+    return site.last_error + since + again
+
+
+def renews(site: Verdict, now: float) -> str:
+    """When it is renewed, and why then, in few characters."""
+    if site.renew_at is None:
+        return site.renew_why[:RENEWS]
+    when = "due" if site.renew_at <= now else span(site.renew_at - now)
+    return f"{when} {site.renew_why}"[:RENEWS].rstrip()
+
+
+def bar(site: Verdict, now: float) -> str:
+    """The certificate's real lifetime: dots are gone, = is left, | is the moment of renewal."""
+    certificate = site.evidence.certificate
+    if certificate is None or site.evidence.placeholder or site.left is None:
+        return ""
+    cells = BAR - 2
+    gone = cells - int(site.left * cells + 0.5)
+    shown = ["."] * gone + ["="] * (cells - gone)
+    if site.renew_at is not None:
+        share = (site.renew_at - certificate.not_before) / max(1, certificate.not_after - certificate.not_before)
+        shown[min(cells - 1, max(0, int(share * cells)))] = "|"
+    return "[" + "".join(shown) + "]"
+
+
+def span(seconds: float) -> str:
+    """A length of time in at most five characters: 12s, 5m, 40m, 7h, 59d, -3d, 12y."""
+    sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
+    for unit, size, below in (("s", 1, 60), ("m", 60, 3600), ("h", 3600, 2 * verdict.DAY), ("d", verdict.DAY, 999 * verdict.DAY)):
+        if seconds < below:
+            return f"{sign}{int(seconds / size)}{unit}"
+    return f"{sign}{min(9999, int(seconds / 365.25 / verdict.DAY))}y"
+
+
+def shorten(text: str, width: int) -> str:
+    """Text cut in its middle: a name's end says as much as its beginning."""
+    if len(text) <= width:
+        return text
+    front = (width - 2) // 2
+    return text[:front] + ".." + text[len(text) - (width - 2 - front):]
+
+
+def paint(text: str, code: str, colour: bool) -> str:
+    """Text in a colour (ECMA-48 SGR), where there are colours."""
+    return f"\033[{code}m{text}\033[0m" if colour else text
+
+
+def _number(number: int | None) -> str:
+    return "none" if number is None else f"{number:04d}"

@@ -1,0 +1,160 @@
+"""Says what the evidence means: a site's state, how grave that is, and one line of why. Pure: no clock, no disk, no network.
+
+Runs as: whoever imports it. Trusts: what evidence.py checked. Reads and writes: nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from certdrop import events
+from certdrop.watcher import handshake
+from certdrop.watcher.evidence import Evidence, Run
+
+PLACEHOLDER = "placeholder"
+INSTALLED = "installed"
+SERVING = "serving"
+NOT_SERVED = "issued-not-served"
+REFUSED = "refused"
+FAILING = "failing"
+EXPIRED = "expired"
+STATES = (SERVING, INSTALLED, PLACEHOLDER, REFUSED, FAILING, NOT_SERVED, EXPIRED)
+
+OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3    # Nagios' exit codes
+DAY = 86400
+QUIET = 3 * 3600                   # seconds without a run of the keeper (it runs hourly) that are no more usual
+TOO_QUIET = DAY
+# The issuer renews when a third of the lifetime is left, a half of a lifetime under ten days. Where its plan is known, that counts.
+BACKSTOP, SHORT_BACKSTOP, SHORT = 1 / 3, 1 / 2, 10 * DAY
+LATE, TOO_LATE = 3 / 4, 3 / 8      # of what is left at the backstop: a warning, and critical
+
+
+@dataclass
+class Thresholds:
+    """Shares of the lifetime left below which the end is near; None: LATE and TOO_LATE of the backstop."""
+
+    warning: float | None = None
+    critical: float | None = None
+
+
+@dataclass
+class Verdict:
+    """One site, judged."""
+
+    evidence: Evidence
+    state: str
+    severity: int
+    served: bool | None                        # None: not asked, or nobody listens
+    days_left: float | None
+    left: float | None                         # the share of the lifetime that is left
+    renew_at: int | None
+    renew_why: str
+    last_error: str
+    since: int | None
+    next_try: int | None
+
+
+def judge(found: Evidence, shown: set[str] | None, now: float, thresholds: Thresholds) -> Verdict:
+    """What the evidence, and what the services showed (None: not asked), say of a site at the moment `now`."""
+    served = _served(found, shown)
+    left = _share_left(found, now)
+    renew_at, why = _renewal(found)
+    state = _state(found, shown, served, now)
+    error, since, next_try = _why(found, state, shown)
+    severity = {SERVING: OK, INSTALLED: OK, PLACEHOLDER: WARNING, REFUSED: WARNING, FAILING: WARNING}.get(state, CRITICAL)
+    if left is not None and not found.placeholder:
+        backstop = backstop_of(found)
+        if left < (backstop * TOO_LATE if thresholds.critical is None else thresholds.critical):
+            severity = CRITICAL
+        elif left < (backstop * LATE if thresholds.warning is None else thresholds.warning):
+            severity = max(severity, WARNING)
+    if found.disorder or found.wrong:
+        severity = max(severity, WARNING)
+    days = (found.certificate.not_after - now) / DAY if found.certificate else None
+    return Verdict(found, state, severity, served, days, left, renew_at, why, error, since, next_try)
+
+
+def backstop_of(found: Evidence) -> float:
+    """The share of the lifetime at which renewing is due at the latest."""
+    lifetime = found.certificate.not_after - found.certificate.not_before if found.certificate else 0
+    return SHORT_BACKSTOP if lifetime < SHORT else BACKSTOP
+
+
+def silence(keeper: Run, sites: list[Evidence], now: float) -> tuple[int, float]:
+    """(severity, seconds) of the keeper's silence. Before its first run the oldest site's configuration counts."""
+    known = [site.configured_at for site in sites if site.configured_at]
+    if not known:
+        return OK, 0
+    quiet = now - (min(known) if keeper.at is None else keeper.at)
+    return (CRITICAL if quiet > TOO_QUIET else WARNING if quiet > QUIET else OK), max(0, quiet)
+
+
+def _served(found: Evidence, shown: set[str] | None) -> bool | None:
+    answers = (shown or set()) - {handshake.NOBODY}
+    if not answers or found.certificate is None:
+        return None
+    return answers == {found.certificate.sha256}
+
+
+def _state(found: Evidence, shown: set[str] | None, served: bool | None, now: float) -> str:
+    certificate = found.certificate
+    real = certificate is not None and not found.placeholder
+    if real and certificate is not None and certificate.not_after <= now:
+        return EXPIRED
+    if _is_unserved(found, shown, served):
+        return NOT_SERVED
+    if found.refused:
+        return REFUSED
+    if found.failing or found.wrong:
+        return FAILING
+    if not real:
+        return PLACEHOLDER
+    proven = found.proven == found.live
+    return SERVING if served or (served is None and proven and shown is None) else INSTALLED
+
+
+def _is_unserved(found: Evidence, shown: set[str] | None, served: bool | None) -> bool:
+    """An installation that root could not finish; or a site that was served before and is not now."""
+    if found.install:
+        return True
+    if found.placeholder or found.live is None or not found.was_served:
+        return False
+    return shown is not None and found.probe != "off" and not served
+
+
+def _renewal(found: Evidence) -> tuple[int | None, str]:
+    certificate = found.certificate
+    if certificate is None or found.placeholder or found.wanted_now:
+        return None, "wanted now" if found.wanted_now else ""
+    if found.renew_at is not None and certificate.not_before <= found.renew_at <= certificate.not_after:
+        return found.renew_at, found.renew_why or "issuer"
+    share = backstop_of(found)
+    return int(certificate.not_after - share * (certificate.not_after - certificate.not_before)), "lifetime"
+
+
+def _share_left(found: Evidence, now: float) -> float | None:
+    if found.certificate is None:
+        return None
+    lifetime = max(1, found.certificate.not_after - found.certificate.not_before)
+    return min(1.0, max(0.0, (found.certificate.not_after - now) / lifetime))
+
+
+def _why(found: Evidence, state: str, shown: set[str] | None) -> tuple[str, int | None, int | None]:
+    """(the last error in one line, since when, when it is tried again)."""
+    if state == NOT_SERVED and found.install:
+        return found.install.error or found.install.what, found.install.since, found.install.next_try
+    if state == NOT_SERVED:
+        answers = (shown or set()) - {handshake.NOBODY}
+        if not answers:
+            return "nothing answers at the addresses where this site was served", None, None
+        return "the service shows another certificate than the live one", None, None
+    if found.refused and (state == REFUSED or not found.failing):
+        return f"the reply was refused: {found.refused.what}", found.refused.since, found.refused.next_try
+    if found.failing:
+        said = ": ".join(part for part in (found.failing.what, found.failing.error) if part)
+        return said, found.failing.since, found.failing.next_try
+    if found.wrong:
+        return found.wrong, None, None
+    if found.live is None:
+        return "the keeper has not made this site yet", None, None
+    return events.clean(found.disorder[0]) if found.disorder else "", None, None

@@ -1,0 +1,357 @@
+"""certdrop-status: its verdicts, its forms and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import socket
+import ssl
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from test_watcher_evidence import DAY, World, make_certificate, make_world
+from certdrop.watcher import evidence, handshake, report, status, table, verdict
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(handshake, "listeners", lambda: [])
+    found = make_world(tmp_path, monkeypatch)
+    found.ran()
+    return found
+
+
+class Server:
+    """A TLS server on a port of the loopback, which shows one certificate for every name, or misbehaves."""
+
+    def __init__(self, place: Path, manner: str = "good") -> None:
+        certificate, key = make_certificate(["example.org"], time.time() - 60, time.time() + DAY)
+        World.put(place / "server.pem", certificate + key)
+        self.sha256 = evidence.parse(certificate).sha256
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(place / "server.pem")
+        self.names: list[str | None] = []
+        self.context.sni_callback = lambda _socket, name, _context: self.names.append(name)
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.address = ("127.0.0.1", self.listener.getsockname()[1])
+        self.manner = manner
+        self.held: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            try:
+                if self.manner == "hangs":
+                    self.held.append(connection)
+                elif self.manner == "babbles":
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 100)
+                    connection.close()
+                else:
+                    if self.manner == "proxy":
+                        assert b"PROXY TCP4 127.0.0.1 127.0.0.1 1 443\r\n" == connection.recv(38, socket.MSG_WAITALL)
+                    with self.context.wrap_socket(connection, server_side=True) as tls:
+                        tls.recv(1)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        self.listener.close()
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[list[Server]]:
+    made: list[Server] = []
+    yield made
+    for server in made:
+        server.close()
+
+
+def run(*argv: str) -> tuple[int, str]:
+    """(exit code, output) of the part of the program behind the change of user."""
+    out = io.StringIO()
+    code = status.show(status.Options(list(argv)), out)
+    return code, out.getvalue()
+
+
+def state_of(*argv: str) -> str:
+    found = json.loads(run("--json", *argv)[1])
+    assert 1 == len(found)
+    return str(found[0]["state"])
+
+
+# The states.
+
+def test_states(world: World) -> None:
+    """Each kind of evidence leads to its state."""
+    world.usual("a-serving.org")
+    world.usual("b-installed.org")
+    (world.state / "proven/b-installed.org").unlink()
+    world.site("c-placeholder.org")
+    world.generation("c-placeholder.org", 1, marker="placeholder")
+    world.link("live", "c-placeholder.org", 1)
+    world.usual("d-not-served.org")
+    world.notes("d-not-served.org", install={"number": 2, "state": "issued-not-served", "since": 1, "tries": 2, "next_try": 2, "error": "no"})
+    world.usual("e-refused.org")
+    world.notes("e-refused.org", refused={"number": 2, "reason": "key", "since": 1, "tries": 1, "next_try": 2})
+    world.usual("f-failing.org")
+    world.ledger("f-failing.org", count=2, since=1, next_try=2, last_error="no such host", **{"class": "dns"})
+    world.usual("g-expired.org", end=-1 * DAY, begin=-90 * DAY)
+    world.site("h-new.org")
+    found = {one["name"][0]: one["state"] for one in json.loads(run("--json", "--no-probe")[1])}
+    assert {"a": "serving", "b": "installed", "c": "placeholder", "d": "issued-not-served", "e": "refused", "f": "failing",
+            "g": "expired", "h": "placeholder"} == found
+
+
+def test_empty_notes_are_no_trouble(world: World) -> None:
+    """The keeper leaves empty tables where all is well."""
+    world.usual("example.org")
+    world.notes("example.org", refused={}, install={}, spent={}, installed_at=5)
+    world.ledger("example.org", count=0, last_error="", **{"class": ""})
+    assert "serving" == state_of("--no-probe")
+
+
+def test_served_is_asked_by_a_handshake(world: World, servers: list[Server], tmp_path: Path) -> None:
+    """serving only if the service shows the live certificate; another one, or nobody, where it was served before, is issued-not-served."""
+    servers.append(Server(tmp_path))
+    host, port = servers[0].address
+    world.usual("example.org")
+    world.site("example.org", text=f'probe = "{host}:{port}"\n')
+    assert "issued-not-served" == state_of()
+    assert {"example.org"} == set(servers[0].names)
+    pem = (tmp_path / "server.pem").read_bytes()
+    world.put(world.state / "sites/example.org/0001/cert.pem", pem[:pem.index(b"-----BEGIN PRIVATE")])
+    assert "serving" == state_of()
+    servers[0].close()
+    with socket.create_server((host, 0)) as other:
+        free = other.getsockname()[1]
+    world.site("example.org", text=f'probe = "{host}:{free}"\n')
+    code, text = run("--json")
+    assert "issued-not-served" == json.loads(text)[0]["state"] and "nothing answers" in json.loads(text)[0]["last_error"]
+    (world.state / "proven/example.org").unlink()
+    assert "installed" == state_of()
+
+
+@pytest.mark.parametrize("manner, expected", [("good", None), ("proxy", None), ("babbles", handshake.NOTHING), ("hangs", handshake.NOTHING)])
+def test_handshake_answers(servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manner: str, expected: str | None) -> None:
+    """A service's certificate is seen, with PROXY protocol too; babble and silence are nothing."""
+    monkeypatch.setattr(handshake, "PATIENCE", 0.5)
+    servers.append(Server(tmp_path, manner))
+    question = (servers[0].address, "example.org", manner == "proxy")
+    assert {question: expected or servers[0].sha256} == handshake.ask([question])
+
+
+def test_deadline_holds_for_all_questions(servers: list[Server], tmp_path: Path) -> None:
+    """A service that never answers does not hold up status for longer than the deadline."""
+    servers.append(Server(tmp_path, "hangs"))
+    begin = time.monotonic()
+    assert {} == handshake.ask([(servers[0].address, f"a{n}.org", False) for n in range(500)], 1.0)
+    assert time.monotonic() - begin < 2
+
+
+def test_listeners_are_found() -> None:
+    """A port that this host listens on is in the kernel's table; wildcard addresses are asked at the loopback."""
+    with socket.create_server(("0.0.0.0", 0)) as one:
+        port = one.getsockname()[1]
+        assert [("127.0.0.1", port)] == handshake.listeners(port)
+    assert [] == handshake.listeners(port)
+
+
+# The forms.
+
+FIELDS = {"name": str, "domains": list, "state": str, "severity": int, "not_before": str, "not_after": str, "days_left": float,
+          "lifetime_left": float, "renew_at": str, "renew_reason": str, "fingerprint_sha256": str, "placeholder": bool,
+          "served": (bool, type(None)), "generation": int, "proven_generation": int, "next_generation": int, "key": str, "key_created": str,
+          "next_key_created": str, "next_key_spki_sha256": str, "last_error": (str, type(None)), "since": (str, type(None)),
+          "next_try": (str, type(None)), "disorder": list}
+
+
+def test_json_is_as_documented(world: World) -> None:
+    """Names and types of the fields are interface, and the manual lists each."""
+    fingerprint = world.usual("example.org")
+    one = json.loads(run("--json", "--no-probe")[1])[0]
+    assert list(FIELDS) == list(one)
+    assert [] == [key for key, kind in FIELDS.items() if not isinstance(one[key], kind)]
+    assert fingerprint == one["fingerprint_sha256"]
+    for key in ("not_before", "not_after", "renew_at", "key_created"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", one[key])
+    assert 79.9 < one["days_left"] <= 80
+    manual = (Path(__file__).resolve().parents[2] / "man/certdrop-status.1").read_text()
+    assert [] == [key for key in FIELDS if f".It {key}" not in manual and f".It Cm {key}" not in manual]
+
+
+def test_no_site_is_an_empty_list(world: World) -> None:
+    """Nothing configured is fine, in every form."""
+    assert (0, "[]\n") == run("--json")
+    assert 0 == run()[0] and "certdrop add" in run()[1]
+    code, text = run("--nagios")
+    assert 0 == code and text.startswith("CERTDROP OK - 0 sites")
+
+
+def test_table_fits_80_columns_with_anything(world: World) -> None:
+    """No line is wider, whatever the names, errors and ages are."""
+    world.usual("example.org")
+    world.usual("a" * 180 + ".org")
+    world.ledger("example.org", count=9, since=1, next_try=9999999999, last_error="E" * 4000, **{"class": "dns"})
+    world.usual("old.org", begin=-4000 * DAY, end=-3000 * DAY)
+    world.site("broken.org", text="x = 1\n")
+    lines = run("--no-probe")[1].splitlines()
+    rows = lines[:-1]
+    assert [] == [line for line in rows if len(line) > 80]
+    assert all(line.isascii() and line.isprintable() for line in lines)
+
+
+def test_bar_shows_lifetime_and_renewal(world: World) -> None:
+    """Half of the lifetime gone is half of the bar; the moment of renewal is marked where it is."""
+    world.usual("example.org", begin=-45 * DAY, end=45 * DAY)
+    row = run("--no-probe")[1].splitlines()[1]
+    assert "[.......==|====]" in row and "44d" in row and "14d lifet" in row
+
+
+def test_colour_only_on_a_terminal(world: World) -> None:
+    """A file or a pipe gets no escape; a terminal does."""
+    world.usual("example.org")
+    assert "\033" not in run("--no-probe")[1]
+    leader, follower = os.openpty()
+    with os.fdopen(follower, "w") as out:
+        status.show(status.Options(["--no-probe"]), out)
+    assert b"\033[32mserving" in os.read(leader, 65536)
+    os.close(leader)
+
+
+def test_thousand_sites_in_the_table(world: World) -> None:
+    """A thousand rows, each right, within seconds."""
+    world.usual("example.org")
+    for n in range(999):
+        name = f"site-{n:03d}.example.org"
+        world.site(name)
+        os.symlink("example.org", world.state / "sites" / name)
+        os.symlink(f"../sites/{name}/0001", world.state / "live" / name)
+        os.symlink(f"../sites/{name}/0001", world.state / "proven" / name)
+    begin = time.monotonic()
+    lines = run("--no-probe")[1].splitlines()
+    assert time.monotonic() - begin < 10
+    assert 1002 == len(lines) and lines[-1].startswith("1000 sites: 1000 serving")
+    assert 1000 == sum(" serving " in line and len(line) <= 80 for line in lines[1:-1])
+
+
+def test_page_of_one_site(world: World) -> None:
+    """A name on the command line shows all that is known of that site."""
+    fingerprint = world.usual("example.org")
+    text = run("--no-probe", "example.org")[1]
+    assert fingerprint in text and "ab" * 32 in text and "example.org www.example.org" in text
+    assert verdict.UNKNOWN == run("nobody.org")[0]
+
+
+def test_nagios_has_one_line_with_performance_data(world: World) -> None:
+    """Format of the plugin guidelines; what is worst is said first; a bar in an error cannot start the data."""
+    world.usual("good.org")
+    world.usual("bad.org")
+    world.ledger("bad.org", count=3, last_error="a|b", **{"class": "dns"})
+    code, text = run("--nagios", "--no-probe")
+    assert 1 == code
+    assert re.fullmatch(r"CERTDROP WARNING - bad\.org failing \(dns: a/b\) \| sites=2 problems=1 keeper_age=\d+s;10800;86400;0 "
+                        r"days_left=(79|80)\.\d+ lifetime_left=88\.\d%\n", text)
+
+
+@pytest.mark.parametrize("end, code", [(80, 0), (25, 0), (21, 1), (10, 2), (-1, 2)])
+def test_exit_code_by_share_of_lifetime(world: World, end: int, code: int) -> None:
+    """Of 90 days: nothing until the backstop is well past, then a warning, then critical."""
+    world.usual("example.org", begin=(end - 90) * DAY, end=end * DAY)
+    assert code == run("--no-probe")[0]
+
+
+@pytest.mark.parametrize("hours, code", [(80, 0), (55, 1), (25, 2)])
+def test_exit_code_of_short_lifetimes(world: World, hours: int, code: int) -> None:
+    """160 hours are judged by their own measure."""
+    world.usual("example.org", begin=(hours - 160) * 3600, end=hours * 3600)
+    assert code == run("--no-probe")[0]
+
+
+def test_thresholds_can_be_given(world: World) -> None:
+    """--warning and --critical are percentages of the lifetime."""
+    world.usual("example.org", begin=-45 * DAY, end=45 * DAY)
+    assert [0, 1, 2] == [run("--no-probe", *more)[0] for more in ((), ("--warning", "60"), ("--critical", "51%"))]
+
+
+@pytest.mark.parametrize("hours, code", [(1, 0), (4, 1), (30, 2)])
+def test_silence_of_the_keeper(world: World, hours: int, code: int) -> None:
+    """No run of the keeper for hours is a warning, for a day critical."""
+    world.usual("example.org")
+    world.ran(ago=hours * 3600)
+    assert code == run("--no-probe")[0]
+
+
+def test_silence_before_the_first_run_counts_from_the_configuration(world: World) -> None:
+    """A site that was configured long ago and a keeper that never ran is silence; a new one is not."""
+    world.usual("example.org")
+    (world.state / "keeper/last-run").unlink()
+    assert 0 == run("--no-probe")[0]
+    os.utime(world.etc / "sites.d/example.org.toml", (time.time() - 2 * DAY,) * 2)
+    assert 2 == run("--no-probe")[0]
+
+
+def test_prometheus_parser_reads_it(world: World) -> None:
+    """Prometheus' own parser takes every line, and finds the values."""
+    parser = pytest.importorskip("prometheus_client.parser")
+    world.usual("example.org")
+    _, text = run("--prometheus", "--no-probe")
+    found = {(sample.name, *sorted(sample.labels.items())): sample.value
+             for family in parser.text_string_to_metric_families(text) for sample in family.samples}
+    assert 1 == found[("certdrop_state", ("site", "example.org"), ("state", "serving"))]
+    assert 80 == round((found[("certdrop_certificate_not_after_seconds", ("site", "example.org"))] - time.time()) / DAY)
+    assert 1 == found[("certdrop_sites",)]
+
+
+def test_prometheus_file_is_replaced_whole(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is new and complete, or the old one stays; nothing else is left."""
+    place = tmp_path / "textfile"
+    place.mkdir()
+    target = place / "certdrop.prom"
+    target.write_text("old\n")
+    world.usual("example.org")
+    monkeypatch.setattr(status, "as_watcher", lambda work: work())
+    assert 0 == status.main(["--no-probe", "--prometheus", str(target)])
+    assert target.read_text().endswith("\n") and "certdrop_sites 1" in target.read_text() and 0o644 == target.stat().st_mode & 0o777
+    before = target.read_text()
+
+    def fail(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(report, "as_prometheus", fail)
+    assert verdict.UNKNOWN == status.main(["--no-probe", "--prometheus", str(target)])
+    assert before == target.read_text() and ["certdrop.prom"] == os.listdir(place)
+
+
+@pytest.mark.parametrize("argv", [["--json", "--nagios"], ["--frobnicate"], ["--warning"], ["--warning", "x"], ["--critical", "200"]])
+def test_usage_is_unknown(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A command line that is not understood is 3, with one line and the usage."""
+    assert verdict.UNKNOWN == status.main(argv)
+    assert capsys.readouterr().err.startswith("certdrop-status: ")
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "0s"), (59, "59s"), (60, "1m"), (7199, "1h"), (2 * DAY, "2d"), (-DAY * 3, "-3d"), (1e12, "9999y")])
+def test_span(seconds: float, text: str) -> None:
+    """A length of time never needs more than six characters."""
+    assert text == table.span(seconds) and len(text) <= 6
+
+
+def test_works_as_root_only_by_a_child(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the watcher's user is missing, root reads nothing."""
+    def missing(_: str) -> tuple[int, int]:
+        raise KeyError("no such user: _certdrop-watch")
+    monkeypatch.setattr(status.jail, "user_ids", missing)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(status, "show", lambda *_: pytest.fail("read as root"))
+    assert verdict.UNKNOWN == status.main([])
