@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 
 from certdrop import spool
 
@@ -24,8 +25,9 @@ MAX_DOMAINS = 100                  # Let's Encrypt's limit for one certificate
 
 _AGE = re.compile(r"([1-9][0-9]{0,3})d")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_PATH = re.compile(r"(/[A-Za-z0-9._@+-]+){2,}")
 _SERVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
-_SITE_ONLY = ("domains", "probe")
+_SITE_ONLY = ("domains", "probe", "copy")
 _BOTH = ("key", "key_max_age", "profile", "services")
 
 
@@ -65,6 +67,7 @@ class Site:
     def __init__(self, name: str, config: Config) -> None:
         self.name = name
         self.domains: list[str] = []
+        self.copy: list[dict[str, str]] = []   # tables of path, owner, group, mode, what (see keeper/copies.py)
         self.probe = ""                        # empty: where the service listens; "ADDR:PORT", "proxy-protocol", "off"
         self.key = config.key
         self.key_max_age = config.key_max_age
@@ -97,12 +100,9 @@ def load_config() -> Config:
     config = Config()
     path = ETC + "/certdrop.toml"
     try:
-        found = _read(path)
+        fill(path, config, {key: key for key in vars(config)})
     except Missing:
         return config
-    for key, value in found.items():
-        _known(path, key, vars(config), ())
-        _set(path, config, key, value)
     if config.workers not in range(1, 129):
         raise Wrong(f"{path}: workers: {config.workers}: give a number from 1 to 128")
     if config.self_check not in ("warn", "require", "off"):
@@ -113,7 +113,7 @@ def load_config() -> Config:
         if "@" not in address or not address.isascii() or any(c.isspace() for c in address):
             raise Wrong(f'{path}: contact: "{address}": give mail addresses')
     for key in config.mail:
-        _known(path, key, {"to": 0, "via": 0, "heartbeat": 0}, ())
+        _refuse_unknown(path, key, {"to", "via", "heartbeat"}, ())
     _check_policy(path, config)
     return config
 
@@ -124,9 +124,7 @@ def load_site(name: str, config: Config) -> Site:
     if not spool.is_site_name(name):
         raise Wrong(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first")
     site = Site(name, config)
-    for key, value in _read(path).items():
-        _known(path, key, dict.fromkeys(_SITE_ONLY + _BOTH), vars(config))
-        _set(path, site, key, value)
+    fill(path, site, {key: key for key in _SITE_ONLY + _BOTH}, vars(config))
     if not site.domains:
         raise Wrong(f'{path}: domains is missing; give domains = ["{name}"]')
     if len(site.domains) > MAX_DOMAINS:
@@ -140,6 +138,7 @@ def load_site(name: str, config: Config) -> Site:
         raise Wrong(f"{path}: domains: a name stands there twice")
     if site.probe not in ("", "off", "proxy-protocol") and not re.fullmatch(r"(\[[0-9a-f:]+\]|[0-9.]+):[0-9]{1,5}", site.probe):
         raise Wrong(f'{path}: probe: "{site.probe}": give "ADDRESS:PORT", "proxy-protocol" or "off"')
+    _check_copies(path, site.copy)
     _check_policy(path, site)
     return site
 
@@ -185,20 +184,37 @@ def _read(path: str) -> dict[str, object]:
         raise Wrong(f"{path}: {error}") from error
 
 
-def _known(path: str, key: str, keys: dict[str, object], elsewhere: dict[str, object] | tuple[()]) -> None:
+def fill(path: str, target: object, keys: dict[str, str], elsewhere: Iterable[str] = ()) -> None:
+    """Set target's attributes from a TOML file: `keys` maps its keys to them, and what stands there now says which type is wanted. Raises Wrong."""
+    for key, value in _read(path).items():
+        _refuse_unknown(path, key, keys, elsewhere)
+        wanted = getattr(target, keys[key])
+        part = dict if key == "copy" else str
+        if key == "copy" and isinstance(value, dict):
+            value = [value]
+        if type(value) is not type(wanted) or (isinstance(value, list) and not all(isinstance(one, part) for one in value)):
+            kind = {str: "a string", int: "a whole number", list: "a list of strings", dict: "a table"}[type(wanted)]
+            raise Wrong(f"{path}: {key}: must be {'a table' if key == 'copy' else kind}")
+        setattr(target, keys[key], value)
+
+
+def _refuse_unknown(path: str, key: str, keys: Iterable[str], elsewhere: Iterable[str]) -> None:
     if key in keys:
         return
     if key in elsewhere:
         raise Wrong(f"{path}: {key}: this key belongs in {ETC}/certdrop.toml")
     import difflib
-    near = difflib.get_close_matches(key, keys, 1, 0)
+    near = difflib.get_close_matches(key, list(keys), 1, 0)
     raise Wrong(f"{path}: {key!a:.80}: unknown key; the nearest known one is {near[0]}")
 
 
-def _set(path: str, target: Config | Site, key: str, value: object) -> None:
-    wanted = getattr(target, key)
-    fits = type(value) is type(wanted) and (not isinstance(value, list) or all(isinstance(part, str) for part in value))
-    if not fits:
-        kind = {str: "a string", int: "a whole number", list: "a list of strings", dict: "a table"}[type(wanted)]
-        raise Wrong(f"{path}: {key}: must be {kind}")
-    setattr(target, key, value)
+def _check_copies(path: str, copies: list[dict[str, str]]) -> None:
+    for copy in copies:
+        if set(copy) != {"path", "owner", "group", "mode", "what"} or not all(isinstance(value, str) for value in copy.values()):
+            raise Wrong(f"{path}: copy: give path, owner, group, mode and what, each a string")
+        if not _PATH.fullmatch(copy["path"]) or "/../" in copy["path"] or "/./" in copy["path"]:
+            raise Wrong(f'{path}: copy: path: "{copy["path"]}": give an absolute path')
+        if copy["what"] not in ("combined", "fullchain", "cert", "chain", "key"):
+            raise Wrong(f'{path}: copy: what: "{copy["what"]}": give combined, fullchain, cert, chain or key')
+        if not re.fullmatch("0?[0-6][04]0", copy["mode"]) and not (copy["what"] in ("fullchain", "cert", "chain") and copy["mode"] in ("0644", "0444")):
+            raise Wrong(f'{path}: copy: mode: "{copy["mode"]}": give one such as "0640", with nothing for others and no writing for the group')

@@ -122,10 +122,10 @@ def read(dir_fd: int, name: str, owner: int, limit: int = MAX_REPLY) -> bytes:
         os.close(fd)
 
 
-def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -1) -> None:
+def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -1, owner: int = -1) -> None:
     """Put a file in place whole or not at all: temporary in the same directory, fsync, rename, fsync the directory.
 
-    `mode` holds from the first byte, whatever the umask; `group` (a gid) is set where given.
+    `mode` holds from the first byte, whatever the umask; `group` (a gid) and `owner` (a uid) are set where given.
     """
     temporary = f".{name}.new"
     try:
@@ -135,8 +135,8 @@ def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:
         try:
-            if group != -1:
-                os.fchown(fd, -1, group)
+            if group != -1 or owner != -1:
+                os.fchown(fd, owner, group)
             os.fchmod(fd, mode)
             view = memoryview(data)
             while view:

@@ -16,6 +16,13 @@ from certdrop.judge import booth
 
 CONNECT = 3.0                      # seconds
 HANDSHAKE = 5.0                    # seconds
+PREFACES = {                       # what is said before the handshake, and how the last line of the answer must begin
+    "": (),
+    "proxy-protocol": ((b"PROXY TCP4 127.0.0.1 127.0.0.1 1 443\r\n", b""),),
+    "smtp": ((b"", b"220 "), (b"EHLO localhost\r\n", b"250 "), (b"STARTTLS\r\n", b"220 ")),       # RFC 3207
+    "imap": ((b"", b"* OK"), (b"a STARTTLS\r\n", b"a OK")),                                       # RFC 9051 section 6.2.1
+    "pop3": ((b"", b"+OK"), (b"STLS\r\n", b"+OK")),                                               # RFC 2595 section 4
+}
 
 
 def serve() -> int:
@@ -39,8 +46,10 @@ def serve() -> int:
 def shown(context: ssl.SSLContext, connection: socket.socket, name: str, preface: str) -> str:
     """The SHA-256 of the leaf that the service shows for `name` (SNI, RFC 6066 section 3)."""
     connection.settimeout(HANDSHAKE)
-    if preface == "proxy-protocol":
-        connection.sendall(b"PROXY TCP4 127.0.0.1 127.0.0.1 1 443\r\n")
+    for say, expected in PREFACES[preface]:
+        connection.sendall(say)
+        if expected and not _hears(connection, expected):
+            return "nothing"
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()   # wrap_socket would want a new descriptor
     tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
     while True:
@@ -58,3 +67,20 @@ def shown(context: ssl.SSLContext, connection: socket.socket, name: str, preface
     connection.sendall(outgoing.read())
     leaf = tls.getpeercert(True)
     return hashlib.sha256(leaf).hexdigest() if leaf else "nothing"
+
+
+def _hears(connection: socket.socket, expected: bytes) -> bool:
+    """Whether the service answers so, in a line that is not continued, within 4 KiB."""
+    heard = b""
+    while len(heard) < 4096:
+        more = connection.recv(1024)
+        heard += more
+        if not more:
+            return False
+        if heard.endswith(b"\n"):
+            last = heard.splitlines()[-1]
+            if last.startswith(expected):
+                return True
+            if last[3:4] != b"-":
+                return False
+    return False

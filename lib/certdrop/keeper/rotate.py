@@ -12,8 +12,8 @@ import subprocess
 import time
 
 from certdrop import events, jail, site, spool
-from certdrop.keeper import generations, install, lock, notes, services
-from certdrop.keeper.generations import Standing
+from certdrop.keeper import generations, install, lock, notes, services, state
+from certdrop.keeper.state import Sight
 
 ISSUE = "/usr/sbin/certdrop-issue"
 DEADLINE = 3600                    # seconds for the issuer's whole run
@@ -37,7 +37,7 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
         raise Refused(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first; give one with --name")
     with lock.Lock(patient=True):
         config = site.load_config()
-        if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Standing(name).numbers:
+        if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Sight(name).numbers:
             raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}")
         for service in config.services:
             try:
@@ -71,10 +71,10 @@ def rotate_due() -> int:
     """Rotate the keys that are older than their site's key_max_age."""
     config, names = site.load_config(), []
     for name in site.site_names():
-        wanted, newest = site.load_site(name, config), Standing(name).newest
+        wanted, newest = site.load_site(name, config), Sight(name).newest
         days = site.age_in_days(wanted.key_max_age)
-        if newest is not None and days is not None and not generations.has(name, newest, "placeholder"):
-            created = int(str(generations.facts(name, newest, "request")["key_created"]))
+        if newest is not None and days is not None and not state.has(name, newest, "placeholder"):
+            created = state.moment(name, newest, "key_created")
             if created + days * 86400 <= time.time():
                 names.append(name)
     return rotate(names, only_post=False) if names else os.EX_OK
@@ -85,10 +85,10 @@ def cancel(names: list[str]) -> int:
     with lock.Lock(patient=True):
         run = install.Run(PROGRAM, False, True)
         for name in _known(names):
-            standing = Standing(name)
-            if standing.next is not None and generations.has(name, standing.next, "now"):
-                os.unlink(generations.directory(name, standing.next) + "/now")
-                install.withdraw(run, name, standing.next, "now")
+            sight = Sight(name)
+            if sight.next is not None and state.has(name, sight.next, "now"):
+                os.unlink(state.directory(name, sight.next) + "/now")
+                install.withdraw(run, name, sight.next, "now")
             run.tell(name, "nothing is wanted before its time")
     run.flush()
     return os.EX_OK
@@ -99,14 +99,14 @@ def rollback(name: str) -> int:
     _known([name])
     with lock.Lock(patient=True):
         run = install.Run(PROGRAM, False, True)
-        wanted, standing = site.load_site(name, run.config), Standing(name)
-        older = [number for number in standing.complete if number < (standing.live or 0) and not generations.has(name, number, "placeholder")]
+        wanted, sight = site.load_site(name, run.config), Sight(name)
+        older = [number for number in sight.complete if number < (sight.live or 0) and not state.has(name, number, "placeholder")]
         if not older:
             raise Refused(f"{name}: there is no earlier generation to go back to")
-        if int(str(generations.facts(name, older[-1], "cert")["not_after"])) <= time.time():
+        if state.moment(name, older[-1], "not_after") <= time.time():
             raise Refused(f"{name}: generation {older[-1]:04d} has expired; certdrop renew {name} gets a new certificate")
-        generations.make_next(wanted, standing.highest() + 1, None, now=False)
-        for number in standing.complete:
+        generations.make_next(wanted, sight.highest + 1, None, now=False)
+        for number in sight.complete:
             if number > older[-1]:
                 generations.mark(name, number, "withdrawn")
         install.reconcile(run, [name])
@@ -118,12 +118,12 @@ def remove(name: str) -> int:
     """Forget a site, its keys and certificates; refused while nginx still needs it. Raises Refused."""
     with lock.Lock(patient=True):
         install.finish_removals()
-        if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") and not (spool.is_site_name(name) and Standing(name).numbers):
+        if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") and not (spool.is_site_name(name) and Sight(name).numbers):
             raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
         run, live = install.Run(PROGRAM, False, True), site.STATE + "/live"
-        standing = Standing(name)
+        sight = Sight(name)
         used = site.load_site(name, run.config).services if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") else run.config.services
-        if standing.live is not None:
+        if sight.live is not None:
             os.rename(f"{live}/{name}", f"{live}/.{name}.aside")
             try:
                 for service in used:
@@ -131,11 +131,11 @@ def remove(name: str) -> int:
             except services.Failed as error:
                 os.rename(f"{live}/.{name}.aside", f"{live}/{name}")
                 raise Refused(f"{name}: still in use: {error}; take the site out of that service's configuration first") from error
-        notes.put(name, b"%d" % standing.highest(), below="keeper/retired")
+        notes.put(name, b"%d" % sight.highest, below="keeper/retired")
         for number, kind in sorted(run.posted.get(name, set())):
             install.withdraw(run, name, number, kind)
-        if standing.numbers:
-            os.rename(generations.directory(name), f"{site.STATE}/sites/.removed-{name}")
+        if sight.numbers:
+            os.rename(state.directory(name), f"{site.STATE}/sites/.removed-{name}")
             install.finish_removals()
         elif os.path.lexists(f"{site.ETC}/sites.d/{name}.toml"):
             os.unlink(f"{site.ETC}/sites.d/{name}.toml")
@@ -147,14 +147,14 @@ def remove(name: str) -> int:
 
 def issue(names: list[str]) -> int:
     """Have the issuer ask for these sites now, then install what came. 0 where what was wanted is installed."""
-    wanted = {name: Standing(name).next for name in names}
+    wanted = {name: Sight(name).next for name in names}
     code = _run_issuer(names)
     with lock.Lock(patient=True):
         run = install.Run(PROGRAM, False, True)
         install.reconcile(run, names)
         for name in names:
-            standing = Standing(name)
-            if wanted[name] is None or standing.newest is None or standing.newest < (wanted[name] or 0):
+            sight = Sight(name)
+            if wanted[name] is None or sight.newest is None or sight.newest < (wanted[name] or 0):
                 run.fail(name, "no certificate was installed; the live certificate stays; cron goes on trying", code or os.EX_TEMPFAIL)
     run.flush()
     return run.exit_code()
@@ -166,24 +166,24 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
         run = install.Run(PROGRAM, False, True)
         install.reconcile(run, names)
         for name in names:
-            wanted, standing = site.load_site(name, run.config), Standing(name)
-            if standing.next is None or standing.newest is None:
+            wanted, sight = site.load_site(name, run.config), Sight(name)
+            if sight.next is None or sight.newest is None:
                 continue
-            carried = _spki(name, standing.next) == _spki(name, standing.newest)
+            carried = _spki(name, sight.next) == _spki(name, sight.newest)
             if fresh and (carried or only_post):
-                now = not only_post or generations.has(name, standing.newest, "placeholder")
-                generations.make_next(wanted, standing.highest() + 1, None, now)
-            elif not generations.has(name, standing.next, "now"):
-                generations.mark(name, standing.next, "now")
+                now = not only_post or state.has(name, sight.newest, "placeholder")
+                generations.make_next(wanted, sight.highest + 1, None, now)
+            elif not state.has(name, sight.next, "now"):
+                generations.mark(name, sight.next, "now")
             install.settle(run, wanted)
             if only_post:
-                run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, Standing(name).next or 0)}")
+                run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, Sight(name).next or 0)}")
     run.flush()
     return run.exit_code() if only_post else issue(names)
 
 
 def _spki(name: str, number: int) -> object:
-    return generations.facts(name, number, "request")["spki_sha256"]
+    return state.facts(name, number, "request")["spki_sha256"]
 
 
 def _known(names: list[str]) -> list[str]:

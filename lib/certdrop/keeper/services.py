@@ -1,30 +1,35 @@
-"""What uses the certificates: tests it, reloads it, and says on which addresses of this host it can be asked.
+"""What uses the certificates: how to test it, how to reload it, and on which addresses of this host to ask it.
 
-Runs as: root. Trusts: /proc, and the programs it names by absolute path. Reads: /proc/net/tcp and tcp6. Writes: nothing.
+A service is described by a file that root owns, /etc/certdrop/services.d/NAME.toml: fixed argument lists, no shell.
+Runs as: root. Trusts: those files, and /proc. Reads: them, /proc/net/tcp and tcp6. Writes: nothing.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
+from ipaddress import ip_address
 
-from certdrop import events, jail
+from certdrop import events, jail, site
 
 TIMEOUT = 60                       # seconds for a test or a reload
-PORT = 443
 
 
 class Failed(Exception):
-    """A service's test or reload failed; the text is the last line it said."""
+    """A service cannot be used now; the text says why, with the last line that its test or reload said."""
 
 
 class Service:
-    """A program to test and to reload, by fixed argument lists."""
+    """services.d/NAME.toml."""
 
-    def __init__(self, name: str, test: list[str], reload: list[str]) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.test_command = test
-        self.reload_command = reload
+        self.test_command: list[str] = []      # "test": must end with 0 before and after a change
+        self.reload_command: list[str] = []    # "reload": has it read its certificates again
+        self.unit = ""                         # where systemd runs, `systemctl reload UNIT` takes reload's place
+        self.port = 443                        # where it is asked
+        self.starttls = ""                     # "smtp", "imap", "pop3" before the handshake
 
     def test(self) -> None:
         """Whether its configuration would load. Raises Failed."""
@@ -32,18 +37,32 @@ class Service:
 
     def reload(self) -> None:
         """Have it read its certificates again. Raises Failed where the command says so; only a handshake proves that it did."""
-        _run(self.reload_command)
+        if self.unit and os.path.isdir("/run/systemd/system"):
+            _run(["/usr/bin/systemctl", "reload", self.unit])
+        else:
+            _run(self.reload_command)
 
 
 def find(name: str) -> Service:
-    """The service of that name. Raises Failed where this host does not have it, or certdrop does not know it."""
-    if name != "nginx":
-        raise Failed(f"{name}: no such service; certdrop knows nginx")
-    if not os.path.exists("/usr/sbin/nginx"):
-        raise Failed("nginx is not installed (/usr/sbin/nginx); install it with apt install nginx")
-    if os.path.isdir("/run/systemd/system"):
-        return Service(name, ["/usr/sbin/nginx", "-t", "-q"], ["/usr/bin/systemctl", "reload", "nginx.service"])
-    return Service(name, ["/usr/sbin/nginx", "-t", "-q"], ["/usr/sbin/nginx", "-s", "reload"])
+    """The service of that name. Raises Failed where this host does not have it, or nobody described it; site.Wrong where that is done badly."""
+    service, path = Service(name), f"{site.ETC}/services.d/{name}.toml"
+    keys = {"test": "test_command", "reload": "reload_command", "unit": "unit", "port": "port", "starttls": "starttls"}
+    try:
+        site.fill(path, service, keys)
+    except site.Missing as error:
+        raise Failed(f"{path} does not exist; it says how to test and reload {name}") from error
+    for command in (service.test_command, service.reload_command):
+        if not command or not os.path.isabs(command[0]):
+            raise site.Wrong(f"{path}: test and reload must name a program by its absolute path, then its arguments")
+        try:
+            found = os.stat(command[0])
+        except OSError as error:
+            raise Failed(f"{name} is not installed ({command[0]}: {error.strerror})") from error
+        if found.st_uid != 0 or found.st_mode & 0o022:
+            raise site.Wrong(f"{path}: {command[0]} is not root's alone")
+    if service.starttls not in ("", "smtp", "imap", "pop3"):
+        raise site.Wrong(f'{path}: starttls: give "smtp", "imap" or "pop3"')
+    return service
 
 
 def _run(command: list[str]) -> None:
@@ -55,17 +74,15 @@ def _run(command: list[str]) -> None:
     except OSError as error:
         raise Failed(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
-        lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if "test failed" not in line]
+        lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip() and "test failed" not in line]
         raise Failed(events.clean(lines[-1] if lines else f"{command[0]} ended with {done.returncode}", 300))
 
 
-def addresses(probe: str) -> list[tuple[str, int, str]]:
-    """(address, port, preface) of each place to ask, by a site's `probe`: where somebody listens on port 443, unless it says otherwise."""
-    if probe == "off":
-        return []
+def addresses(service: Service, probe: str) -> list[tuple[str, int, str]]:
+    """(address, port, preface) of each place to ask, by a site's `probe`: where somebody listens on the service's port, unless it says otherwise."""
     if probe not in ("", "proxy-protocol"):
         host, _, port = probe.rpartition(":")
-        return [(host.strip("[]"), int(port), "")]
+        return [(host.strip("[]"), int(port), service.starttls)]
     found: set[str] = set()
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -76,15 +93,13 @@ def addresses(probe: str) -> list[tuple[str, int, str]]:
         for line in lines:
             local, state = line.split()[1], line.split()[3]
             address, port = local.split(":")
-            if state == "0A" and int(port, 16) == PORT:            # TCP_LISTEN
+            if state == "0A" and int(port, 16) == service.port:    # TCP_LISTEN
                 found.add(_address(address))
-    return [(address, PORT, probe) for address in sorted(found)]
+    return [(address, service.port, probe or service.starttls) for address in sorted(found)]
 
 
 def _address(text: str) -> str:
     """An address as /proc/net/tcp writes it (32-bit words in the host's order); the loopback one where it is the wildcard."""
-    import struct
-    from ipaddress import ip_address
     words = struct.pack(f"={len(text) // 8}I", *(int(text[i:i + 8], 16) for i in range(0, len(text), 8)))
     address = ip_address(words)
     if address.is_unspecified:
