@@ -1,0 +1,146 @@
+# certdrop: what there is to make.  "make help" explains, README.md shows the two commands that matter.
+
+# The version stands in one place.
+VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' lib/certdrop/__init__.py)
+SHELL = /bin/bash
+PYTHON = /usr/bin/python3
+DESTDIR =
+PREFIX = /usr/local
+SYSCONFDIR = /etc
+STAGE = tests/stage/stage
+DEB = dist/certdrop_$(VERSION)_all.deb
+
+# Where things go.
+SBINDIR = $(DESTDIR)$(PREFIX)/sbin
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+SHAREDIR = $(DESTDIR)$(PREFIX)/share/certdrop
+MANDIR = $(DESTDIR)$(PREFIX)/share/man
+DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/certdrop
+COMPLETIONDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ETCDIR = $(DESTDIR)$(SYSCONFDIR)
+
+# What there is.  Programs that do not exist yet are passed over.
+ROOT_PROGRAMS = certdrop certdrop-install certdrop-issue certdrop-account certdrop-watch certdrop-check certdrop-import
+USER_PROGRAMS = certdrop-status certdrop-nginx
+SBIN = $(foreach name,$(ROOT_PROGRAMS),$(wildcard bin/$(name)))
+BIN = $(foreach name,$(USER_PROGRAMS),$(wildcard bin/$(name)))
+PACKAGES = $(filter-out lib/certdrop/__pycache__/,$(sort $(wildcard lib/certdrop/*/)))
+MODULES = $(sort $(wildcard lib/certdrop/*.py $(addsuffix *.py,$(PACKAGES))))
+SNIPPETS = nginx/certdrop-challenge.conf nginx/certdrop-tls.conf
+MAN = $(sort $(wildcard man/*.[158]))
+COMPLETIONS = $(sort $(wildcard completions/*))
+SERVICES = $(sort $(wildcard services.d/*))
+SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage .ci/root-lines)
+SHELL_SCRIPTS = lib/setup .ci/run .ci/test $(wildcard debian/postinst debian/postrm debian/prerm debian/preinst)
+
+# What building, linting and the unit tests need, as Debian 12 and 13 name it.
+DEPS = acme-tiny adduser ca-certificates debhelper dh-python dpkg-dev fakeroot flake8 git iproute2 lintian make mandoc mypy \
+	python3 python3-cryptography python3-hypothesis python3-idna python3-openssl python3-pytest python3-structlog shellcheck ucf util-linux
+
+# All code that cron or sudo can have run as root, and the judge that root starts.
+ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/certdrop/events.py \
+	$(sort $(wildcard lib/certdrop/keeper/*.py lib/certdrop/judge/*.py))
+ROOT_LINES_AIM = 700
+
+.PHONY: help deps check root-lines unit test demo deb lint-deb install install-files install-snippets uninstall clean
+
+help:
+	@echo "make deps       install what building and linting needs (apt)"
+	@echo "make demo       the main job, shown step by step on a stage; nothing on this machine changes"
+	@echo "make test       everything: check, unit tests, the package, system tests on the stage"
+	@echo "make check      lint and types, manual pages, and how much code runs as root"
+	@echo "make unit       the unit tests alone"
+	@echo "make deb        $(DEB)"
+	@echo "make install    without the package: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR=$(DESTDIR); make uninstall undoes it"
+	@echo "make clean"
+
+deps:
+	@missing=; for name in $(DEPS); do \
+		dpkg-query -W -f '$${db:Status-Status}' $$name 2>/dev/null | grep -qx installed || missing="$$missing $$name"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "make deps: needs root to install$$missing; run it as root" >&2; exit 77; fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get install -y -q --no-install-recommends $$missing || \
+		{ apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; }
+
+check:
+	flake8 lib tests $(SCRIPTS)
+	mypy lib/certdrop
+	mandoc -Tlint -Wstyle $(MAN)
+	@if command -v shellcheck >/dev/null; then echo shellcheck $(SHELL_SCRIPTS); shellcheck $(SHELL_SCRIPTS); fi
+	@if [ -x /usr/sbin/visudo ]; then echo visudo -c -s -f sudoers.d/certdrop; /usr/sbin/visudo -c -s -q -f sudoers.d/certdrop; fi
+	@dpkg-parsechangelog -S Version | grep -qx '$(VERSION)' || { echo "debian/changelog is not about version $(VERSION)" >&2; exit 1; }
+	@.ci/root-lines $(ROOT_LINES_AIM) $(ROOT_CODE)
+
+root-lines:
+	@.ci/root-lines -v $(ROOT_LINES_AIM) $(ROOT_CODE)
+
+unit:
+	$(PYTHON) -m pytest -q tests/unit
+
+test:
+	@MAKE='$(MAKE)' DEB='$(DEB)' .ci/test
+
+demo: deps deb
+	@$(STAGE) fetch
+	@$(STAGE) run --deb $(DEB) -- tests/demo/demo
+
+# The package is built in a directory of its own, from what git knows (or all there is, where there is no git).
+deb:
+	@mkdir -p build dist
+	@set -e -o pipefail; work=$$(mktemp -d build/deb.XXXXXX); trap "rm -rf $$work" EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	mkdir $$work/certdrop-$(VERSION); \
+	if git rev-parse --git-dir >/dev/null 2>&1; then git ls-files -z --cached --others --exclude-standard; \
+	else find . -path ./build -prune -o -path ./dist -prune -o -name __pycache__ -prune -o -type f -print0; fi | \
+		while IFS= read -r -d '' name; do [ ! -f "$$name" ] || printf '%s\0' "$$name"; done | \
+		tar -c --no-recursion --null -T - | tar -x -C $$work/certdrop-$(VERSION); \
+	(cd $$work/certdrop-$(VERSION) && dpkg-buildpackage -b -us -uc) >$$work/log 2>&1 || { cat $$work/log; exit 1; }; \
+	mv $$work/certdrop_$(VERSION)_all.deb $(DEB)
+	@echo $(DEB)
+
+lint-deb: deb
+	lintian --fail-on error,warning $(DEB)
+
+install: install-files install-snippets
+	@if [ -n "$(DESTDIR)" ]; then \
+		echo "On the machine itself, run $(PREFIX)/share/certdrop/setup as root: it makes the users and directories."; \
+	elif [ "$$(id -u)" = 0 ]; then $(PREFIX)/share/certdrop/setup; \
+	else echo "Now run $(PREFIX)/share/certdrop/setup as root: it makes the users and directories."; fi
+
+install-files:
+	install -d $(SBINDIR) $(BINDIR) $(SHAREDIR)/certdrop $(SHAREDIR)/nginx $(DOCDIR)/examples $(COMPLETIONDIR)
+	install -d $(ETCDIR)/sudoers.d $(ETCDIR)/cron.d $(ETCDIR)/logrotate.d
+	install -m 755 $(SBIN) $(SBINDIR)
+	install -m 755 $(BIN) $(BINDIR)
+	install -m 755 lib/setup $(SHAREDIR)
+	install -m 644 lib/certdrop/layout $(SHAREDIR)/certdrop
+	for module in $(MODULES); do install -D -m 644 $$module $(SHAREDIR)/$${module#lib/} || exit 1; done
+	for file in $(SERVICES); do install -D -m 644 $$file $(SHAREDIR)/$$file || exit 1; done
+	install -m 644 $(SNIPPETS) $(SHAREDIR)/nginx
+	for page in $(MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
+	[ -z "$(COMPLETIONS)" ] || install -m 644 $(COMPLETIONS) $(COMPLETIONDIR)
+	install -m 644 etc/certdrop.toml etc/site.toml $(DOCDIR)/examples
+	install -m 440 sudoers.d/certdrop $(ETCDIR)/sudoers.d
+	install -m 644 cron.d/certdrop $(ETCDIR)/cron.d
+	install -m 644 logrotate.d/certdrop $(ETCDIR)/logrotate.d
+	[ "$(PREFIX)" = /usr ] || sed -i 's#/usr/\(sbin\|bin\|share\)/certdrop#$(PREFIX)/\1/certdrop#g' \
+		$(addprefix $(SBINDIR)/,$(notdir $(SBIN))) $(addprefix $(BINDIR)/,$(notdir $(BIN))) $(patsubst lib/%,$(SHAREDIR)/%,$(MODULES)) \
+		$(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) $(ETCDIR)/sudoers.d/certdrop $(ETCDIR)/cron.d/certdrop
+
+# The package leaves this to ucf, which asks before it replaces what an administrator edited.
+install-snippets:
+	install -d $(ETCDIR)/nginx/snippets
+	install -m 644 $(SNIPPETS) $(ETCDIR)/nginx/snippets
+
+uninstall:
+	rm -f $(addprefix $(SBINDIR)/,$(notdir $(SBIN))) $(addprefix $(BINDIR)/,$(notdir $(BIN)))
+	rm -f $(ETCDIR)/sudoers.d/certdrop $(ETCDIR)/cron.d/certdrop $(ETCDIR)/logrotate.d/certdrop
+	rm -f $(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) $(addprefix $(COMPLETIONDIR)/,$(notdir $(COMPLETIONS)))
+	rm -rf $(SHAREDIR) $(DOCDIR)
+	@echo "These stay, because services may use them: $(ETCDIR)/nginx/snippets/certdrop-*.conf, /etc/certdrop, /var/lib/certdrop, /var/spool/certdrop,"
+	@echo "/var/log/certdrop, and the users _certdrop, _certdrop-judge and _certdrop-watch."
+
+clean:
+	rm -rf dist build/deb.* .mypy_cache .pytest_cache .hypothesis
+	find lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "build/stage, the cache of the stage, stays; rm -rf build removes it too"
