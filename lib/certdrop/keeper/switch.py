@@ -29,7 +29,17 @@ class Change:
         self.notes = notes.Notes(wanted.name)
         self.back = self.sight.live
         self.to = self.sight.newest or 0
-        self.was_served = False
+        self.before: set[str] = set()          # the fingerprints shown before anything was changed
+
+    @property
+    def was_served(self) -> bool:
+        """Whether what is live now was shown: a service knows this site, and a reload must show."""
+        return self.sha256(self.back) in self.before
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether going back helps: the proven generation was shown before, and this one is not shown now."""
+        return self.sight.proven not in (None, self.to) and self.sha256(self.sight.proven) in self.before
 
     def is_due(self) -> bool:
         """Written and not moved, or moved and not proven; and no placeholder, not expired, not put off."""
@@ -68,13 +78,13 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
     changes = [change for change in changes if not broken.keys() & set(change.wanted.services)]
     with judges.Judge("served") as judge:
         for change in changes:
-            change.was_served = change.sight.proven is not None and change.sha256(change.sight.proven) in change.shown(judge, used)
+            change.before = change.shown(judge, used)
         moved = _move(run, changes, used)
         _reload(run, [change for change in moved if change.back != change.to or change.sight.proven is not None], used)
         waiting = _wait(run, moved, used, judge)
     for change in waiting:
         _not_served(run, change)
-    back = [change for change in waiting if change.was_served and change.sight.proven != change.to]
+    back = [change for change in waiting if change.goes_back]
     for change in back:
         change.use(change.sight.proven)
         run.log.write(events.WENT_BACK, site=change.name, number=change.sight.proven)
@@ -142,7 +152,7 @@ def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], ju
     end, waiting = time.monotonic() + PATIENCE, changes
     while True:
         waiting = [change for change in waiting if not _is_served(run, change, used, judge)]
-        if not any(change.sight.proven for change in waiting) or time.monotonic() > end:
+        if not any(change.was_served or change.sight.proven for change in waiting) or time.monotonic() > end:
             return waiting
         time.sleep(0.05)                                     # a reload says nothing when it is done
 
@@ -162,11 +172,11 @@ def _is_served(run: Run, change: Change, used: dict[str, services.Service], judg
 
 
 def _not_served(run: Run, change: Change) -> None:
-    if change.sight.proven is None:
+    if change.sight.proven is None and not change.was_served:
         _installed(run, change, f"nothing serves it yet (certdrop-nginx {change.name} prints a server block)")
         return
     services_named = ", ".join(change.wanted.services)
-    follows = "the one before serves again" if change.was_served and change.sight.proven != change.to else "it stays in place"
+    follows = "the one before serves again" if change.goes_back else "it stays in place"
     _put_off(run, change, "issued-not-served", f"{services_named} reloaded, and generation {change.to:04d} is not shown; {follows}")
 
 
