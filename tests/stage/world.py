@@ -217,7 +217,8 @@ class Challtestsrv(Server):
     def start(self) -> None:
         program = pebble_program("pebble-challtestsrv")
         usage = subprocess.run([program, "-h"], capture_output=True, text=True, check=False).stderr
-        argv = [program, "-dnsserver", f"127.0.0.1:{self.port}", "-management", f"127.0.0.1:{self.management_port}", "-http01", "", "-https01", "",
+        listen = "-dnsserver" if "-dnsserver " in usage else "-dns01"      # its name until 2.4
+        argv = [program, listen, f"127.0.0.1:{self.port}", "-management", f"127.0.0.1:{self.management_port}", "-http01", "", "-https01", "",
                 "-tlsalpn01", "", "-defaultIPv4", self.ipv4, "-defaultIPv6", self.ipv6]
         self.launch(argv + (["-doh", ""] if "-doh " in usage else []))
         self.wait_ready(self.port, self.management_port)
