@@ -41,11 +41,11 @@ class Change:
         """Whether going back helps: the proven generation was shown before, and this one is not shown now."""
         return self.sight.proven not in (None, self.to) and self.sha256(self.sight.proven) in self.before
 
-    def is_due(self) -> bool:
-        """Written and not moved, or moved and not proven; and no placeholder, not expired, not put off."""
+    def is_due(self, insist: bool) -> bool:
+        """Written and not moved, or moved and not proven; and no placeholder, not expired, not put off (unless somebody insists)."""
         if not self.to or state.has(self.name, self.to, "placeholder") or self.to == self.sight.live == self.sight.proven:
             return False
-        return not self.notes.is_put_off(self.to) and state.moment(self.name, self.to, "not_after") > time.time()
+        return (insist or not self.notes.is_put_off(self.to)) and state.moment(self.name, self.to, "not_after") > time.time()
 
     def use(self, number: int | None) -> None:
         """live := this generation, and the copies that some services need with it."""
@@ -66,7 +66,7 @@ class Change:
 
 def switch(run: Run, wanted: list[site.Site]) -> None:
     """Bring every site that is due to its newest generation."""
-    changes = [change for change in map(Change, wanted) if change.is_due()]
+    changes = [change for change in map(Change, wanted) if change.is_due(run.talk)]
     if not changes:
         return
     used, broken = _tested({name for change in changes for name in change.wanted.services})
