@@ -109,17 +109,17 @@ install: install-files install-snippets
 
 install-files:
 	install -d $(SBINDIR) $(BINDIR) $(SHAREDIR)/certdrop $(SHAREDIR)/nginx $(DOCDIR)/examples $(COMPLETIONDIR)
-	install -d $(ETCDIR)/sudoers.d $(ETCDIR)/cron.d $(ETCDIR)/logrotate.d
+	install -d $(ETCDIR)/certdrop/services.d $(ETCDIR)/sudoers.d $(ETCDIR)/cron.d $(ETCDIR)/logrotate.d
 	install -m 755 $(SBIN) $(SBINDIR)
 	install -m 755 $(BIN) $(BINDIR)
 	install -m 755 lib/setup $(SHAREDIR)
 	install -m 644 lib/certdrop/layout $(SHAREDIR)/certdrop
 	for module in $(MODULES); do install -D -m 644 $$module $(SHAREDIR)/$${module#lib/} || exit 1; done
-	for file in $(SERVICES); do install -D -m 644 $$file $(SHAREDIR)/$$file || exit 1; done
 	install -m 644 $(SNIPPETS) $(SHAREDIR)/nginx
 	for page in $(MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
 	[ -z "$(COMPLETIONS)" ] || install -m 644 $(COMPLETIONS) $(COMPLETIONDIR)
 	install -m 644 etc/certdrop.toml etc/site.toml $(DOCDIR)/examples
+	install -m 644 $(SERVICES) $(ETCDIR)/certdrop/services.d
 	install -m 440 sudoers.d/certdrop $(ETCDIR)/sudoers.d
 	install -m 644 cron.d/certdrop $(ETCDIR)/cron.d
 	install -m 644 logrotate.d/certdrop $(ETCDIR)/logrotate.d
