@@ -1,7 +1,6 @@
 """What uses the certificates: how to test it, how to reload it, and on which addresses of this host to ask it.
 
-A service is described by a file that root owns: fixed argument lists, no shell. The administrator's /etc/certdrop/services.d/NAME.toml
-stands before the one of that name that comes with certdrop.
+A service is described by a file that root owns, /etc/certdrop/services.d/NAME.toml: fixed argument lists, no shell.
 Runs as: root. Trusts: those files, and /proc. Reads: them, /proc/net/tcp and tcp6. Writes: nothing.
 """
 
@@ -14,7 +13,6 @@ from ipaddress import ip_address
 
 from certdrop import events, jail, site
 
-SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "services.d")
 TIMEOUT = 60                       # seconds for a test or a reload
 
 
@@ -48,8 +46,6 @@ class Service:
 def find(name: str) -> Service:
     """The service of that name. Raises Failed where this host does not have it, or nobody described it; site.Wrong where that is done badly."""
     service, path = Service(name), f"{site.ETC}/services.d/{name}.toml"
-    if not os.path.lexists(path) and os.path.lexists(f"{SHIPPED}/{name}.toml"):
-        path = f"{SHIPPED}/{name}.toml"
     keys = {"test": "test_command", "reload": "reload_command", "unit": "unit", "port": "port", "starttls": "starttls"}
     try:
         site.fill(path, service, keys)
