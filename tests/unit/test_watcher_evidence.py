@@ -102,10 +102,10 @@ class World:
         """Root's notes on a site."""
         self.put(self.state / "keeper" / f"{name}.json", json.dumps(notes).encode())
 
-    def ledger(self, name: str, data: bytes | None = None, **entries: object) -> Path:
-        """The issuer's ledger of a site."""
+    def ledger(self, name: str, data: bytes | None = None, kind: str = "", **entries: object) -> Path:
+        """The issuer's ledger of a site; `kind` is its `class`."""
         path = self.state / "issuer" / f"{name}.json"
-        self.put(path, json.dumps(entries).encode() if data is None else data)
+        self.put(path, json.dumps({"class": kind, **entries}).encode() if data is None else data)
         os.chown(path, ISSUER, ISSUER)
         return path
 
@@ -183,7 +183,7 @@ def test_ledger_of_nonsense_says_nothing(world: World, data: bytes) -> None:
 def test_ledger_text_is_cleaned_and_bounded(world: World) -> None:
     """Escapes, newlines and length do not reach a terminal."""
     world.usual("example.org")
-    world.ledger("example.org", count=3, **{"class": "dns\x1b[2J", "last_error": "\x1b]0;owned\x07\n" + "A" * 5000})
+    world.ledger("example.org", kind="dns\x1b[2J", count=3, last_error="\x1b]0;owned\x07\n" + "A" * 5000)
     failing = look("example.org").failing
     assert failing is not None
     assert (failing.what + failing.error).isprintable() and len(failing.error) <= evidence.TEXT

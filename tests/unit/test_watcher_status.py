@@ -6,17 +6,19 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 
 from test_watcher_evidence import DAY, World, make_certificate, make_world
+from certdrop import jail
 from certdrop.watcher import evidence, handshake, report, status, table, verdict
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
@@ -79,6 +81,13 @@ def servers(tmp_path: Path) -> Iterator[list[Server]]:
         server.close()
 
 
+def copy_site(world: World, old: str, new: str) -> None:
+    """Another site with the same certificates."""
+    shutil.copytree(world.state / "sites" / old, world.state / "sites" / new)
+    path = world.state / "sites" / new / "0001" / "nginx.conf"
+    path.write_text(path.read_text().replace(f"/{old}/", f"/{new}/"))
+
+
 def run(*argv: str) -> tuple[int, str]:
     """(exit code, output) of the part of the program behind the change of user."""
     out = io.StringIO()
@@ -107,7 +116,7 @@ def test_states(world: World) -> None:
     world.usual("e-refused.org")
     world.notes("e-refused.org", refused={"number": 2, "reason": "key", "since": 1, "tries": 1, "next_try": 2})
     world.usual("f-failing.org")
-    world.ledger("f-failing.org", count=2, since=1, next_try=2, last_error="no such host", **{"class": "dns"})
+    world.ledger("f-failing.org", count=2, since=1, next_try=2, last_error="no such host", kind="dns")
     world.usual("g-expired.org", end=-1 * DAY, begin=-90 * DAY)
     world.site("h-new.org")
     found = {one["name"][0]: one["state"] for one in json.loads(run("--json", "--no-probe")[1])}
@@ -119,7 +128,7 @@ def test_empty_notes_are_no_trouble(world: World) -> None:
     """The keeper leaves empty tables where all is well."""
     world.usual("example.org")
     world.notes("example.org", refused={}, install={}, spent={}, installed_at=5)
-    world.ledger("example.org", count=0, last_error="", **{"class": ""})
+    world.ledger("example.org", count=0, last_error="")
     assert "serving" == state_of("--no-probe")
 
 
@@ -171,11 +180,12 @@ def test_listeners_are_found() -> None:
 
 # The forms.
 
-FIELDS = {"name": str, "domains": list, "state": str, "severity": int, "not_before": str, "not_after": str, "days_left": float,
-          "lifetime_left": float, "renew_at": str, "renew_reason": str, "fingerprint_sha256": str, "placeholder": bool,
-          "served": (bool, type(None)), "generation": int, "proven_generation": int, "next_generation": int, "key": str, "key_created": str,
-          "next_key_created": str, "next_key_spki_sha256": str, "last_error": (str, type(None)), "since": (str, type(None)),
-          "next_try": (str, type(None)), "disorder": list}
+MAYBE = (str, type(None))
+FIELDS: dict[str, Any] = {
+    "name": str, "domains": list, "state": str, "severity": int, "not_before": str, "not_after": str, "days_left": float,
+    "lifetime_left": float, "renew_at": str, "renew_reason": str, "fingerprint_sha256": str, "placeholder": bool,
+    "served": (bool, type(None)), "generation": int, "proven_generation": int, "next_generation": int, "key": str, "key_created": str,
+    "next_key_created": str, "next_key_spki_sha256": str, "last_error": MAYBE, "since": MAYBE, "next_try": MAYBE, "disorder": list}
 
 
 def test_json_is_as_documented(world: World) -> None:
@@ -204,7 +214,7 @@ def test_table_fits_80_columns_with_anything(world: World) -> None:
     """No line is wider, whatever the names, errors and ages are."""
     world.usual("example.org")
     world.usual("a" * 180 + ".org")
-    world.ledger("example.org", count=9, since=1, next_try=9999999999, last_error="E" * 4000, **{"class": "dns"})
+    world.ledger("example.org", count=9, since=1, next_try=9999999999, last_error="E" * 4000, kind="dns")
     world.usual("old.org", begin=-4000 * DAY, end=-3000 * DAY)
     world.site("broken.org", text="x = 1\n")
     lines = run("--no-probe")[1].splitlines()
@@ -237,7 +247,7 @@ def test_thousand_sites_in_the_table(world: World) -> None:
     for n in range(999):
         name = f"site-{n:03d}.example.org"
         world.site(name)
-        os.symlink("example.org", world.state / "sites" / name)
+        copy_site(world, "example.org", name)
         os.symlink(f"../sites/{name}/0001", world.state / "live" / name)
         os.symlink(f"../sites/{name}/0001", world.state / "proven" / name)
     begin = time.monotonic()
@@ -259,7 +269,7 @@ def test_nagios_has_one_line_with_performance_data(world: World) -> None:
     """Format of the plugin guidelines; what is worst is said first; a bar in an error cannot start the data."""
     world.usual("good.org")
     world.usual("bad.org")
-    world.ledger("bad.org", count=3, last_error="a|b", **{"class": "dns"})
+    world.ledger("bad.org", count=3, last_error="a|b", kind="dns")
     code, text = run("--nagios", "--no-probe")
     assert 1 == code
     assert re.fullmatch(r"CERTDROP WARNING - bad\.org failing \(dns: a/b\) \| sites=2 problems=1 keeper_age=\d+s;10800;86400;0 "
@@ -322,7 +332,7 @@ def test_prometheus_file_is_replaced_whole(world: World, tmp_path: Path, monkeyp
     target = place / "certdrop.prom"
     target.write_text("old\n")
     world.usual("example.org")
-    monkeypatch.setattr(status, "as_watcher", lambda work: work())
+    monkeypatch.setattr(status, "as_watcher", lambda _program, work, _otherwise: work())
     assert 0 == status.main(["--no-probe", "--prometheus", str(target)])
     assert target.read_text().endswith("\n") and "certdrop_sites 1" in target.read_text() and 0o644 == target.stat().st_mode & 0o777
     before = target.read_text()
@@ -351,7 +361,7 @@ def test_works_as_root_only_by_a_child(world: World, monkeypatch: pytest.MonkeyP
     """Where the watcher's user is missing, root reads nothing."""
     def missing(_: str) -> tuple[int, int]:
         raise KeyError("no such user: _certdrop-watch")
-    monkeypatch.setattr(status.jail, "user_ids", missing)
+    monkeypatch.setattr(jail, "user_ids", missing)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(status, "show", lambda *_: pytest.fail("read as root"))
     assert verdict.UNKNOWN == status.main([])

@@ -16,6 +16,8 @@ from datetime import timezone
 from certdrop import jail, spool
 from certdrop import site as configuration
 from certdrop.events import clean
+from certdrop.watcher import order
+from certdrop.watcher.principal import USER
 
 ROOT = 0
 LATEST = 253402300799              # 9999-12-31, the last moment that RFC 3339 can say
@@ -84,15 +86,22 @@ class Run:
     exit: int | None = None
 
 
+@dataclass
+class Mouth:
+    """What the watcher noted of itself: when it looked, and why its mail does not go out."""
+
+    at: int | None = None
+    failed: str = ""
+    told: dict[str, int] = field(default_factory=dict)          # the problems that were mailed, and when first
+    mailed: int = 0
+
+
 class Reader:
     """Reads the state of all sites; opens each shared directory once."""
 
     def __init__(self) -> None:
         self.config = configuration.load_config()
-        try:
-            self.issuer = jail.user_ids(spool.ISSUER)[0]
-        except KeyError:
-            self.issuer = -1                   # nobody's: whatever lies there is refused
+        self.issuer, self.watch = _uid(spool.ISSUER), _uid(USER)
 
     def names(self) -> list[str]:
         """The configured sites, sorted. Raises configuration.Wrong."""
@@ -129,13 +138,12 @@ class Reader:
         said = self._json(principal, "last-run", owner, None)
         return Run(int(found.st_mtime), number(said, "exit", 255))
 
-    def watcher(self) -> dict[str, object]:
-        """What the watcher noted of itself (its way out)."""
-        try:
-            owner = jail.user_ids("_certdrop-watch")[0]
-        except KeyError:
-            return {}
-        return self._json("watcher", "state.json", owner, None)
+    def watcher(self) -> Mouth:
+        """What the watcher noted of itself."""
+        noted = self._json("watcher", "state.json", self.watch, None)
+        told = noted.get("told")
+        known = {clean(key, 300): when for key in told if (when := number(told, key)) is not None} if isinstance(told, dict) else {}
+        return Mouth(number(noted, "ran"), text(noted, "failed", 200), known, number(noted, "mailed") or 0)
 
     def _generations(self, found: Evidence) -> None:
         place = f"{configuration.STATE}/sites/{found.name}"
@@ -154,6 +162,7 @@ class Reader:
             here = f"{place}/{found.live:04d}"
             found.placeholder = os.path.exists(here + "/placeholder")
             self._live(found, here)
+            found.disorder += order.of_site(found.name, found.live)
         if found.proven is not None:
             found.was_served = not os.path.exists(f"{place}/{found.proven:04d}/placeholder")
         if found.next is not None:
@@ -207,6 +216,17 @@ def parse(pem: bytes) -> Certificate:
     return Certificate(int(begin.timestamp()), int(end.timestamp()), loaded.fingerprint(hashes.SHA256()).hex())
 
 
+def load_parser() -> None:
+    """Load now what parse() needs: a process that shuts itself in can not later."""
+    from cryptography import x509
+    from cryptography.hazmat.backends import default_backend
+    default_backend()
+    try:
+        x509.load_pem_x509_certificate(b"")
+    except ValueError:
+        pass
+
+
 def as_object(data: bytes) -> dict[str, object]:
     """The JSON object in data. Raises ValueError, also where it is nested without end."""
     try:
@@ -237,6 +257,13 @@ def _trouble(note: object, what: str) -> Trouble | None:
         return None
     return Trouble(text(note, what, 40), number(note, "number"), number(note, "since"), number(note, "tries") or 1,
                    number(note, "next_try"), text(note, "error"))
+
+
+def _uid(user: str) -> int:
+    try:
+        return jail.user_ids(user)[0]
+    except KeyError:
+        return -1                              # nobody's: whatever lies there is refused
 
 
 def _linked(link: str, found: Evidence) -> int | None:

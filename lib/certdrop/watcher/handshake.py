@@ -56,19 +56,25 @@ def addresses(probe: str, listening: list[Address]) -> list[Address]:
     return [(host.strip("[]"), int(port))] if int(port) < 65536 else []
 
 
+def context() -> ssl.SSLContext:
+    """How we shake hands: what is shown is compared, whoever may trust it."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.check_hostname = False
+    made.verify_mode = ssl.CERT_NONE
+    return made
+
+
 def ask(questions: list[Question], seconds: float = DEADLINE) -> dict[Question, str]:
     """The SHA-256 of the leaf shown for each question, or NOBODY or NOTHING. A question that the deadline cut off has no answer."""
     answers: dict[Question, str] = {}
     waiting = list(dict.fromkeys(questions))[::-1]
     end = time.monotonic() + seconds
     open_now: dict[_Handshake, float] = {}
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False             # what is shown is compared, whoever may trust it
-    context.verify_mode = ssl.CERT_NONE
+    tls = context()
     with selectors.DefaultSelector() as selector:
         while (waiting or open_now) and time.monotonic() < end:
             while waiting and len(open_now) < AT_ONCE:
-                started = _Handshake(waiting.pop(), context)
+                started = _Handshake(waiting.pop(), tls)
                 open_now[started] = time.monotonic() + PATIENCE
                 selector.register(started.connection, selectors.EVENT_WRITE, started)
             ready = {key.data for key, _ in selector.select(0.2)}

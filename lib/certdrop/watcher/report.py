@@ -50,7 +50,7 @@ def _object(site: Verdict) -> dict[str, object]:
     }
 
 
-def as_nagios(sites: list[Verdict], code: int, quiet: float, limits: tuple[int, int]) -> str:
+def as_nagios(sites: list[Verdict], code: int, quiet: float, limits: tuple[int, int], mute: str) -> str:
     """One line with performance data (Monitoring Plugins' guidelines, section 2.6)."""
     bad = sorted((site for site in sites if site.severity), key=lambda site: -site.severity)
     said = [f"{site.evidence.name} {site.state}" + (f" ({site.last_error})" if site.last_error else "") for site in bad[:3]]
@@ -58,6 +58,7 @@ def as_nagios(sites: list[Verdict], code: int, quiet: float, limits: tuple[int, 
         said.insert(0, f"the keeper has not run for {table.span(quiet)}")
     if len(bad) > 3:
         said.append(f"and {len(bad) - 3} more")
+    said += [f"mail fails: {mute}"] if mute else []
     days = [site.days_left for site in sites if site.days_left is not None and not site.evidence.placeholder]
     text = "; ".join(said) or f"{len(sites)} site{'' if len(sites) == 1 else 's'}" + (f", the nearest end in {min(days):.1f} days" if days else "")
     shares = [site.left for site in sites if site.left is not None and not site.evidence.placeholder]

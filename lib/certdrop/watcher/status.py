@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Callable, TextIO
+from typing import TextIO
 
-from certdrop import events, jail
+from certdrop import events
 from certdrop import site as configuration
 from certdrop.watcher import handshake, report, table, verdict
 from certdrop.watcher.evidence import Evidence, Reader
+from certdrop.watcher.principal import as_watcher
 from certdrop.watcher.verdict import Thresholds, Verdict
 
-USER = "_certdrop-watch"
 USAGE = """usage: certdrop-status [--no-probe] [--warning PERCENT] [--critical PERCENT]
                        [--json | --nagios | --prometheus [FILE]] [NAME...]"""
 
@@ -71,39 +71,13 @@ def main(argv: list[str]) -> int:
     try:
         if options.file:
             return _to_file(options)
-        if os.geteuid() == 0:
-            return as_watcher(lambda: show(options, sys.stdout))
-        return show(options, sys.stdout)
+        return as_watcher("certdrop-status", lambda: show(options, sys.stdout), verdict.UNKNOWN)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)           # what is still buffered has nowhere to go
         return verdict.UNKNOWN
     except (OSError, KeyError) as error:
         print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)
         return verdict.UNKNOWN
-
-
-def as_watcher(work: Callable[[], int]) -> int:
-    """Have work done by a child that is _certdrop-watch, with no terminal to type into (CVE-2016-2779); its exit status."""
-    jail.user_ids(USER)
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else verdict.UNKNOWN
-    code = verdict.UNKNOWN
-    try:
-        os.setsid()
-        jail.become(USER)
-        code = work()
-        sys.stdout.flush()
-    except (OSError, KeyError) as error:
-        if not isinstance(error, BrokenPipeError):
-            print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)
-    except Exception as error:
-        print(f"certdrop-status: {type(error).__name__}: {events.clean(error)}", file=sys.stderr)
-    finally:
-        os._exit(code)
 
 
 def show(options: Options, out: TextIO) -> int:
@@ -122,11 +96,13 @@ def show(options: Options, out: TextIO) -> int:
     sites = look(reader, options.names or names, options.probe, options.thresholds, now)
     keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
     silent, quiet = verdict.silence(keeper, [site.evidence for site in sites], now)
-    code = max([silent, *(site.severity for site in sites)])
+    watcher = reader.watcher()
+    mute = verdict.WARNING if watcher.failed else verdict.OK
+    code = max([silent, mute, *(site.severity for site in sites)])
     if options.form == "json":
         print(report.as_json(sites), file=out)
     elif options.form == "nagios":
-        print(report.as_nagios(sites, code, quiet, (verdict.QUIET, verdict.TOO_QUIET)), file=out)
+        print(report.as_nagios(sites, code, quiet, (verdict.QUIET, verdict.TOO_QUIET), watcher.failed), file=out)
     elif options.form == "prometheus":
         out.write(report.as_prometheus(sites, keeper, issuer, now))
     elif options.names:
@@ -136,22 +112,21 @@ def show(options: Options, out: TextIO) -> int:
     else:
         colour = out.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         print("\n".join(table.render(sites, now, _width(out), colour)), file=out)
-        print(table.summary(sites, keeper, issuer, reader.watcher(), now), file=out)
+        print(table.summary(sites, keeper, issuer, watcher, now), file=out)
     if silent and options.form == "table":
         print(f"certdrop-status: the keeper has not run for {table.span(quiet)}; it should every hour: see cron and /etc/cron.d/certdrop", file=sys.stderr)
     return code
 
 
-def look(reader: Reader, names: list[str], probe: bool, thresholds: Thresholds, now: float) -> list[Verdict]:
-    """The verdict on each of these sites."""
+def look(reader: Reader, names: list[str], probe: bool, thresholds: Thresholds, now: float, listening: list[handshake.Address] | None = None) -> list[Verdict]:
+    """The verdict on each of these sites. `listening`: where services listen, if that is known already."""
     found = [reader.site(name) for name in names]
-    shown = served(found) if probe else {}
+    shown = served(found, handshake.listeners() if listening is None else listening) if probe else {}
     return [verdict.judge(site, shown.get(site.name), now, thresholds) for site in found]
 
 
-def served(sites: list[Evidence]) -> dict[str, set[str]]:
+def served(sites: list[Evidence], listening: list[handshake.Address]) -> dict[str, set[str]]:
     """What the services of this host show for each site; a site that nobody was asked for is not there."""
-    listening = handshake.listeners()
     asked = {site.name: [(where, site.domains[0], site.probe == "proxy-protocol") for where in handshake.addresses(site.probe, listening)]
              for site in sites if site.domains and site.certificate and site.probe != "off"}
     answers = handshake.ask([question for questions in asked.values() for question in questions])
@@ -168,7 +143,7 @@ def _to_file(options: Options) -> int:
                 code = show(options, out)
                 out.flush()
                 return code
-            code = as_watcher(work) if os.geteuid() == 0 else work()
+            code = as_watcher("certdrop-status", work, verdict.UNKNOWN)
         if code != verdict.UNKNOWN:
             os.chmod(temporary, 0o644)
             os.rename(temporary, options.file)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from certdrop import events
 from certdrop.watcher import verdict
-from certdrop.watcher.evidence import Run
+from certdrop.watcher.evidence import Mouth, Run
 from certdrop.watcher.verdict import Verdict
 
 STATE, BAR, LEFT, RENEWS, KEY = 11, 16, 6, 11, 9       # widths; the site's name takes the rest
@@ -56,12 +56,12 @@ def page(site: Verdict, now: float) -> list[str]:
     return [found.name] + [f"  {label:11} {text}" for label, text in rows if text]
 
 
-def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: dict[str, object], now: float) -> str:
+def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: Mouth, now: float) -> str:
     """One line: how many sites are in which state, who ran when, whether mail goes out."""
     counts = [f"{n} {state}" for state in verdict.STATES if (n := sum(site.state == state for site in sites))]
-    ran = [f"{who} {'ran ' + span(now - run.at) + ' ago' if run.at else 'never ran'}" for who, run in (("keeper", keeper), ("issuer", issuer))]
-    mail = watcher.get("way_out_failed")
-    failed = [f"mail fails: {events.clean(mail, 80)}"] if isinstance(mail, str) and mail else []
+    stamps = (("keeper", keeper.at), ("issuer", issuer.at), ("watcher", watcher.at))
+    ran = [f"{who} {'ran ' + span(now - at) + ' ago' if at else 'never ran'}" for who, at in stamps]
+    failed = [f"mail fails: {watcher.failed}"] if watcher.failed else []
     return f"{len(sites)} site{'' if len(sites) == 1 else 's'}: {', '.join(counts)}; " + ", ".join(ran + failed)
 
 

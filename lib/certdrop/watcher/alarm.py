@@ -1,0 +1,105 @@
+"""Decides what is a problem that somebody must hear of, and when it is told. Pure: no clock, no disk, no network.
+
+One failure is none yet: the issuer tries again by itself. A problem is told when it is new, and once a day as long as
+any is left; when none is left, that is told once. Runs as: whoever imports it. Trusts: what evidence.py checked.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from certdrop import events
+from certdrop.watcher import table, verdict
+from certdrop.watcher.evidence import Mouth, Run
+from certdrop.watcher.verdict import Verdict
+
+KEEPS_FAILING = 3                  # tries in a row, or
+LASTING = 6 * 3600                 # seconds of failing
+WAITING = verdict.DAY              # seconds in which a new site should have its certificate
+DAILY = verdict.DAY - 900          # an hourly timer may come a little early
+GRAVE = (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG)      # how the keeper or the issuer ended, where a person must act
+
+PROBLEM, REMINDER, WELL = "problem", "reminder", "well"
+
+
+@dataclass
+class Problem:
+    """Something that an administrator should know."""
+
+    key: str                                   # the same as long as it is the same problem
+    subject: str                               # in few words
+    facts: list[tuple[str, str]]               # label, text
+    grave: bool = False
+
+
+def of_site(site: Verdict, now: float) -> list[Problem]:
+    """What is to be told of one site."""
+    found, name = site.evidence, site.evidence.name
+    problems = []
+
+    def add(kind: str, subject: str, following: str, advice: str, grave: bool = False) -> None:
+        facts = [("why", site.last_error)] if kind == site.state or kind in ("failing", "waiting") else []
+        if site.since and kind == site.state:
+            facts.append(("since", f"{events.stamp(site.since)} ({table.span(now - site.since)})"))
+        if found.certificate and not found.placeholder and site.days_left is not None:
+            left = f"{site.days_left:.1f} days left" if site.days_left > 0 else f"{-site.days_left:.1f} days ago"
+            facts.append(("ends", f"{events.stamp(found.certificate.not_after)}, {left}"))
+        again = f" at {events.stamp(site.next_try)}" if site.next_try and site.next_try > now and kind == site.state else ""
+        facts += [("certdrop", following.replace("{again}", again)), ("you can", advice)]
+        problems.append(Problem(f"{name}:{kind}", f"{name}: {subject}", [fact for fact in facts if fact[1]], grave))
+
+    renewing = "tries again by itself{again}; the live certificate stays"
+    if site.state == verdict.EXPIRED:
+        add("expired", "the certificate has expired", "goes on trying to renew it{again}", f"run certdrop renew {name} and read what it says", True)
+    elif site.severity and _is_near_end(site):
+        add("near-end", f"the certificate nears its end, {site.days_left:.1f} days left", renewing,
+            f"run certdrop renew {name} and read what it says", True)
+    if site.state == verdict.NOT_SERVED:
+        add("issued-not-served", "a certificate is issued but not served",
+            "tests, reloads and asks the service again by itself{again}; the CA is not asked again",
+            f"run nginx -t, look at the server block of {found.domains[0] if found.domains else name}, then run certdrop-install", True)
+    if found.refused:
+        add("refused", "a reply of the issuer was refused", "asks the CA again by itself; the live certificate stays",
+            f"read the reason {found.refused.what} in certdrop-spool(5); if it comes again, look at what runs as _certdrop")
+    if found.failing and (found.failing.tries >= KEEPS_FAILING or now - (found.failing.since or now) > LASTING):
+        add("failing", "renewing keeps failing" if not found.placeholder else "the first certificate cannot be had", renewing,
+            f"mend what the error names, then run certdrop renew {name}")
+    if found.wrong:
+        add("failing", "its configuration or its files cannot be used", "leaves the live certificate in place and does not renew it", found.wrong)
+    if site.state == verdict.PLACEHOLDER and found.configured_at and now - found.configured_at > WAITING and not found.failing:
+        add("waiting", "there is no certificate yet", "waits for the issuer", f"run certdrop renew {name} and read what it says")
+    if found.disorder:
+        add("disorder", "files are not as they should be", "", "; ".join(found.disorder[:5]))
+    return problems
+
+
+def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str], now: float) -> list[Problem]:
+    """What is to be told of the principals."""
+    problems = []
+    for who, run, job in (("keeper", keeper, "certdrop-install"), ("issuer", issuer, "certdrop-issue")):
+        silent, quiet = verdict.silence(run, [site.evidence for site in sites], now)
+        last = f"its last run was at {events.stamp(run.at)}" if run.at else "it never ran"
+        if silent:
+            problems.append(Problem(f"{who}:silent", f"the {who} has not run for {table.span(quiet)}",
+                                    [("why", last), ("certdrop", "does nothing without it: no certificate is renewed"),
+                                     ("you can", f"see whether cron runs, look at /etc/cron.d/certdrop, run {job} by hand")], True))
+        elif run.exit in GRAVE:
+            problems.append(Problem(f"{who}:exit", f"the {who} ended with exit code {run.exit}",
+                                    [("why", last), ("certdrop", "runs it again at its next time"), ("you can", f"run {job} by hand and read what it says")]))
+    if disorder:
+        problems.append(Problem("host:disorder", "directories are not as they should be", [("you can", "; ".join(disorder[:5]))], True))
+    return problems
+
+
+def decide(before: Mouth, problems: list[Problem], now: float) -> str:
+    """PROBLEM, REMINDER or WELL where a mail is due, else nothing."""
+    if not problems:
+        return WELL if before.told else ""
+    if any(problem.key not in before.told for problem in problems):
+        return PROBLEM
+    return REMINDER if now - before.mailed >= DAILY or before.mailed > now else ""
+
+
+def _is_near_end(site: Verdict) -> bool:
+    return site.left is not None and not site.evidence.placeholder and site.left < verdict.backstop_of(site.evidence) * verdict.LATE

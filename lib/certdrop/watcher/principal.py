@@ -1,0 +1,42 @@
+"""The watcher's user, and how root's commands become it.
+
+Runs as: anyone, to become _certdrop-watch. Trusts: the kernel. Reads: the user database. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Callable
+
+from certdrop import events, jail
+
+USER = "_certdrop-watch"
+
+
+def as_watcher(program: str, work: Callable[[], int], otherwise: int) -> int:
+    """Do work; started by root, in a child that is _certdrop-watch, in a session of its own, with no terminal to type into (TIOCSTI).
+
+    Returns its exit code, and `otherwise` where it died. Raises KeyError where there is no such user.
+    """
+    if os.geteuid() != 0:
+        return work()
+    jail.user_ids(USER)
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else otherwise
+    code = otherwise
+    try:
+        os.setsid()
+        jail.become(USER)
+        code = work()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass                                   # nobody reads: nothing to say it to
+    except Exception as error:                 # the child must not return into root's code, whatever happens
+        print(f"{program}: {type(error).__name__}: {events.clean(error)}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(code)

@@ -1,0 +1,284 @@
+"""certdrop-watch: tells the administrator what goes wrong, and that nothing runs any more.
+
+Two processes, parted before anything that others wrote is read: the reader shuts itself in, looks and writes the mail's text; the
+sender (this process, not shut in, because sendmail needs its set-id bits) gets that text by pipe and hands it to the way out.
+Where the reader does not come to its end, the sender says so, by mail. Runs as: _certdrop-watch; started by root it becomes it.
+Trusts: root's configuration. Reads: public state. Writes: /var/lib/certdrop/watcher, its log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import stat
+import sys
+import time
+from typing import Any
+
+from certdrop import events, jail
+from certdrop import site as configuration
+from certdrop import spool
+from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, order, status, verdict
+from certdrop.watcher.evidence import Mouth, Reader
+from certdrop.watcher.principal import as_watcher
+from certdrop.watcher.verdict import Thresholds, Verdict
+
+USAGE = "usage: certdrop-watch [--test | --check]"
+TIME = 240                         # seconds for the reader
+FRAME = 128 * 1024                 # bytes of a message by pipe
+CONFIRM = 3.0                      # seconds until a service that does not show the certificate is asked once more
+TAIL = 8192                        # bytes of a log's end
+
+
+def main(argv: list[str]) -> int:
+    """The program; returns an exit code of sysexits.h. On a terminal it says what it found."""
+    if argv not in ([], ["--test"], ["--check"], ["--help"]):
+        print(USAGE, file=sys.stderr)
+        return os.EX_USAGE
+    if argv == ["--help"]:
+        print(USAGE)
+        return os.EX_OK
+    work = {"--test": send_test, "--check": check}.get(argv[0], run) if argv else run
+    try:
+        return as_watcher("certdrop-watch", lambda: _guarded(work), os.EX_SOFTWARE)
+    except KeyError as error:
+        return _say(f"{events.clean(error)}; install the package again", os.EX_NOPERM)
+
+
+def _guarded(work: Any) -> int:
+    try:
+        found: int = work(courier.Route(configuration.load_config().mail))
+        return found
+    except configuration.Wrong as error:
+        return _say(str(error), os.EX_CONFIG)
+    except courier.Undelivered as error:
+        return _say(f"{error}; mail does not go out", os.EX_TEMPFAIL)
+
+
+def send_test(route: courier.Route) -> int:
+    """--test: send a message now, and say where it went."""
+    courier.deliver(route, f"[certdrop] {route.host}: a test", "This is a test: mail of certdrop-watch goes this way.\n")
+    print(f"certdrop-watch: a test message was handed over for {route.words()}")
+    return os.EX_OK
+
+
+def check(route: courier.Route) -> int:
+    """--check: say whether there is a way out, without using it."""
+    try:
+        courier.check(route)
+    except courier.Undelivered as error:
+        return _say(str(error), os.EX_CONFIG)
+    print(f"certdrop-watch: mail goes to {route.words()}")
+    return os.EX_OK
+
+
+def run(route: courier.Route) -> int:
+    """Look, and tell. Returns 0, 75 where the way out failed, 70 where the reader did not come to its end."""
+    mine, its = _pipes()
+    child = os.fork()
+    if child == 0:
+        code = os.EX_SOFTWARE
+        try:
+            for fd in mine:
+                os.close(fd)
+            code = read_and_write(its, route)
+        except Exception as error:             # said, not raised: the sender's code is not for this process
+            _say(f"{type(error).__name__}: {events.clean(error)}", code)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    for fd in its:
+        os.close(fd)
+    failed = send(mine, route)
+    os.kill(child, signal.SIGKILL) if failed is None else None
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if failed is None or ended:
+        return _reader_failed(route, ended)
+    return _say(f"{failed}; mail does not go out; the next run tries again", os.EX_TEMPFAIL) if failed else os.EX_OK
+
+
+# The sender.
+
+def send(pipes: tuple[int, int], route: courier.Route) -> str | None:
+    """Serve the reader until it is done: at most one mail and one heartbeat. Returns what failed, "" for nothing, None for no proper end."""
+    end = time.monotonic() + TIME
+    failed, allowed = "", {"mail", "heartbeat"}
+    while True:
+        asked = receive(pipes[0], end)
+        if asked is None or asked.get("do") == "done":
+            return None if asked is None else failed
+        todo = str(asked.get("do"))
+        if todo not in allowed:
+            return None
+        allowed.discard(todo)
+        try:
+            if todo == "mail":
+                courier.deliver(route, str(asked.get("subject")), str(asked.get("body")))
+            else:
+                courier.beat(route)
+            error = ""
+        except courier.Undelivered as undelivered:
+            error = str(undelivered)
+        failed = failed or error
+        transmit(pipes[1], {"error": error})
+
+
+def _reader_failed(route: courier.Route, ended: int) -> int:
+    """The eyes are shut: say so, once a day."""
+    text = f"certdrop-watch could not look at the certificates: its reader ended with {ended}"
+    stamp = configuration.STATE + "/watcher/blind"
+    try:
+        told = os.lstat(stamp).st_mtime
+    except OSError:
+        told = 0
+    if abs(time.time() - told) >= alarm.DAILY:
+        try:
+            courier.deliver(route, f"[certdrop] {route.host}: nobody watches the certificates", text + ".\nRun certdrop-watch and certdrop-status by hand.\n")
+            os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644))
+            os.utime(stamp, follow_symlinks=False)
+        except (courier.Undelivered, OSError) as error:
+            text += f"; {events.clean(error)}"
+    log.open_log().warning("reader-failed", code=ended)
+    return _say(text, os.EX_SOFTWARE)
+
+
+# The reader.
+
+def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
+    """Shut in, look at everything, and have the sender tell what is to be told."""
+    now = time.time()
+    journal = log.open_log()
+    reader = Reader()
+    listening = handshake.listeners()
+    own = spool.open_directory(configuration.STATE + "/watcher")
+    try:
+        shut_in({port for _, port in listening} | probed_ports(reader))
+    except jail.Unconfined as error:
+        journal.warning(events.UNCONFINED, error=str(error))
+    before = reader.watcher()
+    sites = look_twice(reader, listening, now)
+    runs = {"keeper": reader.last_run("keeper"), "issuer": reader.last_run("issuer")}
+    problems = alarm.of_host(runs["keeper"], runs["issuer"], sites, order.of_host(), now)
+    problems += [problem for site in sites for problem in alarm.of_site(site, now)]
+    kind = alarm.decide(before, problems, now)
+    after = Mouth(int(now), before.failed if problems else "", before.told, before.mailed)
+    if kind:
+        tails = {who: tail(f"{events.LOGS}/{who}.log") for who in runs}
+        subject, body = letter.write(kind, problems, runs, tails, route.host, now)
+        after.failed = ask(pipes, {"do": "mail", "subject": subject, "body": body})
+        journal.info(events.MAIL_FAILED if after.failed else events.MAILED, kind=kind, problems=len(problems), error=after.failed)
+        if not after.failed:
+            after.mailed = int(now)
+            after.told = {problem.key: before.told.get(problem.key, int(now)) for problem in problems}
+    elif route.heartbeat and not problems:
+        failed = ask(pipes, {"do": "heartbeat"})
+        journal.info("heartbeat-failed" if failed else "heartbeat", error=failed)
+    noted = {"ran": after.at, "failed": after.failed, "told": after.told, "mailed": after.mailed}
+    spool.write(own, "state.json", json.dumps(noted).encode(), 0o644)
+    journal.info("looked", sites=len(sites), problems=len(problems))
+    transmit(pipes[1], {"do": "done"})
+    if sys.stdout.isatty():
+        for problem in problems:
+            print(f"certdrop-watch: {problem.subject}")
+        told = f"mailed to {route.words()}" if kind and not after.failed else "nothing new to mail"
+        print(f"certdrop-watch: {len(sites)} sites, {len(problems)} problems; {told}")
+    return os.EX_OK
+
+
+def shut_in(ports: set[int]) -> None:
+    """Read public state, write the watcher's own, connect to where services listen, and nothing else, for good. Raises Unconfined."""
+    "host.example".encode("idna")              # what would be loaded later is loaded now
+    handshake.context()
+    evidence.load_parser()
+    jail.forbid(NPROC=0, CORE=0, NOFILE=256, FSIZE=64 << 20, CPU=180, AS=2 << 30)
+    jail.give_up_privileges()
+    state = configuration.STATE
+    jail.landlock(read=(configuration.ETC + "/sites.d", *(f"{state}/{part}" for part in ("sites", "live", "proven", "keeper", "issuer")),
+                        events.LOGS, "/usr/lib", "/usr/share/certdrop"),
+                  write=(state + "/watcher",), ports=tuple(sorted(ports)))
+
+
+def probed_ports(reader: Reader) -> set[int]:
+    """The ports of the sites' `probe` settings, which are root's."""
+    ports = set()
+    for name in reader.names():
+        try:
+            ports |= {port for _, port in handshake.addresses(configuration.load_site(name, reader.config).probe, [])}
+        except configuration.Wrong:
+            pass                               # said when the site is looked at
+    return ports
+
+
+def look_twice(reader: Reader, listening: list[handshake.Address], now: float) -> list[Verdict]:
+    """The verdicts; who does not show its certificate is asked once more, because services restart."""
+    sites = status.look(reader, reader.names(), True, Thresholds(), now, listening)
+    doubted = [site.evidence.name for site in sites if site.state == verdict.NOT_SERVED and not site.evidence.install]
+    if doubted:
+        time.sleep(CONFIRM)
+        again = {site.evidence.name: site for site in status.look(reader, doubted, True, Thresholds(), now, listening)}
+        sites = [again.get(site.evidence.name, site) for site in sites]
+    return sites
+
+
+def tail(path: str) -> list[str]:
+    """The last lines of a log that another principal writes; nothing where it cannot be read safely."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return []
+        data = os.pread(fd, TAIL, max(0, found.st_size - TAIL))
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+    return [events.clean(line, letter.WIDTH) for line in data.decode("utf-8", "replace").splitlines()[-letter.TAILS:]]
+
+
+# The pipe between them: one JSON object in a line.
+
+def ask(pipes: tuple[int, int], what: dict[str, object]) -> str:
+    """Have the sender do something; what failed, or "" for nothing."""
+    transmit(pipes[1], what)
+    answer = receive(pipes[0], time.monotonic() + 2 * courier.TIMEOUT)
+    return events.clean(answer.get("error", ""), 300) if answer else "the sender did not answer"
+
+
+def transmit(fd: int, what: dict[str, object]) -> None:
+    """Write one message."""
+    view = memoryview(json.dumps(what).encode() + b"\n")
+    while view:
+        view = view[os.write(fd, view):]
+
+
+def receive(fd: int, end: float) -> dict[str, object] | None:
+    """Read one message; None where none comes in time, or it is too long, or none."""
+    data = b""
+    while not data.endswith(b"\n"):
+        ready = select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]
+        more = os.read(fd, 65536) if ready else b""
+        if not more or len(data) > FRAME:
+            return None
+        data += more
+    try:
+        return evidence.as_object(data)
+    except ValueError:
+        return None
+
+
+def _pipes() -> tuple[tuple[int, int], tuple[int, int]]:
+    """((read, write) of the sender, (read, write) of the reader)."""
+    (hear, say), (listen, answer) = os.pipe(), os.pipe()
+    return (hear, answer), (listen, say)
+
+
+def _say(text: str, code: int) -> int:
+    """One line for people; under cron and timers only where somebody must act (70, 77, 78)."""
+    if sys.stderr.isatty() or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG):
+        print(f"certdrop-watch: {events.clean(text)}", file=sys.stderr, flush=True)
+    return code
