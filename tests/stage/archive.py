@@ -101,7 +101,8 @@ def debian_sources() -> list[Source]:
 class Apt:
     """apt with a state directory of its own; the host's lists, cache and locks are not touched."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, old: bool = False) -> None:
+        self.old = old                      # an index that is signed, but no longer renewed, will do
         self.home = os.path.join(CACHE, name)
         self.archives = os.path.join(self.home, "archives")
         self.empty = os.path.join(self.home, "empty")
@@ -118,6 +119,8 @@ class Apt:
             "Acquire::Languages": "none", "Acquire::Retries": "3", "APT::Install-Recommends": "false",
             "Debug::NoLocking": "true",     # the locks would be the host's dpkg's; our own directories are guarded by fetch.lock
         }
+        if self.old:
+            options["Acquire::Check-Valid-Until"] = "false"
         command = ["/usr/bin/apt-get", "-q", "-y"]
         for key, value in options.items():
             command += ["-o", f"{key}={value}"]
@@ -188,7 +191,7 @@ def load_manifest(path: str) -> Optional[Manifest]:
 def testing_archive(suite: Apt, refresh: bool) -> Apt:
     """The archive's testing suite, verified by the key the machine trusts for its own, or else by the keyring's newest."""
     base = next(one for one in debian_sources() if one.suite == codename())
-    testing = Apt("testing")
+    testing = Apt("testing", old=True)      # a mirror that lags or a snapshot is no reason to do without
 
     def keys() -> Iterator[str]:
         yield base.signed_by
@@ -221,7 +224,7 @@ def fetch_pebble(suite: Apt, refresh: bool) -> str:
             testing.update()                # the lists are older than the archive
             return testing.download("pebble")
     except StageError as error:
-        say(f"Pebble cannot be had from Debian testing, so the release's own is used: no ARI, no profiles\n  {str(error).splitlines()[-1]}")
+        say(f"Pebble cannot be had from Debian testing, so the release's own is used, which knows less of ARI and profiles\n  {str(error).splitlines()[-1]}")
         return suite.download("pebble")
 
 

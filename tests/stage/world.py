@@ -269,7 +269,8 @@ def fetch(request: urllib.request.Request, context: Optional[ssl.SSLContext] = N
 class PebbleOptions:
     """What can be set at a Pebble; change them and restart."""
     validity: Optional[int] = None                      # seconds; of the default profile, where there are profiles
-    profiles: Mapping[str, int] = field(default_factory=dict)       # name: seconds (2.7 and later)
+    profiles: Mapping[str, int] = field(default_factory=dict)       # name: seconds; an order that names none gets any of them
+    common_names: Sequence[str] = ()                    # the profiles that put a name into the subject, too
     nonce_reject: int = 0                               # per cent of good nonces refused
     authz_reuse: int = 0                                # per cent of valid authorizations used again
     chain_length: int = 1                               # intermediates
@@ -321,7 +322,8 @@ class Pebble(Server):
         if options.validity is not None:
             profiles.setdefault("default", options.validity)        # where there are profiles, the period above is not looked at
         if profiles:
-            pebble["profiles"] = {name: {"description": f"{seconds} seconds", "validityPeriod": seconds} for name, seconds in profiles.items()}
+            pebble["profiles"] = {name: {"description": f"{seconds} seconds", "validityPeriod": seconds, "promoteCommonName": name in options.common_names}
+                                  for name, seconds in profiles.items()}
         return json.dumps({"pebble": pebble}, indent=2) + "\n"
 
     def _environment(self) -> dict[str, str]:
@@ -505,6 +507,8 @@ class Cron(Server):
         super().__init__("cron")
 
     def start(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("/run/crond.pid")
         self.launch(["/usr/sbin/cron", "-f"])
         wait_for(lambda: os.path.exists("/run/crond.pid") or not self.running(), 5, "cron")
         if not self.running():
@@ -569,6 +573,8 @@ class MailSink:
     def start(self) -> None:
         os.makedirs(MAIL, exist_ok=True)
         os.chmod(MAIL, 0o1777)
+        self.clear()
+        self.refuse(False)
         with contextlib.suppress(FileNotFoundError):
             os.unlink("/usr/sbin/sendmail")         # the host's may be a link into another package
         write("/usr/sbin/sendmail", SENDMAIL.format(mail=MAIL), 0o755)
