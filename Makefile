@@ -66,7 +66,7 @@ deps:
 check:
 	flake8 lib tests $(SCRIPTS)
 	mypy lib/certdrop
-	mandoc -Tlint -Wstyle $(MAN)
+	mandoc -Tlint -Wwarning $(MAN)
 	@if command -v shellcheck >/dev/null; then echo shellcheck $(SHELL_SCRIPTS); shellcheck $(SHELL_SCRIPTS); fi
 	@if [ -x /usr/sbin/visudo ]; then echo visudo -c -s -f sudoers.d/certdrop; /usr/sbin/visudo -c -s -q -f sudoers.d/certdrop; fi
 	@dpkg-parsechangelog -S Version | grep -qx '$(VERSION)' || { echo "debian/changelog is not about version $(VERSION)" >&2; exit 1; }

@@ -1,0 +1,90 @@
+"""Manual pages, --help and completions agree with each other and with the code."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from certdrop import site, spool
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MAN = ROOT / "man"
+PROGRAMS = sorted(path.name for path in (ROOT / "bin").iterdir() if path.is_file())
+
+
+def page(name: str) -> str:
+    """The source of a manual page."""
+    return (MAN / name).read_text(encoding="ascii")
+
+
+def page_of(program: str) -> str:
+    """The source of a program's manual page, of section 1 or 8."""
+    (found,) = [path for path in MAN.glob(f"{program}.[18]")]
+    return found.read_text(encoding="ascii")
+
+
+def help_of(program: str) -> str:
+    """What `program --help` prints, run from this tree."""
+    source = (ROOT / "bin" / program).read_text(encoding="utf-8").replace("/usr/share/certdrop", str(ROOT / "lib"))
+    return subprocess.run([sys.executable, "-c", source, "--help"], stdout=subprocess.PIPE, check=True, text=True).stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_has_a_manual_page(program):
+    """With the sections that a reader looks for."""
+    sections = set(re.findall(r"^\.Sh (.*)$", page_of(program), re.M))
+    assert {"NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "FILES", "SECURITY", "SEE ALSO"} <= sections
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_and_manual_name_the_same_options(program):
+    """An option that --help shows is in the manual."""
+    shown = set(re.findall(r"--([a-z][a-z-]+)", help_of(program))) - {"help", "version"}
+    assert shown <= set(re.findall(r"Fl -([a-z][a-z-]+)", page_of(program)))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_names_the_manual_page(program):
+    """--help says which page to read on in."""
+    section = next(iter(MAN.glob(f"{program}.[18]"))).suffix[1:]
+    assert f"{program}({section})" in help_of(program)
+
+
+def test_completion_knows_the_options():
+    """Of certdrop, all that --help shows."""
+    text = (ROOT / "completions" / "certdrop").read_text(encoding="ascii")
+    shown = set(re.findall(r"--[a-z][a-z-]+", help_of("certdrop")))
+    assert shown - set(re.findall(r"--[a-z][a-z-]+", text)) == set()
+    assert [kind for kind in site.KEYS if kind not in text] == []
+
+
+def test_every_reason_is_explained():
+    """certdrop-spool(5) has each reason of spool.REASONS once, in its order."""
+    _, _, rest = page("certdrop-spool.5").partition(".Ss Reasons\n")
+    reasons, _, _ = rest.partition(".Ss ")
+    assert tuple(re.findall(r"^\.It Cm (\S+)$", reasons, re.M)) == spool.REASONS
+
+
+def test_every_key_is_explained():
+    """certdrop.toml(5) has each key of the configuration and of a site."""
+    keys = set(vars(site.Config())) | set(vars(site.Site("a.test", site.Config()))) - {"name"}
+    explained = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"^\.It (?:Bq )*Cm (.*)$", page("certdrop.toml.5"), re.M))))
+    assert keys - explained == set()
+
+
+def test_the_examples_are_right(monkeypatch, tmp_path):
+    """The example files are read without complaint, and certdrop.toml's shows the defaults, and every key."""
+    (tmp_path / "sites.d").mkdir()
+    for source, target in (("certdrop.toml", "certdrop.toml"), ("site.toml", "sites.d/example.org.toml")):
+        text = (ROOT / "etc" / source).read_text(encoding="ascii")
+        (tmp_path / target).write_text(text, encoding="ascii")
+    monkeypatch.setattr(site, "ETC", str(tmp_path))
+    config = site.load_config()
+    assert vars(config) == {**vars(site.Config()), "contact": ["hostmaster@example.org"]}
+    assert site.load_site("example.org", config).domains == ["example.org", "www.example.org"]
+    shown = (ROOT / "etc" / "certdrop.toml").read_text(encoding="ascii")
+    assert [key for key in vars(config) if f"\n{key} =" not in shown and f"\n[{key}]" not in shown] == []
