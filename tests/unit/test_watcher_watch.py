@@ -13,7 +13,7 @@ from typing import Callable
 import pytest
 
 from test_watcher_evidence import DAY, World, make_world
-from certdrop import events, jail
+from certdrop import events, jail, layout
 from certdrop import site as configuration
 from certdrop.watcher import courier, handshake, watch
 
@@ -73,6 +73,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     world = make_world(tmp_path, monkeypatch)
     monkeypatch.setattr(handshake, "listeners", lambda: [])
     monkeypatch.setattr(watch, "CONFIRM", 0)
+    monkeypatch.setattr(layout, "deviations", lambda: [])
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/watcher.log").touch()
     monkeypatch.setattr(events, "LOGS", str(tmp_path / "logs"))
@@ -138,6 +139,13 @@ def test_silence_is_told(host: Host) -> None:
     host.world.ran(ago=5 * 3600)
     assert 0 == host.run()
     assert ["the keeper has not run for 5h"] == host.subjects()
+
+
+def test_disorder_of_directories_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not as the table of owners and modes says is a mail, with the command that mends it."""
+    monkeypatch.setattr(layout, "deviations", lambda: ["/var/lib/certdrop: has mode 0777; mend with chmod 0755 /var/lib/certdrop"])
+    assert 0 == host.run()
+    assert "mend with chmod 0755 /var/lib/certdrop" in host.mails()[0]
 
 
 def test_log_tail_is_in_the_mail(host: Host) -> None:

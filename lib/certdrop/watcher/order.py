@@ -1,7 +1,7 @@
 """Looks whether live files, their owners and modes are as the keeper leaves them.
 
-Runs as: anyone (it opens no key). Trusts: the kernel. Reads: the generation that is live, and the shared directories.
-Writes: nothing.
+Runs as: anyone (it opens no key). Trusts: the kernel. Reads: the generation that is live.
+Writes: nothing. The directories that all sites share are layout.py's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,6 @@ def of_site(name: str, number: int) -> list[str]:
     for entry in PUBLIC:
         wrong += regular(f"{place}/{entry}", 0o022, "can be written by others than root")
     return wrong or content(place)
-
-
-def of_host() -> list[str]:
-    """What is wrong with the directories that all sites share."""
-    return [line for part in ("", "/sites", "/live", "/proven", "/keeper") for line in directory(configuration.STATE + part)]
 
 
 def directory(path: str) -> list[str]:

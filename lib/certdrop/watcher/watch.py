@@ -17,10 +17,10 @@ import sys
 import time
 from typing import Any
 
-from certdrop import events, jail
+from certdrop import events, jail, layout
 from certdrop import site as configuration
 from certdrop import spool
-from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, order, status, verdict
+from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, status, verdict
 from certdrop.watcher.evidence import Mouth, Reader
 from certdrop.watcher.principal import as_watcher
 from certdrop.watcher.verdict import Thresholds, Verdict
@@ -153,6 +153,7 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     reader = Reader()
     listening = handshake.listeners()
     own = spool.open_directory(configuration.STATE + "/watcher")
+    disorder = layout.deviations()             # root's table, and owners and modes: nothing that others wrote
     try:
         shut_in({port for _, port in listening} | probed_ports(reader))
     except jail.Unconfined as error:
@@ -160,7 +161,7 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     before = reader.watcher()
     sites = look_twice(reader, listening, now)
     runs = {"keeper": reader.last_run("keeper"), "issuer": reader.last_run("issuer")}
-    problems = alarm.of_host(runs["keeper"], runs["issuer"], sites, order.of_host(), now)
+    problems = alarm.of_host(runs["keeper"], runs["issuer"], sites, disorder, now)
     problems += [problem for site in sites for problem in alarm.of_site(site, now)]
     kind = alarm.decide(before, problems, now)
     after = Mouth(int(now), before.failed if problems else "", before.told, before.mailed)
