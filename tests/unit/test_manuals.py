@@ -47,13 +47,6 @@ def test_help_and_manual_name_the_same_options(program):
     assert shown <= set(re.findall(r"Fl -([a-z][a-z-]+)", page_of(program)))
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_names_the_manual_page(program):
-    """--help says which page to read on in."""
-    section = next(iter(MAN.glob(f"{program}.[18]"))).suffix[1:]
-    assert f"{program}({section})" in help_of(program)
-
-
 def test_completion_knows_the_options():
     """Of certdrop, all that --help shows."""
     text = (ROOT / "completions" / "certdrop").read_text(encoding="ascii")
