@@ -18,16 +18,17 @@ import subprocess
 import tempfile
 import time
 import unittest
-from typing import Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 STAGE = os.path.join(HERE, "stage")
 SPACES = ("mnt", "net", "pid", "uts", "ipc")
 
 
-def stage(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
-    settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 300, "check": False, **options}
-    done: "subprocess.CompletedProcess[str]" = subprocess.run([STAGE, *arguments], **settings)    # type: ignore[call-overload]
+def stage(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 300, "check": False}
+    settings.update(options)
+    done: "subprocess.CompletedProcess[str]" = subprocess.run([STAGE, *arguments], **settings)
     return done
 
 
@@ -67,7 +68,7 @@ class StageTest(unittest.TestCase):
         if first.returncode != 0:
             raise AssertionError(first.stderr)
 
-    def output(self, *command: str, **options: object) -> str:
+    def output(self, *command: str, **options: Any) -> str:
         done = stage("run", "--", *command, **options)
         self.assertEqual((0, ""), (done.returncode, done.stderr))
         return done.stdout.strip()

@@ -632,6 +632,7 @@ class SmtpSession(socketserver.StreamRequestHandler):
 
     def say(self, line: str) -> None:
         self.wfile.write(line.encode() + b"\r\n")
+        self.wfile.flush()
 
     def hear(self) -> str:
         return self.rfile.readline().decode("utf-8", "replace").rstrip("\r\n")
@@ -659,7 +660,7 @@ class SmtpSession(socketserver.StreamRequestHandler):
             elif verb == "STARTTLS":
                 self.say("220 go")
                 self.request = self.server.sink.context.wrap_socket(self.request, server_side=True)
-                self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb", buffering=0)
+                self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb")
                 tls = True
             elif verb == "AUTH":
                 user, password = self.authenticate(rest)
@@ -734,8 +735,11 @@ class World:
         return self
 
     def stop(self) -> None:
-        for server in (self.cron, self.nginx, self.pebble, self.mail, self.dns):
-            server.stop()
+        self.cron.stop()
+        self.nginx.stop()
+        self.pebble.stop()
+        self.mail.stop()
+        self.dns.stop()
 
     def __enter__(self) -> "World":
         return self.start()
