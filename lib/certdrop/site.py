@@ -113,7 +113,7 @@ def load_config() -> Config:
         if "@" not in address or not address.isascii() or any(c.isspace() for c in address):
             raise Wrong(f'{path}: contact: "{address}": give mail addresses')
     for key in config.mail:
-        _refuse_unknown(path, key, {"to", "via", "heartbeat"}, ())
+        _refuse_unknown(path, key, {"to", "via", "from", "heartbeat", "ca_bundle"}, ())
     _check_policy(path, config)
     return config
 
