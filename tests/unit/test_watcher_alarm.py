@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from test_watcher_evidence import DAY, ISSUER, World, make_world
-from certdrop.watcher import alarm, evidence, handshake, letter, order, status, verdict
+from certdrop.watcher import alarm, evidence, letter, order, places, status, verdict
 from certdrop.watcher.alarm import Problem
 from certdrop.watcher.evidence import Mouth, Run
 from certdrop.watcher.verdict import Thresholds
@@ -22,7 +22,7 @@ OTHER = [Problem("b:failing", "b: renewing keeps failing", [])]
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(handshake, "listeners", lambda: [])
+    monkeypatch.setattr(places, "listeners", lambda: {})
     found = make_world(tmp_path, monkeypatch)
     found.ran()
     return found
@@ -31,7 +31,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def problems() -> dict[str, Problem]:
     """The problems of all sites, by key."""
     reader, now = evidence.Reader(), time.time()
-    sites = status.look(reader, reader.names(), False, Thresholds(), now)
+    sites = status.look(reader, reader.names(), None, Thresholds(), now)
     return {problem.key: problem for site in sites for problem in alarm.of_site(site, now)}
 
 

@@ -55,8 +55,9 @@ class World:
         for path in (self.etc / "sites.d", *(self.state / part for part in ("sites", "live", "proven", "keeper", "issuer", "watcher"))):
             path.mkdir(parents=True)
             path.chmod(0o755)
-        for path in (self.state / "issuer",):
-            os.chown(path, ISSUER, ISSUER)
+        os.chown(self.state / "issuer", ISSUER, ISSUER)
+        (self.etc / "services.d").mkdir()
+        self.put(self.etc / "services.d/nginx.toml", b'test = ["/bin/true"]\nreload = ["/bin/true"]\n')
 
     def site(self, name: str, *more: str, text: str = "") -> None:
         """A configured site."""

@@ -19,14 +19,14 @@ import pytest
 
 from test_watcher_evidence import DAY, World, make_certificate, make_world
 from certdrop import jail
-from certdrop.watcher import evidence, handshake, report, status, table, verdict
+from certdrop.watcher import evidence, handshake, places, report, status, table, verdict
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(handshake, "listeners", lambda: [])
+    monkeypatch.setattr(places, "listeners", lambda: {})
     found = make_world(tmp_path, monkeypatch)
     found.ran()
     return found
@@ -62,6 +62,15 @@ class Server:
                     connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 100)
                     connection.close()
                 else:
+                    if self.manner == "endless":
+                        while True:
+                            connection.sendall(b"220-more\r\n" * 100)
+                    for line in {"smtp": ["220 x", "", "250-x\r\n250 STARTTLS", "", "220 go"], "imap": ["* OK x", "", "a OK go"],
+                                 "pop3": ["+OK x", "", "+OK go"]}.get(self.manner, []):
+                        if line:
+                            connection.sendall(line.encode() + b"\r\n")
+                        else:
+                            connection.recv(1024)
                     if self.manner == "proxy":
                         assert b"PROXY TCP4 127.0.0.1 127.0.0.1 1 443\r\n" == connection.recv(38, socket.MSG_WAITALL)
                     with self.context.wrap_socket(connection, server_side=True) as tls:
@@ -153,12 +162,15 @@ def test_served_is_asked_by_a_handshake(world: World, servers: list[Server], tmp
     assert "installed" == state_of()
 
 
-@pytest.mark.parametrize("manner, expected", [("good", None), ("proxy", None), ("babbles", handshake.NOTHING), ("hangs", handshake.NOTHING)])
-def test_handshake_answers(servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manner: str, expected: str | None) -> None:
-    """A service's certificate is seen, with PROXY protocol too; babble and silence are nothing."""
+@pytest.mark.parametrize("manner, preface, expected", [
+    ("good", "", None), ("proxy", "proxy-protocol", None), ("smtp", "smtp", None), ("imap", "imap", None), ("pop3", "pop3", None),
+    ("babbles", "", handshake.NOTHING), ("hangs", "", handshake.NOTHING), ("babbles", "smtp", handshake.NOTHING), ("imap", "smtp", handshake.NOTHING),
+    ("endless", "smtp", handshake.NOTHING)])
+def test_handshake_answers(servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manner: str, preface: str, expected: str | None) -> None:
+    """A service's certificate is seen, after PROXY or STARTTLS too; babble, silence and another protocol are nothing."""
     monkeypatch.setattr(handshake, "PATIENCE", 0.5)
     servers.append(Server(tmp_path, manner))
-    question = (servers[0].address, "example.org", manner == "proxy")
+    question = ((*servers[0].address, preface), "example.org")
     assert {question: expected or servers[0].sha256} == handshake.ask([question])
 
 
@@ -166,7 +178,7 @@ def test_deadline_holds_for_all_questions(servers: list[Server], tmp_path: Path)
     """A service that never answers does not hold up status for longer than the deadline."""
     servers.append(Server(tmp_path, "hangs"))
     begin = time.monotonic()
-    assert {} == handshake.ask([(servers[0].address, f"a{n}.org", False) for n in range(500)], 1.0)
+    assert {} == handshake.ask([((*servers[0].address, ""), f"a{n}.org") for n in range(500)], 1.0)
     assert time.monotonic() - begin < 2
 
 
@@ -174,8 +186,20 @@ def test_listeners_are_found() -> None:
     """A port that this host listens on is in the kernel's table; wildcard addresses are asked at the loopback."""
     with socket.create_server(("0.0.0.0", 0)) as one:
         port = one.getsockname()[1]
-        assert [("127.0.0.1", port)] == handshake.listeners(port)
-    assert [] == handshake.listeners(port)
+        assert ["127.0.0.1"] == places.listeners()[port]
+    assert port not in places.listeners()
+
+
+def test_places_follow_services_and_probe(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each service is asked at its own port, after its own preface; `probe` goes before the listeners; a bad description is passed over."""
+    monkeypatch.setattr(places, "listeners", lambda: {443: ["127.0.0.1", "::1"], 25: ["192.0.2.1"]})
+    world.put(world.etc / "services.d/postfix.toml", b'port = 25\nstarttls = "smtp"\n')
+    world.put(world.etc / "services.d/odd.toml", b"prot = 25\n")
+    found = places.Places()
+    assert [("127.0.0.1", 443, ""), ("::1", 443, ""), ("192.0.2.1", 25, "smtp")] == found.of(["nginx", "odd", "none", "postfix"], "")
+    assert [("127.0.0.1", 443, "proxy-protocol"), ("::1", 443, "proxy-protocol")] == found.of(["nginx"], "proxy-protocol")
+    assert [("::1", 8443, "")] == found.of(["nginx"], "[::1]:8443")
+    assert [] == found.of(["nginx"], "off") == found.of(["nginx"], "127.0.0.1:99999")
 
 
 # The forms.

@@ -15,7 +15,7 @@ import pytest
 from test_watcher_evidence import DAY, World, make_world
 from certdrop import events, jail, layout
 from certdrop import site as configuration
-from certdrop.watcher import courier, handshake, watch
+from certdrop.watcher import courier, places, watch
 
 pytest.importorskip("structlog")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
@@ -71,7 +71,7 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     world = make_world(tmp_path, monkeypatch)
-    monkeypatch.setattr(handshake, "listeners", lambda: [])
+    monkeypatch.setattr(places, "listeners", lambda: {})
     monkeypatch.setattr(watch, "CONFIRM", 0)
     monkeypatch.setattr(layout, "deviations", lambda: [])
     (tmp_path / "logs").mkdir()

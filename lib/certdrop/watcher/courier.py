@@ -114,7 +114,7 @@ def compose(route: Route, subject: str, body: str) -> bytes:
     message["From"] = route.sender
     message["To"] = ", ".join(_qualified(route))
     message["Subject"] = events.clean(subject, MAX_SUBJECT)
-    message["Date"] = formatdate()
+    message["Date"] = formatdate(localtime=True)
     message["Message-ID"] = make_msgid("certdrop", route.host)
     message["Auto-Submitted"] = "auto-generated"
     message.set_content("".join(events.clean(line, MAX_LINE) + "\n" for line in body.splitlines()[:MAX_LINES]), cte="7bit")

@@ -56,6 +56,7 @@ class Evidence:
     name: str
     domains: list[str] = field(default_factory=list)
     probe: str = ""
+    services: list[str] = field(default_factory=list)
     configured_at: int = 0                     # when the site's file was last written
     wrong: str = ""                            # why the configuration, or what is on disk, cannot be used
     live: int | None = None
@@ -112,7 +113,7 @@ class Reader:
         found = Evidence(name)
         try:
             wanted = configuration.load_site(name, self.config)
-            found.domains, found.probe = wanted.domains, wanted.probe
+            found.domains, found.probe, found.services = wanted.domains, wanted.probe, wanted.services
             found.configured_at = int(os.stat(f"{configuration.ETC}/sites.d/{name}.toml").st_mtime)
         except (configuration.Wrong, OSError) as error:
             found.wrong = clean(error, TEXT)

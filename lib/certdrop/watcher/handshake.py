@@ -1,59 +1,37 @@
 """Asks the services of this host, by TLS handshakes, which certificate they show for a name.
 
 Many at once in one thread, without waiting for the slow: after the deadline what did not answer was not seen.
-Runs as: whoever imports it. Trusts: nothing that comes over a connection. Reads: /proc/net/tcp, /proc/net/tcp6.
+Runs as: whoever imports it. Trusts: nothing that comes over a connection. Reads and writes: no file.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import selectors
 import socket
 import ssl
-import sys
 import time
 
-TLS_PORT = 443
+from certdrop.watcher.places import Place
+
 AT_ONCE = 64                       # handshakes
 PATIENCE = 5.0                     # seconds for one handshake
 DEADLINE = 30.0                    # seconds for all of them
-MAX_ADDRESSES = 16
-
-Address = tuple[str, int]
-Question = tuple[Address, str, bool]           # where, for which name, and whether to say PROXY first
+MAX_ANSWER = 4096                  # bytes of an answer before the handshake
 
 NOBODY = "nobody"                  # in place of a fingerprint: nothing listens
 NOTHING = "nothing"                # ... or it listens, and shows no certificate
 
+PREFACES = {                       # what is said before the handshake, and how the last line of the answer must begin
+    "": (),
+    "proxy-protocol": ((b"PROXY TCP4 127.0.0.1 127.0.0.1 1 443\r\n", b""),),
+    "smtp": ((b"", b"220 "), (b"EHLO localhost\r\n", b"250 "), (b"STARTTLS\r\n", b"220 ")),       # RFC 3207
+    "imap": ((b"", b"* OK"), (b"a STARTTLS\r\n", b"a OK")),                                       # RFC 9051 section 6.2.1
+    "pop3": ((b"", b"+OK"), (b"STLS\r\n", b"+OK")),                                               # RFC 2595 section 4
+}
 
-def listeners(port: int = TLS_PORT) -> list[Address]:
-    """The addresses of this host on which somebody listens at a TCP port; 0.0.0.0 and :: as the loopback (proc(5))."""
-    found: list[Address] = []
-    for path, family in (("/proc/net/tcp", socket.AF_INET), ("/proc/net/tcp6", socket.AF_INET6)):
-        try:
-            with open(path, encoding="ascii") as stream:
-                lines = stream.readlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            host, _, at = fields[1].partition(":")
-            if fields[3] != "0A" or int(at, 16) != port:       # 0A: LISTEN
-                continue
-            address = _address(host, family)
-            if (address, port) not in found:
-                found.append((address, port))
-    return found[:MAX_ADDRESSES]
-
-
-def addresses(probe: str, listening: list[Address]) -> list[Address]:
-    """Where a site is asked for, by its `probe` setting."""
-    if probe == "off":
-        return []
-    if probe in ("", "proxy-protocol"):
-        return listening
-    host, _, port = probe.rpartition(":")
-    return [(host.strip("[]"), int(port))] if int(port) < 65536 else []
+Question = tuple[Place, str]       # where, and for which name
 
 
 def context() -> ssl.SSLContext:
@@ -95,17 +73,19 @@ def ask(questions: list[Question], seconds: float = DEADLINE) -> dict[Question, 
 class _Handshake:
     """One connection on its way, never blocking."""
 
-    def __init__(self, question: Question, context: ssl.SSLContext) -> None:
+    def __init__(self, question: Question, tls: ssl.SSLContext) -> None:
         self.question = question
-        self.context = context
+        (host, port, preface), name = question
+        self.dialogue = list(PREFACES.get(preface, ()))
+        self.heard = b""
+        self.unsent = b""
+        self.connected = False
         self.wants = selectors.EVENT_WRITE
-        self.tls: ssl.SSLObject | None = None
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        (host, port), _, _ = question
+        self.tls = tls.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
         self.connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         self.connection.setblocking(False)
-        self.unsent = b""
-        self.connection.connect_ex((host, port))
+        self.refused = self.connection.connect_ex((host, port)) not in (0, errno.EINPROGRESS)
 
     def step(self) -> str | None:
         """Go on; the answer, or None as long as there is none."""
@@ -113,40 +93,57 @@ class _Handshake:
             return self._step()
         except BlockingIOError:
             return None
-        except (OSError, ValueError):          # ssl.SSLError is an OSError; ValueError: a name that SNI cannot carry
+        except OSError:                        # ssl.SSLError is one
             return NOTHING
 
     def _step(self) -> str | None:
-        if self.tls is None:
-            error = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error:
+        if not self.connected:
+            if self.refused or self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 return NOBODY
-            _, name, proxied = self.question
-            self.tls = self.context.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
-            self.unsent = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 443\r\n" if proxied else b""
+            self.connected = True
+            self._say()
         elif self.wants == selectors.EVENT_READ:
             data = self.connection.recv(16384)
-            if not data:
+            if not data or not self._hear(data):
                 return NOTHING
+        if not self.dialogue:
+            try:
+                self.tls.do_handshake()
+                return self._shown()
+            except ssl.SSLWantReadError:
+                self.unsent += self.outgoing.read()
+        self.unsent = self.unsent[self.connection.send(self.unsent):] if self.unsent else b""
+        self.wants = selectors.EVENT_WRITE if self.unsent else selectors.EVENT_READ
+        return None
+
+    def _say(self) -> None:
+        """Say what comes before the handshake, up to where an answer is waited for."""
+        while self.dialogue:
+            self.unsent += self.dialogue[0][0]
+            if self.dialogue[0][1]:
+                return
+            del self.dialogue[0]
+
+    def _hear(self, data: bytes) -> bool:
+        """Take what came; whether it is as expected, so far."""
+        if not self.dialogue:
             self.incoming.write(data)
-        try:
-            self.tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self.unsent += self.outgoing.read()
-            self.unsent = self.unsent[self.connection.send(self.unsent):] if self.unsent else b""
-            self.wants = selectors.EVENT_WRITE if self.unsent else selectors.EVENT_READ
-            return None
+            return True
+        self.heard += data
+        if not self.heard.endswith(b"\n"):
+            return len(self.heard) < MAX_ANSWER
+        last = self.heard.splitlines()[-1]
+        if last.startswith(self.dialogue[0][1]):
+            self.heard = b""
+            del self.dialogue[0]
+            self._say()
+            return True
+        return last[3:4] == b"-" and len(self.heard) < MAX_ANSWER
+
+    def _shown(self) -> str:
         leaf = self.tls.getpeercert(True)
         try:
             self.connection.send(self.outgoing.read())         # the end of the handshake, so that the service sees no error
         except OSError:
             pass
         return hashlib.sha256(leaf).hexdigest() if leaf else NOTHING
-
-
-def _address(text: str, family: socket.AddressFamily) -> str:
-    raw = bytes.fromhex(text)
-    if sys.byteorder == "little":              # each 32-bit word is in the host's order
-        raw = b"".join(raw[i:i + 4][::-1] for i in range(0, len(raw), 4))
-    address = socket.inet_ntop(family, raw)
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)

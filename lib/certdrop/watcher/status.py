@@ -16,6 +16,7 @@ from certdrop import events
 from certdrop import site as configuration
 from certdrop.watcher import handshake, report, table, verdict
 from certdrop.watcher.evidence import Evidence, Reader
+from certdrop.watcher.places import Places
 from certdrop.watcher.principal import as_watcher
 from certdrop.watcher.verdict import Thresholds, Verdict
 
@@ -93,7 +94,7 @@ def show(options: Options, out: TextIO) -> int:
     if unknown:
         print(f"certdrop-status: {unknown[0]!a:.80}: no such site; certdrop-status lists them", file=sys.stderr)
         return verdict.UNKNOWN
-    sites = look(reader, options.names or names, options.probe, options.thresholds, now)
+    sites = look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now)
     keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
     silent, quiet = verdict.silence(keeper, [site.evidence for site in sites], now)
     watcher = reader.watcher()
@@ -118,17 +119,17 @@ def show(options: Options, out: TextIO) -> int:
     return code
 
 
-def look(reader: Reader, names: list[str], probe: bool, thresholds: Thresholds, now: float, listening: list[handshake.Address] | None = None) -> list[Verdict]:
-    """The verdict on each of these sites. `listening`: where services listen, if that is known already."""
+def look(reader: Reader, names: list[str], places: Places | None, thresholds: Thresholds, now: float) -> list[Verdict]:
+    """The verdict on each of these sites. Without `places` no service is asked."""
     found = [reader.site(name) for name in names]
-    shown = served(found, handshake.listeners() if listening is None else listening) if probe else {}
+    shown = served(found, places) if places else {}
     return [verdict.judge(site, shown.get(site.name), now, thresholds) for site in found]
 
 
-def served(sites: list[Evidence], listening: list[handshake.Address]) -> dict[str, set[str]]:
+def served(sites: list[Evidence], places: Places) -> dict[str, set[str]]:
     """What the services of this host show for each site; a site that nobody was asked for is not there."""
-    asked = {site.name: [(where, site.domains[0], site.probe == "proxy-protocol") for where in handshake.addresses(site.probe, listening)]
-             for site in sites if site.domains and site.certificate and site.probe != "off"}
+    asked = {site.name: [(place, site.domains[0]) for place in places.of(site.services, site.probe)]
+             for site in sites if site.certificate and site.probe != "off" and site.domains and configuration.is_host_name(site.domains[0])}
     answers = handshake.ask([question for questions in asked.values() for question in questions])
     return {name: {answers[question] for question in questions} for name, questions in asked.items() if all(q in answers for q in questions)}
 

@@ -22,6 +22,7 @@ from certdrop import site as configuration
 from certdrop import spool
 from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, status, verdict
 from certdrop.watcher.evidence import Mouth, Reader
+from certdrop.watcher.places import Places
 from certdrop.watcher.principal import as_watcher
 from certdrop.watcher.verdict import Thresholds, Verdict
 
@@ -151,15 +152,15 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     now = time.time()
     journal = log.open_log()
     reader = Reader()
-    listening = handshake.listeners()
+    places = Places()
     own = spool.open_directory(configuration.STATE + "/watcher")
     disorder = layout.deviations()             # root's table, and owners and modes: nothing that others wrote
     try:
-        shut_in({port for _, port in listening} | probed_ports(reader))
+        shut_in(ports(reader, places))
     except jail.Unconfined as error:
         journal.warning(events.UNCONFINED, error=str(error))
     before = reader.watcher()
-    sites = look_twice(reader, listening, now)
+    sites = look_twice(reader, places, now)
     runs = {"keeper": reader.last_run("keeper"), "issuer": reader.last_run("issuer")}
     problems = alarm.of_host(runs["keeper"], runs["issuer"], sites, disorder, now)
     problems += [problem for site in sites for problem in alarm.of_site(site, now)]
@@ -188,7 +189,7 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     return os.EX_OK
 
 
-def shut_in(ports: set[int]) -> None:
+def shut_in(reachable: set[int]) -> None:
     """Read public state, write the watcher's own, connect to where services listen, and nothing else, for good. Raises Unconfined."""
     "host.example".encode("idna")              # what would be loaded later is loaded now
     handshake.context()
@@ -198,27 +199,28 @@ def shut_in(ports: set[int]) -> None:
     state = configuration.STATE
     jail.landlock(read=(configuration.ETC + "/sites.d", *(f"{state}/{part}" for part in ("sites", "live", "proven", "keeper", "issuer")),
                         events.LOGS, "/usr/lib", "/usr/share/certdrop"),
-                  write=(state + "/watcher",), ports=tuple(sorted(ports)))
+                  write=(state + "/watcher",), ports=tuple(sorted(reachable)))
 
 
-def probed_ports(reader: Reader) -> set[int]:
-    """The ports of the sites' `probe` settings, which are root's."""
-    ports = set()
+def ports(reader: Reader, places: Places) -> set[int]:
+    """Where the sites are asked for; all of that is root's configuration."""
+    found = set()
     for name in reader.names():
         try:
-            ports |= {port for _, port in handshake.addresses(configuration.load_site(name, reader.config).probe, [])}
+            site = configuration.load_site(name, reader.config)
+            found |= {port for _, port, _ in places.of(site.services, site.probe)}
         except configuration.Wrong:
             pass                               # said when the site is looked at
-    return ports
+    return found
 
 
-def look_twice(reader: Reader, listening: list[handshake.Address], now: float) -> list[Verdict]:
+def look_twice(reader: Reader, places: Places, now: float) -> list[Verdict]:
     """The verdicts; who does not show its certificate is asked once more, because services restart."""
-    sites = status.look(reader, reader.names(), True, Thresholds(), now, listening)
+    sites = status.look(reader, reader.names(), places, Thresholds(), now)
     doubted = [site.evidence.name for site in sites if site.state == verdict.NOT_SERVED and not site.evidence.install]
     if doubted:
         time.sleep(CONFIRM)
-        again = {site.evidence.name: site for site in status.look(reader, doubted, True, Thresholds(), now, listening)}
+        again = {site.evidence.name: site for site in status.look(reader, doubted, places, Thresholds(), now)}
         sites = [again.get(site.evidence.name, site) for site in sites]
     return sites
 

@@ -1,0 +1,83 @@
+"""Where on this host the services of a site can be asked for its certificate, and what to say there before the handshake.
+
+Runs as: anyone. Trusts: root's configuration, and the kernel. Reads: /etc/certdrop/services.d, /proc/net/tcp and tcp6. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from certdrop import site as configuration
+
+MOST = 16                          # addresses of a port that are asked
+
+Place = tuple[str, int, str]       # address, port, preface: "", "proxy-protocol", or a protocol that has STARTTLS
+
+
+class Service:
+    """What services.d/NAME.toml says of asking; the rest of it is the keeper's."""
+
+    def __init__(self) -> None:
+        self.port, self.starttls = 443, ""
+        self.unit, self.test, self.reload = "", list[str](), list[str]()
+
+
+class Places:
+    """The listeners of this host, and its services' ports; looked up once."""
+
+    def __init__(self) -> None:
+        self.listening = listeners()
+        self.known: dict[str, Service | None] = {}
+
+    def of(self, services: list[str], probe: str) -> list[Place]:
+        """Where a site is asked for; nothing for `probe` "off", and where nobody listens. Services that are described badly are passed over."""
+        found: list[Place] = []
+        if probe == "off":
+            return found
+        for service in filter(None, map(self.service, services)):
+            if probe in ("", "proxy-protocol"):
+                found += [(address, service.port, probe or service.starttls) for address in self.listening.get(service.port, [])[:MOST]]
+                continue
+            host, _, port = probe.rpartition(":")
+            found += [(host.strip("[]"), int(port), service.starttls)] if int(port) < 65536 else []
+        return found
+
+    def service(self, name: str) -> Service | None:
+        """A service's description; None where there is none to use."""
+        if name not in self.known:
+            described = Service()
+            try:
+                configuration.fill(f"{configuration.ETC}/services.d/{name}.toml", described, {key: key for key in vars(described)})
+                self.known[name] = described
+            except configuration.Wrong:
+                self.known[name] = None        # the keeper says so
+        return self.known[name]
+
+
+def listeners() -> dict[int, list[str]]:
+    """The addresses of this host on which somebody listens, by TCP port; the wildcards as the loopback's (proc(5))."""
+    found: dict[int, list[str]] = {}
+    for path, family in (("/proc/net/tcp", socket.AF_INET), ("/proc/net/tcp6", socket.AF_INET6)):
+        try:
+            with open(path, encoding="ascii") as stream:
+                lines = stream.readlines()[1:]
+        except OSError:
+            continue                           # a kernel without IPv6
+        for line in lines:
+            fields = line.split()
+            host, _, port = fields[1].partition(":")
+            if fields[3] == "0A":              # LISTEN
+                addresses = found.setdefault(int(port, 16), [])
+                address = _address(host, family)
+                if address not in addresses:
+                    addresses.append(address)
+    return found
+
+
+def _address(text: str, family: socket.AddressFamily) -> str:
+    raw = bytes.fromhex(text)
+    if sys.byteorder == "little":              # each 32-bit word is in the host's order
+        raw = b"".join(raw[i:i + 4][::-1] for i in range(0, len(raw), 4))
+    address = socket.inet_ntop(family, raw)
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
