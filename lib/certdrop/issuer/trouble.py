@@ -1,0 +1,77 @@
+"""What can go wrong with an order, in the five classes that the ledger remembers.
+
+Runs as: _certdrop. Trusts: nothing in a problem document but its form (RFC 7807, RFC 8555 section 6.7). Reads and writes: nothing.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+
+from certdrop.events import clean
+
+UNREACHABLE = "CA unreachable"
+RATE_LIMITED = "rate limited"
+VALIDATION = "validation"
+REFUSED = "refused"
+LOCAL = "local"
+
+URN = "urn:ietf:params:acme:error:"
+LONGEST_WAIT = 7 * 86400           # seconds; a Retry-After beyond is not believed
+
+_VALIDATION = ("unauthorized", "dns", "connection", "caa", "incorrectResponse", "tls")
+_CA_TROUBLE = ("serverInternal", "badNonce")
+
+
+class Trouble(Exception):
+    """An order (or a question to the CA) did not come to its end: its class, the text, when to try again, the problem's type."""
+
+    def __init__(self, kind: str, text: str, retry_after: float = 0.0, problem: str = "", status: int = 0) -> None:
+        super().__init__(text)
+        self.kind, self.text, self.retry_after, self.problem, self.status = kind, clean(text, 1000), retry_after, problem, status
+
+
+class AccountUnknown(Trouble):
+    """The CA does not know the account (any more): register again."""
+
+
+def from_answer(url: str, status: int, body: bytes, retry_after: str | None) -> Trouble:
+    """The trouble that an HTTP answer outside 2xx tells of."""
+    wait = seconds_of(retry_after)
+    try:
+        problem = json.loads(body)
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        return Trouble(RATE_LIMITED if status == 429 else UNREACHABLE if status >= 500 else REFUSED, f"{url} answered with status {status}", wait, "", status)
+    name = str(problem.get("type", "about:blank")).removeprefix(URN)
+    kind = (RATE_LIMITED if name == "rateLimited" or status == 429 else UNREACHABLE if status >= 500 or name in _CA_TROUBLE
+            else VALIDATION if name in _VALIDATION else REFUSED)
+    made = AccountUnknown if name == "accountDoesNotExist" else Trouble
+    return made(kind, f"the CA says {told(problem)}", wait, name, status)
+
+
+def told(problem: dict[str, object]) -> str:
+    """A problem document in one line: type, detail, which name, and its subproblems (RFC 8555 section 6.7.1)."""
+    text = f"{str(problem.get('type', 'about:blank')).removeprefix(URN)}: {problem.get('detail', '(no detail)')}"
+    identifier = problem.get("identifier")
+    if isinstance(identifier, dict):
+        text = f"{identifier.get('value')}: {text}"
+    below = problem.get("subproblems")
+    if isinstance(below, list):
+        text += "".join(f"; {told(part)}" for part in below[:10] if isinstance(part, dict))
+    return clean(text, 1000)
+
+
+def seconds_of(retry_after: str | None) -> float:
+    """A Retry-After header, a number of seconds or a date (RFC 9110 section 10.2.3), as seconds from now; 0 where it says nothing."""
+    if not retry_after:
+        return 0.0
+    if retry_after.strip().isdecimal():
+        return min(float(retry_after[:9]), LONGEST_WAIT)
+    try:
+        moment = email.utils.parsedate_to_datetime(retry_after)
+        return min(max(0.0, moment.timestamp() - time.time()), LONGEST_WAIT)
+    except (TypeError, ValueError):
+        return 0.0
