@@ -16,6 +16,7 @@ BINDIR = $(DESTDIR)$(PREFIX)/bin
 SHAREDIR = $(DESTDIR)$(PREFIX)/share/certdrop
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/certdrop
+UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 COMPLETIONDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ETCDIR = $(DESTDIR)$(SYSCONFDIR)
 
@@ -29,6 +30,7 @@ MODULES = $(sort $(wildcard lib/certdrop/*.py $(addsuffix *.py,$(PACKAGES))))
 SNIPPETS = nginx/certdrop-challenge.conf nginx/certdrop-tls.conf
 MAN = $(sort $(wildcard man/*.[158]))
 COMPLETIONS = $(sort $(wildcard completions/*))
+UNITS = $(sort $(wildcard systemd/*))
 SERVICES = $(sort $(wildcard services.d/*))
 SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage .ci/root-lines)
 SHELL_SCRIPTS = lib/setup .ci/run .ci/test $(wildcard debian/postinst debian/postrm debian/prerm debian/preinst)
@@ -42,7 +44,7 @@ ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/
 	$(sort $(wildcard lib/certdrop/keeper/*.py lib/certdrop/judge/*.py))
 ROOT_LINES_AIM = 700
 
-.PHONY: help deps check root-lines unit test demo deb lint-deb install install-files install-snippets uninstall clean
+.PHONY: help deps check root-lines unit test demo deb lint-deb install install-files install-snippets install-units uninstall clean
 
 help:
 	@echo "make deps       install what building and linting needs (apt)"
@@ -101,7 +103,7 @@ deb:
 lint-deb: deb
 	lintian --fail-on error,warning $(DEB)
 
-install: install-files install-snippets
+install: install-files install-snippets install-units
 	@if [ -n "$(DESTDIR)" ]; then \
 		echo "On the machine itself, run $(PREFIX)/share/certdrop/setup as root: it makes the users and directories."; \
 	elif [ "$$(id -u)" = 0 ]; then $(PREFIX)/share/certdrop/setup; \
@@ -132,10 +134,18 @@ install-snippets:
 	install -d $(ETCDIR)/nginx/snippets
 	install -m 644 $(SNIPPETS) $(ETCDIR)/nginx/snippets
 
+# The package leaves this to dh_installsystemd.
+install-units:
+	install -d $(UNITDIR)
+	install -m 644 $(UNITS) $(UNITDIR)
+	sed -i 's#/usr/sbin/certdrop#$(PREFIX)/sbin/certdrop#' $(addprefix $(UNITDIR)/,$(notdir $(UNITS)))
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || echo "Now run systemctl daemon-reload && systemctl enable --now certdrop-watch.timer"
+
 uninstall:
 	rm -f $(addprefix $(SBINDIR)/,$(notdir $(SBIN))) $(addprefix $(BINDIR)/,$(notdir $(BIN)))
 	rm -f $(ETCDIR)/sudoers.d/certdrop $(ETCDIR)/cron.d/certdrop $(ETCDIR)/logrotate.d/certdrop
 	rm -f $(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) $(addprefix $(COMPLETIONDIR)/,$(notdir $(COMPLETIONS)))
+	rm -f $(addprefix $(UNITDIR)/,$(notdir $(UNITS)))
 	rm -rf $(SHAREDIR) $(DOCDIR)
 	@echo "These stay, because services may use them: $(ETCDIR)/nginx/snippets/certdrop-*.conf, /etc/certdrop, /var/lib/certdrop, /var/spool/certdrop,"
 	@echo "/var/log/certdrop, and the users _certdrop, _certdrop-judge and _certdrop-watch."

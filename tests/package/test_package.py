@@ -10,7 +10,6 @@ import os
 import pathlib
 import pwd
 import subprocess
-import sys
 from typing import Iterator
 
 import pytest
@@ -19,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEB = os.environ.get("CERTDROP_DEB") or str(max((ROOT / "dist").glob("certdrop_*_all.deb"), key=os.path.getmtime))
 DPKG = ("dpkg", "--force-unsafe-io", "--no-triggers")
 USERS = ("_certdrop", "_certdrop-judge", "_certdrop-watch")
+USER_DATABASE = ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/subuid", "/etc/subgid")
 SNIPPETS = [pathlib.Path(f"/etc/nginx/snippets/certdrop-{name}.conf") for name in ("challenge", "tls")]
 STATE, SPOOL = pathlib.Path("/var/lib/certdrop"), pathlib.Path("/var/spool/certdrop")
 PLACES = ["/etc/certdrop", STATE, SPOOL, "/var/log/certdrop", "/usr/share/certdrop", *SNIPPETS]
@@ -36,7 +36,8 @@ def run(*argv: str, code: int | None = 0, env: dict[str, str] | None = None) -> 
 
 def layout_deviations() -> str:
     """What the installed table finds wrong."""
-    return run("/usr/bin/python3", "-c", "import sys; sys.path.insert(0, '/usr/share/certdrop')\nfrom certdrop import layout\nprint(layout.deviations())").strip()
+    program = "import sys; sys.path.insert(0, '/usr/share/certdrop')\nfrom certdrop import layout\nprint(layout.deviations())"
+    return run("/usr/bin/python3", "-c", program).strip()
 
 
 def files() -> set[str]:
@@ -143,7 +144,7 @@ def test_purge_without_a_site_leaves_nothing_but_the_users() -> None:
     before = files()
     run(*DPKG, "-i", DEB)
     said = run(*DPKG, "-P", "certdrop")
-    changed = {path for path in files() ^ before if not path.startswith(("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/subuid", "/etc/subgid"))}
+    changed = {path for path in files() ^ before if not path.startswith(USER_DATABASE)}
     assert changed == set()
     assert "the users" in said
     assert [pwd.getpwnam(user).pw_name for user in USERS] == list(USERS)
@@ -235,7 +236,7 @@ def test_make_install_without_the_package() -> None:
         run("make", "uninstall", "PREFIX=/usr/local")
     finally:
         os.chdir("/")
-    left = {path for path in files() - before if not path.startswith((*map(str, PLACES), "/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"))}
+    left = {path for path in files() - before if not path.startswith((*map(str, PLACES), *USER_DATABASE))}
     run("rm", "-rf", *map(str, PLACES))
     assert {path for path in left if os.path.isfile(path)} == set()
 
@@ -243,8 +244,7 @@ def test_make_install_without_the_package() -> None:
 def test_make_install_into_a_directory(tmp_path: pathlib.Path) -> None:
     """With DESTDIR nothing outside it is touched, and no user is made."""
     before = files()
-    done = subprocess.run(["make", "-C", str(ROOT), "install", f"DESTDIR={tmp_path}", "PREFIX=/opt/certdrop", f"PYTHON={sys.executable}"], stdout=subprocess.PIPE,
-                          text=True, check=True)
+    said = run("make", "-C", str(ROOT), "install", f"DESTDIR={tmp_path}", "PREFIX=/opt/certdrop")
     assert files() == before
     assert (tmp_path / "opt/certdrop/sbin/certdrop").exists()
-    assert "run /opt/certdrop/share/certdrop/setup as root" in done.stdout
+    assert "run /opt/certdrop/share/certdrop/setup as root" in said

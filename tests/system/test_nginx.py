@@ -106,7 +106,8 @@ def test_a_directory_holds_nothing(served: str) -> None:
     (CHALLENGES / TOKEN / "index.html").write_text("x")
     (CHALLENGES / TOKEN / TOKEN).write_text("x")
     os.symlink("/etc", CHALLENGES / "link-to-a-directory")
-    assert [ask(served, PATH + name)[0] for name in (f"{TOKEN}/", f"{TOKEN}/{TOKEN}", "link-to-a-directory/passwd", "link-to-a-directory/hostname")] == [404] * 4
+    names = (f"{TOKEN}/", f"{TOKEN}/{TOKEN}", "link-to-a-directory/passwd", "link-to-a-directory/hostname")
+    assert [ask(served, PATH + name)[0] for name in names] == [404] * 4
     assert ask(served, PATH + TOKEN)[2].count("index.html") == 0
 
 
