@@ -1,0 +1,104 @@
+"""certdrop-status as installed: for anyone, and safe for root whatever the issuer wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from conftest import STATE, Host
+
+ISSUER = "_certdrop"
+
+
+@pytest.fixture
+def site(host: Host) -> Iterator[str]:
+    """A site with a placeholder, whose ledger is the test's."""
+    name = host.name()
+    host.run("certdrop", "add", name, "--no-issue", code=0)
+    yield name
+    host.run("rm", "-rf", f"{STATE}/issuer/{name}.json")
+
+
+def as_issuer(program: str, *argv: str) -> None:
+    """Run Python as the issuer's user."""
+    subprocess.run(["/usr/bin/python3", "-c", program, *argv], user=ISSUER, group=ISSUER, extra_groups=[], check=True)
+
+
+def test_anyone_may_ask(host: Host, site: str) -> None:
+    """An unprivileged user sees the same as root."""
+    mine = json.loads(host.run("certdrop-status", "--json").text)
+    theirs = json.loads(host.run("certdrop-status", "--json", user="www-data").text)
+    assert [one["name"] for one in mine] == [one["name"] for one in theirs]
+    found = next(one for one in theirs if one["name"] == site)
+    assert found["state"] == "placeholder" and found["placeholder"] and found["next_key_spki_sha256"]
+
+
+def test_served_is_seen_by_a_handshake_with_nginx(host: Host, site: str) -> None:
+    """nginx shows the live pair, here the placeholder, and status knows it from nginx."""
+    host.serve(site)
+    assert host.status(site)["served"] is True
+    assert host.status(site)["fingerprint_sha256"] == host.served(site)
+    host.world.nginx.remove_site(site)
+    host.world.nginx.reload()
+
+
+def test_root_becomes_the_watcher_before_it_reads_or_connects(host: Host, site: str) -> None:
+    """As root, what the issuer wrote is opened, and nginx is asked, by a process that is _certdrop-watch, in a session of its own."""
+    as_issuer(f"open({STATE + '/issuer/' + site + '.json'!r}, 'w').write('{{}}')")
+    text = host.run("strace", "-f", "-y", "-e", "trace=openat,setresuid,setsid,connect", "certdrop-status").text
+    uid = pwd.getpwnam("_certdrop-watch").pw_uid
+    changed = text.index(f"setresuid({uid}, {uid}, {uid})")
+    assert "setsid()" in text[:changed]
+    touched = [match.start() for match in re.finditer(rf"{site}\.json|/sites/{site}|sin_port=htons\(443\)", text)]
+    assert touched and min(touched) > changed
+
+
+HOSTILE: dict[str, Callable[[str], str]] = {
+    "fifo": lambda path: f"os.mkfifo({path!r})",
+    "link-to-shadow": lambda path: f"os.symlink('/etc/shadow', {path!r})",
+    "link-to-zero": lambda path: f"os.symlink('/dev/zero', {path!r})",
+    "link-to-terminal": lambda path: f"os.symlink('/dev/tty', {path!r})",
+    "socket": lambda path: f"import socket; socket.socket(socket.AF_UNIX).bind({path!r})",
+    "sparse": lambda path: f"open({path!r}, 'w').truncate(10 << 30)",
+    "deep": lambda path: f"open({path!r}, 'w').write('[' * 65000)",
+    "huge-number": lambda path: f"open({path!r}, 'w').write('{{\"count\": ' + '9' * 60000 + '}}')",
+    "escapes": lambda path: f"json.dump({{'count': 7, 'class': '\\x1b]0;owned\\x07', 'last_error': '\\x1b[2J\\r\\nroot#', 'since': 1e300}}, open({path!r}, 'w'))",
+    "directory": lambda path: f"os.mkdir({path!r})",
+}
+
+
+@pytest.mark.parametrize("kind", list(HOSTILE))
+@pytest.mark.parametrize("program", ["certdrop-status", "certdrop-watch"])
+def test_hostile_ledger_does_no_harm(host: Host, site: str, kind: str, program: str) -> None:
+    """Root's status and watcher end soon, print nothing of another file and no control character, and still show the site."""
+    as_issuer("import os, json; " + HOSTILE[kind](f"{STATE}/issuer/{site}.json"))
+    begin = time.monotonic()
+    done = host.run(program, timeout=30)
+    assert time.monotonic() - begin < 20
+    assert done.code in ((1, 2) if program == "certdrop-status" else (0,)), done
+    assert "root:" not in done.text and done.text.replace("\n", "").isprintable() and "Traceback" not in done.text
+    assert host.status(site)["state"] in ("placeholder", "failing")
+
+
+def test_prometheus_file_for_root(host: Host, site: str) -> None:
+    """Root's file appears whole, readable by others, in a directory that only root can write."""
+    os.makedirs("/var/lib/prometheus/node-exporter", exist_ok=True)
+    host.run("certdrop-status", "--prometheus", "/var/lib/prometheus/node-exporter/certdrop.prom", code=0)
+    assert os.listdir("/var/lib/prometheus/node-exporter") == ["certdrop.prom"]
+    found = os.stat("/var/lib/prometheus/node-exporter/certdrop.prom")
+    assert (found.st_uid, found.st_mode & 0o777) == (0, 0o644)
+    with open("/var/lib/prometheus/node-exporter/certdrop.prom") as stream:
+        assert f'certdrop_state{{site="{site}",state="placeholder"}} 1' in stream.read()
+
+
+def test_closed_pipe_is_no_trouble(host: Host, site: str) -> None:
+    """`certdrop-status | head -1` says nothing about a broken pipe."""
+    done = host.run("bash", "-c", "certdrop-status --json | head -c 1")
+    assert done.text == "["
