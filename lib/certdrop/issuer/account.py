@@ -1,6 +1,6 @@
 """The ACME account: its key, made on first use, and what the CA called it (RFC 8555 section 7.3).
 
-Runs as: _certdrop. Trusts: its own directory. Reads and writes: /var/lib/certdrop/account, one directory for each CA's directory.
+Runs as: _certdrop. Trusts: its own directory. Reads and writes: /var/lib/certdrop/account, a key and what is known for each CA.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ class Account:
         self.contact = [f"mailto:{address}" for address in contact]
         self.transport = transport
         self.place = f"{site.STATE}/account/{host}-{hashlib.sha256(directory_url.encode()).hexdigest()[:8]}"
-        os.makedirs(self.place, mode=0o700, exist_ok=True)
         self.registered_now = False
         self.key = self._load_key()
         self._known = self._load()
@@ -88,18 +87,19 @@ class Account:
             return known
         payload: dict[str, object] = {"termsOfServiceAgreed": True, **({"contact": self.contact} if self.contact else {})}
         if isinstance(known, str):
-            self.post(known, {"contact": self.contact}, known)
+            place, update = known, True
         else:
             answer = self.post(str(self.directory["newAccount"]), payload, None)
-            known = answer.headers.get("Location")
-            if not known:
+            place = str(answer.headers.get("Location") or "")
+            if not place:
                 raise Trouble("CA unreachable", "the CA did not say the account's URL")
             self.registered_now = answer.status == 201
-            if answer.status == 200 and self.contact:
-                self.post(known, {"contact": self.contact}, known)
-        self._known.update(account=known, contact=self.contact)
+            update = answer.status == 200 and bool(self.contact)
+        if update:
+            self.post(place, {"contact": self.contact}, place)
+        self._known.update(account=place, contact=self.contact)
         self._save()
-        return known
+        return place
 
     def forget(self) -> None:
         """The CA does not know this account, or answers otherwise than the directory says: ask again for both."""
@@ -109,7 +109,8 @@ class Account:
     def post(self, url: str, payload: object, kid: str | None, nonce: str | None = None) -> Answer:
         """A signed request (RFC 8555 section 6.2), tried again where its nonce is refused. Raises Trouble."""
         for _ in range(NONCES):
-            protected = {"alg": "RS256", "nonce": nonce or self.nonce(), "url": url, **({"kid": kid} if kid else {"jwk": self.key.jwk()})}
+            who: dict[str, object] = {"kid": kid} if kid else {"jwk": self.key.jwk()}
+            protected: dict[str, object] = {"alg": "RS256", "nonce": nonce or self.nonce(), "url": url, **who}
             first = b64(json.dumps(protected).encode())
             second = "" if payload is None else b64(json.dumps(payload).encode())
             signature = b64(self.key.sign(f"{first}.{second}".encode()))
@@ -123,42 +124,42 @@ class Account:
                 raise trouble
         raise trouble
 
-    def nonce(self) -> str:
-        """A fresh nonce from the CA. Raises Trouble."""
+    def nonce(self, transport: Transport | None = None) -> str:
+        """A fresh nonce from the CA (over a worker's own connection). Raises Trouble."""
         url = str(self.directory["newNonce"])
-        answer = self.transport.request("HEAD", url)
+        answer = (transport or self.transport).request("HEAD", url)
         nonce = answer.headers.get("Replay-Nonce")
         if not nonce:
             raise from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
-        return nonce
+        return str(nonce)
 
     def _load_key(self) -> Key:
         try:
-            with open(self.place + "/key.pem", "rb") as stream:
+            with open(self.place + ".key", "rb") as stream:
                 return Key(stream.read())
         except FileNotFoundError:
             key = rsa.generate_private_key(65537, BITS)
             pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-            self._put("key.pem", pem)
+            self._put(".key", pem)
             return Key(pem)
         except ValueError as error:
-            raise Trouble(LOCAL, f"{self.place}/key.pem: not a private key: {error}") from error
+            raise Trouble(LOCAL, f"{self.place}.key: not a private key: {error}") from error
 
     def _load(self) -> dict[str, object]:
         try:
-            with open(self.place + "/account.json", encoding="utf-8") as stream:
+            with open(self.place + ".json", encoding="utf-8") as stream:
                 found = json.load(stream)
         except (FileNotFoundError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
     def _save(self) -> None:
-        self._put("account.json", json.dumps(self._known).encode())
+        self._put(".json", json.dumps(self._known).encode())
 
-    def _put(self, entry: str, data: bytes) -> None:
-        fd = spool.open_directory(self.place)
+    def _put(self, ending: str, data: bytes) -> None:
+        fd = spool.open_directory(site.STATE + "/account")
         try:
-            spool.write(fd, entry, data, 0o600)
+            spool.write(fd, self.place.rpartition("/")[2] + ending, data, 0o600)
         finally:
             os.close(fd)
 

@@ -63,7 +63,6 @@ class Order:
         self._nonce: str | None = None
         self._said: dict[str, Answer] = {}     # what was said of an order before it was asked
         self._finalize: dict[str, str] = {}    # finalize URL: order URL
-        self._ordered = False
         self._pause = FIRST_PAUSE
         self._retry_after = 0.0
         self._refused_nonces = 0
@@ -94,7 +93,7 @@ class Order:
         if url == self.account.directory_url:
             return _made(self.account.directory)
         if url == self.account.directory["newNonce"]:
-            nonce, self._nonce = self._nonce or self.account.nonce(), None
+            nonce, self._nonce = self._nonce or self.account.nonce(self.transport), None
             return _made({}, {"Replay-Nonce": nonce})
         if url == self.account.directory["newAccount"]:
             return _made({"status": "valid"}, {"Location": self.account.kid})
@@ -112,7 +111,6 @@ class Order:
                 return answer                  # acme-tiny tries again by itself
             raise trouble
         if url == self.account.directory["newOrder"]:
-            self._ordered = True
             self._learn_order(answer)
         elif url in self._finalize:
             self._learn_finalized(self._finalize[url], answer)

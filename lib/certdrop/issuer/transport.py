@@ -95,6 +95,7 @@ class Transport:
                 raise Trouble(UNREACHABLE, f"{connection.host}: an answer longer than {MAX_ANSWER} bytes")
             if time.monotonic() - begin > REQUEST:
                 raise TimeoutError(f"no complete answer within {REQUEST:g} s")
+        response.close()                       # after HEAD nothing else does
         return Answer(response.status, response.headers, b"".join(chunks))
 
 

@@ -1,0 +1,56 @@
+"""The issuer's words: one JSON line per event in its log (structlog), the same in words for a person.
+
+Runs as: _certdrop. Writes: /var/log/certdrop/issuer.log, which must exist; a log that cannot be written fails no run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import structlog
+
+from certdrop import events
+
+
+class _File:
+    """A stream that appends to the issuer's log, or to nothing."""
+
+    def __init__(self) -> None:
+        try:
+            self.fd = os.open(f"{events.LOGS}/issuer.log", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            self.fd = -1
+
+    def write(self, text: str) -> None:
+        if self.fd >= 0:
+            try:
+                os.write(self.fd, text.encode("ascii", "backslashreplace"))
+            except OSError:
+                pass
+
+    def flush(self) -> None:
+        """There is nothing kept back."""
+
+
+def _clean(_: Any, __: str, fields: Any) -> Any:
+    return {key: value if isinstance(value, (int, float, bool)) else events.clean(value) for key, value in fields.items()}
+
+
+def logger() -> Any:
+    """A structlog logger whose lines share this run's id."""
+    bound = structlog.wrap_logger(
+        structlog.PrintLogger(_File()),  # type: ignore[arg-type]
+        processors=[structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True, key="time"), _clean, structlog.processors.JSONRenderer()])
+    return bound.bind(run=f"{int(time.time()):x}-{os.getpid():x}")
+
+
+def say(text: str, loud: bool) -> None:
+    """A line to standard error, for a person; nobody is waited for."""
+    if loud:
+        try:
+            print(f"certdrop-issue: {text}", file=sys.stderr, flush=True)
+        except OSError:
+            pass
