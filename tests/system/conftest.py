@@ -123,7 +123,8 @@ class Host:
 def session_host() -> Iterator[Host]:
     """One CA, DNS and nginx for all tests."""
     with stage.World() as world:
-        world.nginx.start(80) if os.listdir("/etc/nginx/sites-enabled") else world.nginx.start()
+        world.nginx.start()
+        stage.write("/var/www/html/index.html", "a page\n")
         host = Host(world)
         host.configure()
         yield host
