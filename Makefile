@@ -62,7 +62,7 @@ deps:
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "make deps: needs root to install$$missing; run it as root" >&2; exit 77; fi; \
 	export DEBIAN_FRONTEND=noninteractive; \
-	apt-get install -y -q --no-install-recommends $$missing || \
+	apt-get install -y -q --no-install-recommends $$missing 2>/dev/null || \
 		{ apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; }
 
 check:
@@ -88,6 +88,7 @@ demo: deps deb
 	@$(STAGE) run --deb $(DEB) -- tests/demo/demo
 
 # The package is built in a directory of its own, from what git knows (or all there is, where there is no git).
+# -d: "make deps" has installed what is needed; build-essential, which dpkg asks for, is not.
 deb:
 	@mkdir -p build dist
 	@set -e -o pipefail; work=$$(mktemp -d build/deb.XXXXXX); trap "rm -rf $$work" EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
@@ -96,7 +97,7 @@ deb:
 	else find . -path ./build -prune -o -path ./dist -prune -o -name __pycache__ -prune -o -type f -print0; fi | \
 		while IFS= read -r -d '' name; do [ ! -f "$$name" ] || printf '%s\0' "$$name"; done | \
 		tar -c --no-recursion --null -T - | tar -x -C $$work/certdrop-$(VERSION); \
-	(cd $$work/certdrop-$(VERSION) && dpkg-buildpackage -b -us -uc) >$$work/log 2>&1 || { cat $$work/log; exit 1; }; \
+	(cd $$work/certdrop-$(VERSION) && dpkg-buildpackage -b -d -us -uc) >$$work/log 2>&1 || { cat $$work/log; exit 1; }; \
 	mv $$work/certdrop_$(VERSION)_all.deb $(DEB)
 	@echo $(DEB)
 
