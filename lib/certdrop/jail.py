@@ -61,6 +61,7 @@ def make_own_world() -> None:
             except (OSError, ValueError):
                 pass                              # the C library keeps 32 and 33
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)   # where the limit cannot be raised, an error is better than an end
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS", "RTPRIO", "SIGPENDING", "STACK"):
         number = getattr(resource, "RLIMIT_" + name)
