@@ -69,7 +69,8 @@ HOSTILE: dict[str, Callable[[str], str]] = {
     "sparse": lambda path: f"open({path!r}, 'w').truncate(10 << 30)",
     "deep": lambda path: f"open({path!r}, 'w').write('[' * 65000)",
     "huge-number": lambda path: f"open({path!r}, 'w').write('{{\"count\": ' + '9' * 60000 + '}}')",
-    "escapes": lambda path: f"json.dump({{'count': 7, 'class': '\\x1b]0;owned\\x07', 'last_error': '\\x1b[2J\\r\\nroot#', 'since': 1e300}}, open({path!r}, 'w'))",
+    "escapes": lambda path: "json.dump({'count': 7, 'class': '\\x1b]0;owned\\x07', 'last_error': '\\x1b[2J\\r\\nroot#', 'since': 1e300}, "
+                            f"open({path!r}, 'w'))",
     "directory": lambda path: f"os.mkdir({path!r})",
 }
 

@@ -207,7 +207,8 @@ def test_missing_sendmail_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("mail", [
-    {"to": []}, {"to": ["-oQ/tmp"]}, {"to": ["a b"]}, {"to": ["a\nBcc: b"]}, {"to": 3}, {"via": "pigeon"}, {"via": "command:relative"}, {"via": 1},
+    {"to": []}, {"to": ["-bp"]}, {"to": ["-oQ/tmp"]}, {"to": ["a b"]}, {"to": ["a\nBcc: b"]}, {"to": 3},
+    {"via": "pigeon"}, {"via": "command:relative"}, {"via": 1},
     {"via": "smtp://mail.example.org:25"}, {"via": "smtp://u@localhost"}, {"via": "smtp+starttls://u:pw@h.example:587"},
     {"via": "smtp+starttls://u@h.example:99999"}, {"via": "smtps://"}, {"heartbeat": "file:///etc/passwd"}, {"from": "a@b\r\nX: y"}])
 def test_wrong_configuration_is_refused(mail: dict[str, object]) -> None:

@@ -251,7 +251,7 @@ def test_bar_shows_lifetime_and_renewal(world: World) -> None:
     """Half of the lifetime gone is half of the bar; the moment of renewal is marked where it is."""
     world.usual("example.org", begin=-45 * DAY, end=45 * DAY)
     row = run("--no-probe")[1].splitlines()[1]
-    assert "[.......==|====]" in row and "44d" in row and "14d lifet" in row
+    assert "[.......==|====]" in row and "44d" in row and "14d lifetime" in row
 
 
 def test_colour_only_on_a_terminal(world: World) -> None:
@@ -360,6 +360,10 @@ def test_prometheus_file_is_replaced_whole(world: World, tmp_path: Path, monkeyp
     assert 0 == status.main(["--no-probe", "--prometheus", str(target)])
     assert target.read_text().endswith("\n") and "certdrop_sites 1" in target.read_text() and 0o644 == target.stat().st_mode & 0o777
     before = target.read_text()
+    world.put(world.etc / "certdrop.toml", b"kay = 1\n")
+    assert verdict.UNKNOWN == status.main(["--no-probe", "--prometheus", str(target)])
+    assert before == target.read_text()
+    (world.etc / "certdrop.toml").unlink()
 
     def fail(*_: object) -> str:
         raise OSError(28, "No space left on device")

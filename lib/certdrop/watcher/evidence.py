@@ -21,6 +21,7 @@ from certdrop.watcher.principal import USER
 
 ROOT = 0
 LATEST = 253402300799              # 9999-12-31, the last moment that RFC 3339 can say
+OWN = 16 << 20                     # bytes of the watcher's own notes: thousands of sites may fail at once
 TEXT = 300                         # characters of an error that somebody else wrote
 
 _NUMBER = re.compile(r"[0-9]{4,9}")
@@ -141,7 +142,7 @@ class Reader:
 
     def watcher(self) -> Mouth:
         """What the watcher noted of itself."""
-        noted = self._json("watcher", "state.json", self.watch, None)
+        noted = self._json("watcher", "state.json", self.watch, None, OWN)
         told = noted.get("told")
         known = {clean(key, 300): when for key in told if (when := number(told, key)) is not None} if isinstance(told, dict) else {}
         return Mouth(number(noted, "ran"), text(noted, "failed", 200), known, number(noted, "mailed") or 0)
@@ -195,9 +196,9 @@ class Reader:
         found.renew_at = number(ledger, "renew_at")
         found.renew_why = text(ledger, "renew_why", 40)
 
-    def _json(self, folder: str, name: str, owner: int, found: Evidence | None) -> dict[str, object]:
+    def _json(self, folder: str, name: str, owner: int, found: Evidence | None, limit: int = spool.MAX_REPLY) -> dict[str, object]:
         try:
-            return as_object(_read(f"{configuration.STATE}/{folder}", name, owner))
+            return as_object(_read(f"{configuration.STATE}/{folder}", name, owner, limit))
         except FileNotFoundError:
             return {}
         except (OSError, spool.Refused, ValueError) as error:
@@ -281,9 +282,9 @@ def _linked(link: str, found: Evidence) -> int | None:
     return int(target[2])
 
 
-def _read(folder: str, name: str, owner: int) -> bytes:
+def _read(folder: str, name: str, owner: int, limit: int = spool.MAX_REPLY) -> bytes:
     fd = spool.open_directory(folder)
     try:
-        return spool.read(fd, name, owner)
+        return spool.read(fd, name, owner, limit)
     finally:
         os.close(fd)

@@ -6,6 +6,7 @@ Runs as: anyone, to become _certdrop-watch. Trusts: the kernel. Reads: the user 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Callable
 
@@ -19,17 +20,21 @@ def as_watcher(program: str, work: Callable[[], int], otherwise: int) -> int:
 
     Returns its exit code, and `otherwise` where it died. Raises KeyError where there is no such user.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # whoever started us may have had it ignored: waiting would fail
     if os.geteuid() != 0:
         return work()
     jail.user_ids(USER)
     sys.stdout.flush()
     child = os.fork()
     if child:
+        signal.signal(signal.SIGINT, lambda *_: os.kill(child, signal.SIGTERM))      # the terminal's signals do not reach another session
         _, status = os.waitpid(child, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else otherwise
     code = otherwise
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.setsid()
         jail.become(USER)
         code = work()

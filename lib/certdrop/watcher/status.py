@@ -76,6 +76,8 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)           # what is still buffered has nowhere to go
         return verdict.UNKNOWN
+    except KeyboardInterrupt:
+        return verdict.UNKNOWN
     except (OSError, KeyError) as error:
         print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)
         return verdict.UNKNOWN

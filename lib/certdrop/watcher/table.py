@@ -5,12 +5,12 @@ Runs as: whoever imports it. Trusts: values that evidence.py cleaned. Reads and 
 
 from __future__ import annotations
 
-from certdrop import events
+from certdrop import events, jail
 from certdrop.watcher import verdict
 from certdrop.watcher.evidence import Mouth, Run
 from certdrop.watcher.verdict import Verdict
 
-STATE, BAR, LEFT, RENEWS, KEY = 11, 16, 6, 11, 9       # widths; the site's name takes the rest
+STATE, BAR, LEFT, RENEWS, KEY = 11, 16, 6, 12, 9       # widths; the site's name takes the rest
 NARROW = 80
 
 _COLOURS = {verdict.OK: "32", verdict.WARNING: "33", verdict.CRITICAL: "31"}
@@ -57,12 +57,13 @@ def page(site: Verdict, now: float) -> list[str]:
 
 
 def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: Mouth, now: float) -> str:
-    """One line: how many sites are in which state, who ran when, whether mail goes out."""
+    """One line: how many sites are in which state, who ran when, whether mail goes out and sandboxes hold."""
     counts = [f"{n} {state}" for state in verdict.STATES if (n := sum(site.state == state for site in sites))]
     stamps = (("keeper", keeper.at), ("issuer", issuer.at), ("watcher", watcher.at))
     ran = [f"{who} {'ran ' + span(now - at) + ' ago' if at else 'never ran'}" for who, at in stamps]
     failed = [f"mail fails: {watcher.failed}"] if watcher.failed else []
-    return f"{len(sites)} site{'' if len(sites) == 1 else 's'}: {', '.join(counts)}; " + ", ".join(ran + failed)
+    unconfined = ["this kernel has no Landlock, so issuer and watcher run without their sandbox"] if not jail.landlock_abi() else []
+    return f"{len(sites)} site{'' if len(sites) == 1 else 's'}: {', '.join(counts)}; " + ", ".join(ran + failed + unconfined)
 
 
 def explain(site: Verdict, now: float) -> str:
