@@ -59,7 +59,7 @@ def test_told_on_a_change_then_daily_then_once_when_well(before: Mouth, now: lis
 def test_nothing_is_told_of_what_is_well(world: World) -> None:
     """A served site, one just added and one nobody serves yet are no problem; neither is a single failure."""
     world.usual("a.org")
-    world.ledger("a.org", kind="network", count=1, since=int(time.time()) - 60, last_error="timed out")
+    world.ledger("a.org", kind="network", count=3, since=int(time.time()) - 700, last_error="timed out")
     world.site("b.org")
     world.generation("b.org", 1, marker="placeholder")
     world.link("live", "b.org", 1)
@@ -68,9 +68,9 @@ def test_nothing_is_told_of_what_is_well(world: World) -> None:
     assert {} == problems()
 
 
-@pytest.mark.parametrize("count, ago", [(3, 60), (1, 7 * 3600)])
+@pytest.mark.parametrize("count, ago", [(4, 60), (1, 7 * 3600)])
 def test_failing_is_told_when_it_lasts(world: World, count: int, ago: int) -> None:
-    """Three failures in a row, or six hours of them."""
+    """Four failures in a row, or six hours of them."""
     world.usual("a.org")
     world.ledger("a.org", kind="dns", count=count, since=int(time.time()) - ago, next_try=int(time.time()) + 600, last_error="no such host")
     found = problems()["a.org:failing"]

@@ -254,6 +254,17 @@ def test_bar_shows_lifetime_and_renewal(world: World) -> None:
     assert "[.......==|====]" in row and "44d" in row and "14d lifetime" in row
 
 
+def test_plan_of_the_issuer_is_shown_where_it_can_be_true(world: World) -> None:
+    """The CA's window is shown as ARI; a moment outside of the certificate's life is not believed."""
+    world.usual("example.org")
+    plan: dict[str, Any] = {"renew_at": int(time.time()) + 30 * DAY + 60, "renew_why": "the CA's renewal window"}
+    world.ledger("example.org", **plan)
+    assert " 30d ARI " in run("--no-probe")[1]
+    assert plan["renew_why"] == json.loads(run("--json", "--no-probe")[1])[0]["renew_reason"]
+    world.ledger("example.org", renew_at=int(time.time()) + 300 * DAY, renew_why="never mind")
+    assert " 49d lifetime " in run("--no-probe")[1]
+
+
 def test_colour_only_on_a_terminal(world: World) -> None:
     """A file or a pipe gets no escape; a terminal does."""
     world.usual("example.org")

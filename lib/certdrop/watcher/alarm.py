@@ -14,7 +14,7 @@ from certdrop.watcher import table, verdict
 from certdrop.watcher.evidence import Mouth, Run
 from certdrop.watcher.verdict import Verdict
 
-KEEPS_FAILING = 3                  # tries in a row, or
+KEEPS_FAILING = 4                  # tries in a row (the issuer's back-off makes that two hours), or
 LASTING = 6 * 3600                 # seconds of failing
 WAITING = verdict.DAY              # seconds in which a new site should have its certificate
 DAILY = verdict.DAY - 900          # an hourly timer may come a little early

@@ -194,7 +194,7 @@ class Reader:
             found.failing = Trouble(text(ledger, "class", 40), None, number(ledger, "since"), count, number(ledger, "next_try"),
                                     text(ledger, "last_error"))
         found.renew_at = number(ledger, "renew_at")
-        found.renew_why = text(ledger, "renew_why", 40)
+        found.renew_why = text(ledger, "renew_why", 60)
 
     def _json(self, folder: str, name: str, owner: int, found: Evidence | None, limit: int = spool.MAX_REPLY) -> dict[str, object]:
         try:

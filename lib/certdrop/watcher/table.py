@@ -15,6 +15,7 @@ NARROW = 80
 
 _COLOURS = {verdict.OK: "32", verdict.WARNING: "33", verdict.CRITICAL: "31"}
 _SHORT = {verdict.NOT_SERVED: "not served"}
+_WHY = {"the CA's renewal window": "ARI", "its share of the lifetime": "lifetime", "an earlier try failed": "retry", "root wants it now": "wanted now"}
 _KEYS = {"ecdsa-p256": "p256", "ecdsa-p384": "p384", "rsa-2048": "rsa2", "rsa-3072": "rsa3", "rsa-4096": "rsa4"}
 
 
@@ -75,10 +76,11 @@ def explain(site: Verdict, now: float) -> str:
 
 def renews(site: Verdict, now: float) -> str:
     """When it is renewed, and why then, in few characters."""
+    why = _WHY.get(site.renew_why, site.renew_why)
     if site.renew_at is None:
-        return site.renew_why[:RENEWS]
+        return why[:RENEWS]
     when = "due" if site.renew_at <= now else span(site.renew_at - now)
-    return f"{when} {site.renew_why}"[:RENEWS].rstrip()
+    return f"{when} {why}"[:RENEWS].rstrip()
 
 
 def bar(site: Verdict, now: float) -> str:

@@ -125,11 +125,11 @@ def _is_unserved(found: Evidence, shown: set[str] | None, served: bool | None) -
 def _renewal(found: Evidence) -> tuple[int | None, str]:
     certificate = found.certificate
     if certificate is None or found.placeholder or found.wanted_now:
-        return None, "wanted now" if found.wanted_now else ""
+        return None, "root wants it now" if found.wanted_now else ""
     if found.renew_at is not None and certificate.not_before <= found.renew_at <= certificate.not_after:
-        return found.renew_at, found.renew_why or "issuer"
+        return found.renew_at, found.renew_why or "the issuer plans so"
     share = backstop_of(found)
-    return int(certificate.not_after - share * (certificate.not_after - certificate.not_before)), "lifetime"
+    return int(certificate.not_after - share * (certificate.not_after - certificate.not_before)), "its share of the lifetime"
 
 
 def _share_left(found: Evidence, now: float) -> float | None:
