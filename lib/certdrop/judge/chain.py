@@ -79,7 +79,9 @@ def examine(expected: dict[str, object], reply: bytes, store: crypto.X509Store, 
     try:
         _examine_names(leaf, expected["names"])
         _examine_use(leaf)
-    except (ValueError, x509.UnsupportedGeneralNameType) as error:
+        if not all(map(_may_vouch_for_servers, chain[1:])):
+            raise Refused("key-usage")
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise Refused("encoding") from error
     begin, end = dates(leaf)
     if begin > now:
@@ -102,7 +104,7 @@ def _canonical(block: bytes) -> x509.Certificate:
         certificate = x509.load_der_x509_certificate(der)
         again = certificate.public_bytes(Encoding.DER)
         openssl = crypto.dump_certificate(crypto.FILETYPE_ASN1, crypto.X509.from_cryptography(certificate))
-    except (ValueError, TypeError, crypto.Error) as error:
+    except (ValueError, TypeError, x509.InvalidVersion, crypto.Error) as error:
         raise Refused("encoding") from error
     if not der == again == openssl or base64.b64encode(der) != body:
         raise Refused("encoding")
@@ -145,6 +147,14 @@ def _examine_use(leaf: x509.Certificate) -> None:
     use = found.get(x509.KeyUsage)
     if isinstance(use, x509.KeyUsage) and (use.key_cert_sign or not use.digital_signature):
         raise Refused("ca-as-leaf" if use.key_cert_sign else "key-usage")
+
+
+def _may_vouch_for_servers(authority: x509.Certificate) -> bool:
+    """Whether an authority is not restricted to other uses, such as mail (browsers look at that, OpenSSL does so only where told the purpose)."""
+    for extension in authority.extensions:
+        if isinstance(extension.value, x509.ExtendedKeyUsage):
+            return ExtendedKeyUsageOID.SERVER_AUTH in extension.value or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in extension.value
+    return True
 
 
 def _verify(chain: list[crypto.X509], store: crypto.X509Store) -> None:
