@@ -44,13 +44,14 @@ ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/
 	$(sort $(wildcard lib/certdrop/keeper/*.py lib/certdrop/judge/*.py))
 ROOT_LINES_AIM = 700
 
-.PHONY: help deps check root-lines unit test demo deb lint-deb install install-files install-snippets install-units uninstall clean
+.PHONY: help deps check root-lines readme-lines unit test demo deb lint-deb install install-files install-snippets install-units uninstall clean
 
 help:
 	@echo "make deps       install what building and linting needs (apt)"
 	@echo "make demo       the main job, shown step by step on a stage; nothing on this machine changes"
 	@echo "make test       everything: check, unit tests, the package, system tests on the stage"
 	@echo "make check      lint and types, manual pages, and how much code runs as root"
+	@echo "make root-lines, readme-lines   that count file by file; write it into README.md"
 	@echo "make unit       the unit tests alone"
 	@echo "make deb        $(DEB)"
 	@echo "make install    without the package: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR=$(DESTDIR); make uninstall undoes it"
@@ -76,6 +77,9 @@ check:
 
 root-lines:
 	@.ci/root-lines -v $(ROOT_LINES_AIM) $(ROOT_CODE)
+
+readme-lines:
+	@.ci/root-lines -u $(ROOT_LINES_AIM) $(ROOT_CODE)
 
 unit:
 	$(PYTHON) -m pytest -q tests/unit
