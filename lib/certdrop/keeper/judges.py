@@ -74,14 +74,19 @@ class Judge:
         self.process = None
 
     def _start(self) -> None:
-        uid, gid = jail.user_ids(USER)
+        jail.user_ids(USER)
         program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "judge", "__main__.py")
         self.process = subprocess.Popen(
             ["/usr/bin/python3", "-I", "-S", program, *self.task], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[],
-            preexec_fn=jail.leave_network if self.task[0] == "chain" else None)
+            stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, preexec_fn=self._lose_privileges)
         if self.process.stdin:
             os.set_blocking(self.process.stdin.fileno(), False)
+
+    def _lose_privileges(self) -> None:
+        """Between fork and exec. Popen's own `user` would come before preexec_fn, and then no namespace can be made any more."""
+        if self.task[0] == "chain":
+            jail.leave_network()
+        jail.become(USER)
 
     def _send(self, data: bytes) -> None:
         end, view = time.monotonic() + DEADLINE, memoryview(data)
@@ -108,7 +113,7 @@ def ask_chain(judge: Judge, expected: dict[str, object], reply: bytes) -> Accept
     """What the judge accepts. Raises spool.Refused with the judge's reason, or `judge-failed`."""
     answer = judge.ask(json.dumps(expected).encode(), reply)
     found = _ACCEPT.fullmatch(answer)
-    if found:
+    if found and int(found[2]) <= time.time() < int(found[3]):     # else later replies would be replays, or this one never due
         return Accepted(found[1], int(found[2]), int(found[3]))
     reason = answer.removeprefix("refuse ")
     raise spool.Refused(reason if answer.startswith("refuse ") and reason in spool.REASONS else "judge-failed")
