@@ -25,7 +25,7 @@ OURS = {
     "keeper": {"spool", "site", "jail", "events"},
     "judge": {"spool", "jail"},
     "watcher": {"spool", "site", "jail", "events", "layout"},
-    "admin": {"spool", "site", "jail", "events", "layout"},
+    "admin": {"spool", "site", "jail", "events", "layout", "keeper"},
     "spool": set(),
     "events": set(),
     "jail": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 
@@ -192,3 +193,16 @@ def test_every_site_settles(wanted: site.Site, harm: list[str], posted: set[tupl
     else:
         raise AssertionError("the steps do not end")
     assert sight.live in sight.whole and sight.next is not None and (sight.next, "csr") in posted
+
+
+def test_a_key_that_is_too_old_is_replaced(wanted: site.Site) -> None:
+    """A carried key older than key_max_age makes another next, wanted now; a younger one does not."""
+    wanted.key_max_age = "180d"
+    settled(wanted)
+    assert look(wanted, (2, "csr"), (2, "now")) == state.WAIT
+    path = pathlib.Path(state.directory(NAME, 2)) / "request.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({**known, "key_created": known["key_created"] - 180 * 86400}))
+    assert look(wanted, (2, "csr"), (2, "now")) == state.REPLACE
+    wanted.key_max_age = "181d"
+    assert look(wanted, (2, "csr"), (2, "now")) == state.WAIT

@@ -124,10 +124,11 @@ def settle(run: Run, wanted: site.Site) -> None:
 
 def key_to_carry(wanted: site.Site, sight: Sight) -> int | None:
     """The generation whose key the next one carries on with, or None where a new key is due."""
-    days, newest = site.age_in_days(wanted.key_max_age), sight.newest
-    if days is None or newest is None or state.has(sight.name, newest, "placeholder") or state.facts(sight.name, newest, "request")["key"] != wanted.key:
+    newest = sight.newest
+    if wanted.key_max_age == "renewal" or newest is None or state.has(sight.name, newest, "placeholder"):
         return None
-    return newest if state.moment(sight.name, newest, "key_created") + days * 86400 > time.time() else None
+    same_kind = state.facts(sight.name, newest, "request")["key"] == wanted.key
+    return newest if same_kind and not state.is_old_key(wanted, newest) else None
 
 
 def post(run: Run, name: str, sight: Sight) -> None:

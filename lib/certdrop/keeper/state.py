@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 
 from certdrop import site as configuration
 
@@ -21,7 +22,7 @@ SWEEP = "3 remove what was written half"
 PLACEHOLDER = "4 make the placeholder generation"
 LINK = "5 live := newest complete"
 NEXT = "6 make the next generation"
-REPLACE = "7 make another next, for the configuration was changed"
+REPLACE = "7 make another next: the configuration was changed, or its key is too old"
 POST = "8 post next's request"
 WITHDRAW = "9 withdraw other requests"
 PRUNE = "10 remove old generations"
@@ -91,13 +92,19 @@ def step(sight: Sight, wanted: configuration.Site, posted: set[tuple[int, str]])
     if sight.next is None:
         return NEXT
     known = facts(sight.name, sight.next, "request")
-    if known["key"] != wanted.key or known["domains"] != sorted(wanted.domains):
+    if known["key"] != wanted.key or known["domains"] != sorted(wanted.domains) or is_old_key(wanted, sight.next):
         return REPLACE
     if not required(sight) <= posted:
         return POST
     if any(entry not in required(sight) for entry in posted if entry[1] != "revoke"):
         return WITHDRAW
     return PRUNE if sight.old else WAIT
+
+
+def is_old_key(wanted: configuration.Site, number: int) -> bool:
+    """Whether a generation's key is older than the site's key_max_age ("renewal" makes every next a new one anyway)."""
+    days = configuration.age_in_days(wanted.key_max_age)
+    return days is not None and moment(wanted.name, number, "key_created") + days * 86400 <= time.time()
 
 
 def required(sight: Sight) -> set[tuple[int, str]]:

@@ -13,15 +13,12 @@ import time
 
 from certdrop import events, jail, site, spool
 from certdrop.keeper import generations, install, lock, notes, services, state
+from certdrop.keeper.command import Refused
 from certdrop.keeper.state import Sight
 
 ISSUE = "/usr/sbin/certdrop-issue"
 DEADLINE = 3600                    # seconds for the issuer's whole run
 PROGRAM = "certdrop"
-
-
-class Refused(Exception):
-    """What was asked cannot be done; the text says why, and nothing was changed."""
 
 
 def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> int:
@@ -68,16 +65,13 @@ def rotate(names: list[str], only_post: bool) -> int:
 
 
 def rotate_due() -> int:
-    """Rotate the keys that are older than their site's key_max_age."""
-    config, names = site.load_config(), []
-    for name in site.site_names():
-        wanted, newest = site.load_site(name, config), Sight(name).newest
-        days = site.age_in_days(wanted.key_max_age)
-        if newest is not None and days is not None and not state.has(name, newest, "placeholder"):
-            created = state.moment(name, newest, "key_created")
-            if created + days * 86400 <= time.time():
-                names.append(name)
-    return rotate(names, only_post=False) if names else os.EX_OK
+    """Rotate the keys that are older than their site's key_max_age: the keeper's every run wants that (state.step); have it done now."""
+    with lock.Lock(patient=True):
+        run = install.Run(PROGRAM, False, True)
+        install.reconcile(run)
+        names = [name for name in site.site_names() if (number := Sight(name).next) is not None and state.has(name, number, "now")]
+    run.flush()
+    return issue(names) if names else run.exit_code()
 
 
 def cancel(names: list[str]) -> int:
