@@ -14,6 +14,8 @@ import pytest
 
 from conftest import STATE, Host
 
+import world as stage
+
 ISSUER = "_certdrop"
 
 
@@ -103,3 +105,42 @@ def test_closed_pipe_is_no_trouble(host: Host, site: str) -> None:
     """`certdrop-status | head -1` says nothing about a broken pipe."""
     done = host.run("bash", "-c", "certdrop-status --json | head -c 1")
     assert done.text == "["
+
+
+# What the whole of certdrop leaves behind, not a test's own files.
+
+def test_real_failure_and_recovery(host: Host) -> None:
+    """A CA that cannot be reached is `failing` with its error and next try; when it is back, the site is `serving`."""
+    name = host.name()
+    host.run("certdrop", "add", name, "--no-issue", code=0)
+    host.serve(name)
+    host.world.pebble.stop()
+    host.run("certdrop", "renew", name)
+    found = host.status(name)
+    assert found["state"] == "failing" and found["last_error"] and found["since"] and found["next_try"], found
+    row = next(line for line in host.run("certdrop-status").text.splitlines() if line.startswith("  ! "))
+    assert len(row) <= 80
+    host.world.pebble.start()
+    host.configure()
+    host.run("certdrop-issue", name, "--force", code=0)
+    host.run("certdrop-install", code=0)
+    found = host.status(name)
+    assert (found["state"], found["served"], found["last_error"]) == ("serving", True, None)
+    assert found["fingerprint_sha256"] == host.served(name) and found["renew_at"] and found["renew_reason"]
+
+
+def test_issued_but_not_served(host: Host) -> None:
+    """A certificate that nginx does not show is `issued-not-served`, critical, with what to look at."""
+    name = host.add(host.name())
+    assert host.status(name)["state"] == "serving"
+    other = host.add(host.name())
+    path = f"/etc/nginx/sites-available/{name}"
+    text = stage.read(path)
+    stage.write(path, text.replace(f"live/{name}/", f"live/{other}/"))
+    host.world.nginx.reload()
+    found = host.status(name)
+    assert (found["state"], found["severity"], found["served"]) == ("issued-not-served", 2, False)
+    assert "another certificate" in found["last_error"]
+    stage.write(path, text)
+    host.world.nginx.reload()
+    assert host.status(name)["state"] == "serving"
