@@ -21,23 +21,63 @@ class Failed(Exception):
     """A copy cannot be put where it is wanted; the text says why."""
 
 
-def put(wanted: site.Site, number: int) -> None:
-    """Write the site's copies from a generation. Raises Failed, OSError."""
+def put(wanted: site.Site, number: int, only_missing: bool = False) -> None:
+    """Write the site's copies from a generation: all that can be written. Raises Failed or OSError, about the first that cannot."""
+    wrong: OSError | Failed | None = None
     for copy in wanted.copy:
-        parent, _, entry = copy["path"].rpartition("/")
         try:
-            uid, gid = pwd.getpwnam(copy["owner"]).pw_uid, grp.getgrnam(copy["group"]).gr_gid
-        except KeyError as error:
-            raise Failed(f"{copy['path']}: {error}") from error
-        data = b""
-        for part in PARTS[copy["what"]]:
-            with open(f"{state.directory(wanted.name, number)}/{part}", "rb") as stream:
-                data += stream.read()
+            _put_one(wanted.name, number, copy, only_missing)
+        except (OSError, Failed) as error:
+            wrong = wrong or error
+    if wrong:
+        raise wrong
+
+
+def differ(wanted: site.Site, number: int) -> bool:
+    """Whether a copy is not what a generation has: new in the configuration, or lost."""
+    return any(_differs(wanted.name, number, copy) for copy in wanted.copy)
+
+
+def _differs(name: str, number: int, copy: dict[str, str]) -> bool:
+    parent, _, entry = copy["path"].rpartition("/")
+    try:
         fd = _descend(parent)
         try:
-            spool.write(fd, entry, data, int(copy["mode"], 8), gid, uid)
+            return spool.read(fd, entry, pwd.getpwnam(copy["owner"]).pw_uid) != _content(name, number, copy)
         finally:
             os.close(fd)
+    except (OSError, KeyError, Failed, spool.Refused):
+        return True                            # put() says what is wrong
+
+
+def _put_one(name: str, number: int, copy: dict[str, str], only_missing: bool) -> None:
+    parent, _, entry = copy["path"].rpartition("/")
+    try:
+        uid, gid = pwd.getpwnam(copy["owner"]).pw_uid, grp.getgrnam(copy["group"]).gr_gid
+    except KeyError as error:
+        raise Failed(f"{copy['path']}: {error.args[0]}") from error
+    fd = _descend(parent)
+    try:
+        if not (only_missing and _exists(fd, entry)):
+            spool.write(fd, entry, _content(name, number, copy), int(copy["mode"], 8), gid, uid)
+    finally:
+        os.close(fd)
+
+
+def _content(name: str, number: int, copy: dict[str, str]) -> bytes:
+    data = b""
+    for part in PARTS[copy["what"]]:
+        with open(f"{state.directory(name, number)}/{part}", "rb") as stream:
+            data += stream.read()
+    return data
+
+
+def _exists(fd: int, entry: str) -> bool:
+    try:
+        os.lstat(entry, dir_fd=fd)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _descend(path: str) -> int:

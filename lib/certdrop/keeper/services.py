@@ -10,6 +10,7 @@ import os
 import struct
 import subprocess
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from certdrop import events, jail, site
 
@@ -20,6 +21,14 @@ class Failed(Exception):
     """A service cannot be used now; the text says why, with the last line that its test or reload said."""
 
 
+class Place(NamedTuple):
+    """Where a service is asked, and what is said before the handshake (served.PREFACES)."""
+
+    address: str
+    port: int
+    preface: str
+
+
 class Service:
     """What services.d/NAME.toml says."""
 
@@ -28,7 +37,7 @@ class Service:
         self.test_command: list[str] = []      # "test": must end with 0 before and after a change
         self.reload_command: list[str] = []    # "reload": has it read its certificates again
         self.unit = ""                         # where systemd runs, `systemctl reload UNIT` takes reload's place
-        self.port = 443                        # where it is asked
+        self.port = 443                        # where it is asked; 0: it cannot be, and what counts is how its reload ends
         self.starttls = ""                     # "smtp", "imap", "pop3" before the handshake
 
     def test(self) -> None:
@@ -78,11 +87,13 @@ def _run(command: list[str]) -> None:
         raise Failed(events.clean(lines[-1] if lines else f"{command[0]} ended with {done.returncode}", 300))
 
 
-def addresses(service: Service, probe: str) -> list[tuple[str, int, str]]:
-    """(address, port, preface) of each place to ask, by a site's `probe`: where somebody listens on the service's port, unless it says otherwise."""
+def addresses(service: Service, probe: str) -> list[Place]:
+    """The places to ask, by a site's `probe`: where somebody listens on the service's port, unless it says otherwise."""
+    if probe == "off" or not service.port:
+        return []
     if probe not in ("", "proxy-protocol"):
         host, _, port = probe.rpartition(":")
-        return [(host.strip("[]"), int(port), service.starttls)]
+        return [Place(host.strip("[]"), int(port), service.starttls)]
     found: set[str] = set()
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -95,7 +106,7 @@ def addresses(service: Service, probe: str) -> list[tuple[str, int, str]]:
             address, port = local.split(":")
             if state == "0A" and int(port, 16) == service.port:    # TCP_LISTEN
                 found.add(_address(address))
-    return [(address, service.port, probe or service.starttls) for address in sorted(found)]
+    return [Place(address, service.port, probe or service.starttls) for address in sorted(found)]
 
 
 def _address(text: str) -> str:

@@ -17,7 +17,8 @@ from certdrop.keeper import copies, generations, judges, notes, services, state
 if TYPE_CHECKING:
     from certdrop.keeper.install import Run
 
-PATIENCE = 5.0                     # seconds for a reload to show
+PATIENCE = 5.0                     # seconds for a reload to show; as much again for each second that the services' tests took
+GRACE = 1.0                        # the same, for a site that nobody showed before
 
 
 class Change:
@@ -29,21 +30,40 @@ class Change:
         self.notes = notes.Notes(wanted.name)
         self.back = self.sight.live
         self.to = self.sight.newest or 0
-        self.before: set[str] = set()          # the fingerprints shown before anything was changed
+        self.own: set[str] = set()                             # the fingerprints of all its generations
+        self.before: dict[services.Place, str] = {}            # what was shown before anything was changed
+        self.outdated = self.back is not None and copies.differ(wanted, self.back)
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether all there is is the placeholder."""
+        return not self.to or state.has(self.name, self.to, "placeholder")
 
     @property
     def was_served(self) -> bool:
-        """Whether what is live now was shown: a service knows this site, and a reload must show."""
-        return self.sha256(self.back) in self.before
+        """Whether a certificate of this site was shown: a service knows it, and a reload must show."""
+        return not self.own.isdisjoint(self.before.values())
 
     @property
     def goes_back(self) -> bool:
         """Whether going back helps: the proven generation was shown before, and this one is not shown now."""
-        return self.sight.proven not in (None, self.to) and self.sha256(self.sight.proven) in self.before
+        return self.sight.proven not in (None, self.to) and self.sha256(self.sight.proven) in self.before.values()
+
+    @property
+    def reloads(self) -> bool:
+        """Whether a reload may matter: not where it is installed already, and nobody shows this site."""
+        return self.back != self.to or self.outdated or self.was_served or self.sight.proven is not None or bool(self.notes.install)
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait until it is shown."""
+        if self.was_served or self.sight.proven is not None:
+            return PATIENCE
+        return GRACE if self.reloads and self.before else 0.0
 
     def is_due(self, insist: bool) -> bool:
-        """Written and not moved, or moved and not proven; and no placeholder, not expired, not put off (unless somebody insists)."""
-        if not self.to or state.has(self.name, self.to, "placeholder") or self.to == self.sight.live == self.sight.proven:
+        """Written and not moved, or moved and not proven, or copied no more; and no placeholder, not expired, not put off (unless somebody insists)."""
+        if self.stands_in or (self.to == self.back == self.sight.proven and not self.outdated):
             return False
         return (insist or not self.notes.is_put_off(self.to)) and state.moment(self.name, self.to, "not_after") > time.time()
 
@@ -54,41 +74,78 @@ class Change:
                 generations.move("live", self.name, number)
             copies.put(self.wanted, number)
 
+    def go_back(self, number: int | None) -> None:
+        """live := this generation again, and as many of its copies as can be put: what cannot be put was not put before, either."""
+        try:
+            self.use(number)
+        except (OSError, copies.Failed):
+            pass
+
     def sha256(self, number: int | None) -> str:
         """The leaf's fingerprint of a generation."""
         return "" if number is None else str(state.facts(self.name, number, "cert")["sha256"])
 
-    def shown(self, judge: judges.Judge, used: dict[str, services.Service]) -> set[str]:
-        """The fingerprints that its services show for this site, on all their addresses; empty where nobody listens."""
-        places = [place for name in self.wanted.services for place in services.addresses(used[name], self.wanted.probe)]
-        return {judges.ask_served(judge, *place[:2], self.wanted.domains[0], place[2]) for place in places} - {"nobody"}
+    def look(self, judge: judges.Judge, used: dict[str, services.Service]) -> None:
+        """See what is shown before anything is changed."""
+        self.own = {self.sha256(number) for number in self.sight.whole}
+        self.before = self.shown(judge, used)
+
+    def shown(self, judge: judges.Judge, used: dict[str, services.Service]) -> dict[services.Place, str]:
+        """What its services show for this site, on each of their addresses where somebody listens."""
+        places = {place for name in self.wanted.services for place in services.addresses(used[name], self.wanted.probe)}
+        found = {place: judges.ask_served(judge, place.address, place.port, self.wanted.domains[0], place.preface) for place in sorted(places)}
+        return {place: leaf for place, leaf in found.items() if leaf != "nobody"}
+
+    def is_shown(self, now: dict[services.Place, str]) -> bool:
+        """Whether the new one is shown, by all who showed this site, and no other of this site's by anybody.
+
+        An address that shows something else, and did before, is another's: sites are bound to some addresses of a host only.
+        """
+        new, shown = self.sha256(self.to), set(now.values())
+        known = [place for place, leaf in self.before.items() if leaf in self.own]
+        return new in shown and shown.isdisjoint(self.own - {new}) and all(now.get(place, new) == new for place in known)
 
 
 def switch(run: Run, wanted: list[site.Site]) -> None:
     """Bring every site that is due to its newest generation."""
-    changes = [change for change in map(Change, wanted) if change.is_due(run.talk)]
+    changes = [Change(found) for found in wanted]
+    for change in changes:
+        if change.stands_in and change.outdated:
+            _stand_in(run, change)
+    changes = [change for change in changes if change.is_due(run.talk)]
     if not changes:
         return
+    began = time.monotonic()
     used, broken = _tested({name for change in changes for name in change.wanted.services})
+    stretch = 1 + (time.monotonic() - began)                 # a service of many sites takes its time
     for change in changes:
         for name in change.wanted.services:
             if name in broken:
-                _put_off(run, change, "service-failed", f"before anything was changed, {broken[name]}")
+                _put_off(run, change, "service-failed", f"{broken[name]}; not this certificate's fault: nothing was changed")
                 break
     changes = [change for change in changes if not broken.keys() & set(change.wanted.services)]
     with judges.Judge("served") as judge:
         for change in changes:
-            change.before = change.shown(judge, used)
+            change.look(judge, used)
         moved = _move(run, changes, used)
-        _reload(run, [change for change in moved if change.back != change.to or change.sight.proven is not None], used)
-        waiting = _wait(run, moved, used, judge)
+        failed = _reload(run, [change for change in moved if change.reloads], used)
+        asked = [change for change in moved if not _reload_is_missed(run, change, used, failed)]
+        waiting = _wait(run, asked, used, judge, stretch)
     for change in waiting:
         _not_served(run, change)
     back = [change for change in waiting if change.goes_back]
     for change in back:
-        change.use(change.sight.proven)
+        change.go_back(change.sight.proven)
         run.log.write(events.WENT_BACK, site=change.name, number=change.sight.proven)
     _reload(run, back, used)
+
+
+def _stand_in(run: Run, change: Change) -> None:
+    """Put the placeholder's copies where there is nothing yet, so that a service can start with them."""
+    try:
+        copies.put(change.wanted, change.to, only_missing=True)
+    except (OSError, copies.Failed) as error:
+        run.fail(change.name, f"a copy could not be put in place: {error}", os.EX_CONFIG)
 
 
 def _tested(names: set[str]) -> tuple[dict[str, services.Service], dict[str, str]]:
@@ -97,8 +154,8 @@ def _tested(names: set[str]) -> tuple[dict[str, services.Service], dict[str, str
         try:
             used[name] = services.find(name)
             used[name].test()
-        except services.Failed as error:
-            broken[name] = f"{name} did not pass its test: {error}"
+        except (services.Failed, site.Wrong) as error:
+            broken[name] = f"{name} does not pass its test as it is: {error}"
     return used, broken
 
 
@@ -110,23 +167,25 @@ def _move(run: Run, changes: list[Change], used: dict[str, services.Service]) ->
             change.use(change.to)
             moved.append(change)
         except (OSError, copies.Failed) as error:
-            change.use(change.back)
+            change.go_back(change.back)
             _put_off(run, change, "service-failed", f"a copy could not be put in place: {error}")
     reason = _failure(moved, used)
     if not reason:
         return moved
     for change in moved:
-        change.use(change.back)
+        change.go_back(change.back)
     if len(moved) > 1:
         half = len(moved) // 2
         return _move(run, moved[:half], used) + _move(run, moved[half:], used)
     change = moved[0]
-    again = bool(change.notes.install)
-    _put_off(run, change, "service-failed", f"with generation {change.to:04d} {reason}")
-    if not again and not _failure(moved, used):
-        # Good without it, bad with it, and for the first time: ask for another rather than wait for an administrator.
-        generations.make_next(change.wanted, change.sight.highest + 1, None, now=True)
-        generations.mark(change.name, change.to, "withdrawn")
+    text = f"with generation {change.to:04d} {reason}"
+    if change.notes.install or change.back == change.to or _failure(moved, used):
+        _put_off(run, change, "service-failed", text)
+        return []
+    # Good without it, bad with it, and for the first time: ask for another rather than wait for an administrator.
+    _put_off(run, change, "service-failed", text, "it is withdrawn, and another is asked for")
+    generations.make_next(change.wanted, change.sight.highest + 1, None, now=True)
+    generations.mark(change.name, change.to, "withdrawn")
     return []
 
 
@@ -139,30 +198,47 @@ def _failure(changes: list[Change], used: dict[str, services.Service]) -> str:
     return ""
 
 
-def _reload(run: Run, changes: list[Change], used: dict[str, services.Service]) -> None:
+def _reload(run: Run, changes: list[Change], used: dict[str, services.Service]) -> dict[str, str]:
+    """Reload what these sites use, each service once. Returns what failed; whether that matters, mostly the handshake tells."""
+    failed = {}
     for name in sorted({name for change in changes for name in change.wanted.services}):
         try:
             used[name].reload()
-        except services.Failed as error:                     # whether it matters, the handshake tells
+        except services.Failed as error:
+            failed[name] = str(error)
             run.log.write(events.SERVICE_FAILED, service=name, error=str(error))
+    return failed
 
 
-def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], judge: judges.Judge) -> list[Change]:
+def _reload_is_missed(run: Run, change: Change, used: dict[str, services.Service], failed: dict[str, str]) -> bool:
+    """Whether a reload failed where no handshake can tell whether that matters: then its exit status is what counts, as a program's that deploys."""
+    for name in change.wanted.services:
+        if name in failed and (not used[name].port or change.wanted.probe == "off"):
+            _put_off(run, change, "service-failed", f"generation {change.to:04d} is in place, and {name} did not reload: {failed[name]}")
+            return True
+    return False
+
+
+def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], judge: judges.Judge, stretch: float) -> list[Change]:
     """Ask until all show the new one, or patience ends; those that do are proven. Returns the others."""
-    end, waiting = time.monotonic() + PATIENCE, changes
+    began, again, waiting = time.monotonic(), False, changes
     while True:
+        asked = time.monotonic() - began                     # what counts is an answer to a question asked late enough
         waiting = [change for change in waiting if not _is_served(run, change, used, judge)]
-        if not any(change.was_served or change.sight.proven for change in waiting) or time.monotonic() > end:
+        if all(asked >= change.patience * stretch for change in waiting):
             return waiting
+        if asked > PATIENCE * stretch / 2 and not again:      # somebody who restarted the service may have swallowed the first
+            again = True
+            _reload(run, waiting, used)
         time.sleep(0.05)                                     # a reload says nothing when it is done
 
 
 def _is_served(run: Run, change: Change, used: dict[str, services.Service], judge: judges.Judge) -> bool:
-    if change.wanted.probe == "off" or not change.wanted.services:
+    if change.wanted.probe == "off" or not any(used[name].port for name in change.wanted.services):
         _installed(run, change, "nobody is to be asked")
         generations.move("proven", change.name, change.to)
         return True
-    if change.shown(judge, used) != {change.sha256(change.to)}:
+    if not change.is_shown(change.shown(judge, used)):
         return False
     generations.move("proven", change.name, change.to)
     run.log.write(events.SERVING, site=change.name, number=change.to, sha256=change.sha256(change.to))
@@ -194,9 +270,9 @@ def _done(change: Change) -> None:
     change.notes.save()
 
 
-def _put_off(run: Run, change: Change, what: str, text: str) -> None:
+def _put_off(run: Run, change: Change, what: str, text: str, follows: str = "a later run tries again, without asking the CA") -> None:
     change.notes.put_off(change.to, what, text)
     change.notes.save()
     event = events.NOT_SERVED if what == "issued-not-served" else events.SERVICE_FAILED
     run.log.write(event, site=change.name, number=change.to, error=text, tries=change.notes.install["tries"])
-    run.fail(change.name, f"{text}; a later run tries again, without asking the CA", os.EX_TEMPFAIL)
+    run.fail(change.name, f"{text}; {follows}", os.EX_TEMPFAIL)
