@@ -73,3 +73,19 @@ def test_alarm_of_the_shut_in_reader_is_delivered(server: None) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     text = wait_for_mail(f"{name}: the first certificate cannot be had")
     assert "dns: no such host" in text and "certdrop renew" in text
+
+
+@pytest.mark.skipif(not POSTFIX, reason="Postfix is asked here")
+def test_certificate_of_a_real_postfix_is_seen_after_starttls(server: None) -> None:
+    """What status asks of a mail server, as services.d/postfix.toml describes it, is answered by Postfix with its certificate."""
+    certificate, key = stage.Authority().issue("mta", "mta.example.org")
+    for line in (f"smtpd_tls_chain_files={key}, {certificate}", "smtpd_tls_security_level=may", "smtpd_tls_cert_file=", "smtpd_tls_key_file="):
+        assert run("postconf", "-e", line).returncode == 0
+    assert run("postfix", "reload").returncode == 0
+    program = ("import sys; sys.path.insert(0, '/usr/share/certdrop')\n"
+               "from certdrop.watcher import handshake, places\n"
+               "found = places.Places().of(['postfix'], '')\n"
+               "print(found, set(handshake.ask([(place, 'mta.example.org') for place in found]).values()))\n")
+    wanted = stage.fingerprint(stage.read(certificate))
+    stage.wait_for(lambda: f"{{'{wanted}'}}" in run("/usr/bin/python3", "-c", program, user=USER).stdout, 20, "Postfix to show its certificate")
+    assert "25, 'smtp')" in run("/usr/bin/python3", "-c", program, user=USER).stdout

@@ -356,8 +356,10 @@ def test_prometheus_parser_reads_it(world: World) -> None:
     found = {(sample.name, *sorted(sample.labels.items())): sample.value
              for family in parser.text_string_to_metric_families(text) for sample in family.samples}
     assert 1 == found[("certdrop_state", ("site", "example.org"), ("state", "serving"))]
-    assert 80 == round((found[("certdrop_certificate_not_after_seconds", ("site", "example.org"))] - time.time()) / DAY)
+    assert 80 == round((found[("certdrop_certificate_not_after_timestamp_seconds", ("site", "example.org"))] - time.time()) / DAY)
     assert 1 == found[("certdrop_sites",)]
+    manual = (Path(__file__).resolve().parents[2] / "man/certdrop-status.1").read_text()
+    assert [] == [name for name, *_ in found if f".It Cm {name}\n" not in manual]
 
 
 def test_prometheus_file_is_replaced_whole(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

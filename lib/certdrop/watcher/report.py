@@ -81,10 +81,10 @@ def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, now: float) ->
         family(name, text, [(f'{{site="{site.evidence.name}"}}', value) for site, value in zip(sites, values)])
 
     certificates = [site.evidence.certificate for site in sites]
-    each("certificate_not_before_seconds", "When the live certificate begins.", [c.not_before if c else None for c in certificates])
-    each("certificate_not_after_seconds", "When the live certificate ends.", [c.not_after if c else None for c in certificates])
-    each("renewal_seconds", "When the live certificate is to be renewed.", [site.renew_at for site in sites])
-    each("key_created_seconds", "When the live key was made.", [site.evidence.key_created for site in sites])
+    each("certificate_not_before_timestamp_seconds", "When the live certificate begins.", [c.not_before if c else None for c in certificates])
+    each("certificate_not_after_timestamp_seconds", "When the live certificate ends.", [c.not_after if c else None for c in certificates])
+    each("renewal_timestamp_seconds", "When the live certificate is to be renewed.", [site.renew_at for site in sites])
+    each("key_created_timestamp_seconds", "When the live key was made.", [site.evidence.key_created for site in sites])
     each("served", "1 if the service shows the live certificate, 0 if another; absent if not known.",
          [None if site.served is None else float(site.served) for site in sites])
     each("failures", "Failures in a row, as the issuer counts them.", [site.evidence.failing.tries if site.evidence.failing else 0 for site in sites])
@@ -92,8 +92,8 @@ def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, now: float) ->
     family("state", "1 for the state that the site is in.",
            [(f'{{site="{site.evidence.name}",state="{state}"}}', float(site.state == state)) for site in sites for state in verdict.STATES])
     family("sites", "Configured sites.", [("", len(sites))])
-    family("last_run_seconds", "When the principal last ran.", [('{principal="keeper"}', keeper.at), ('{principal="issuer"}', issuer.at)])
-    family("status_seconds", "When this was written.", [("", int(now))])
+    family("last_run_timestamp_seconds", "When the principal last ran.", [('{principal="keeper"}', keeper.at), ('{principal="issuer"}', issuer.at)])
+    family("status_timestamp_seconds", "When this was written.", [("", int(now))])
     return "\n".join(lines) + "\n"
 
 
