@@ -50,8 +50,9 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
         run.log.write(events.ADDED, site=name, domains=" ".join(domains))
         run.tell(name, f"added; its names: {' '.join(domains)}")
         install.reconcile(run, [name])
+        wanted = {name: Sight(name).next}
     run.flush()
-    return issue([name]) if ask and run.exit_code() == os.EX_OK else run.exit_code()
+    return issue(wanted) if ask and run.exit_code() == os.EX_OK else run.exit_code()
 
 
 def renew(names: list[str]) -> int:
@@ -69,9 +70,9 @@ def rotate_due() -> int:
     with lock.Lock(patient=True):
         run = install.Run(PROGRAM, False, True)
         install.reconcile(run)
-        names = [name for name in site.site_names() if (number := Sight(name).next) is not None and state.has(name, number, "now")]
+        wanted = {name: number for name in site.site_names() if (number := Sight(name).next) is not None and state.has(name, number, "now")}
     run.flush()
-    return issue(names) if names else run.exit_code()
+    return issue(wanted) if wanted else run.exit_code()
 
 
 def cancel(names: list[str]) -> int:
@@ -116,12 +117,12 @@ def remove(name: str) -> int:
             raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
         run, live = install.Run(PROGRAM, False, True), site.STATE + "/live"
         sight = Sight(name)
-        used = site.load_site(name, run.config).services if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") else run.config.services
+        used = _used(run, name)
         if sight.live is not None:
             os.rename(f"{live}/{name}", f"{live}/.{name}.aside")
             try:
                 for service in used:
-                    services.find(service).test()
+                    service.test()
             except services.Failed as error:
                 os.rename(f"{live}/.{name}.aside", f"{live}/{name}")
                 raise Refused(f"{name}: still in use: {error}; take the site out of that service's configuration first") from error
@@ -139,16 +140,15 @@ def remove(name: str) -> int:
     return os.EX_OK
 
 
-def issue(names: list[str]) -> int:
-    """Have the issuer ask for these sites now, then install what came. 0 where what was wanted is installed."""
-    wanted = {name: Sight(name).next for name in names}
-    code = _run_issuer(names)
+def issue(wanted: dict[str, int | None]) -> int:
+    """Have the issuer ask for these sites' requests now, then install what came. 0 where it is installed, whoever installed it."""
+    code = _run_issuer(list(wanted))
     with lock.Lock(patient=True):
         run = install.Run(PROGRAM, False, True)
-        install.reconcile(run, names)
-        for name in names:
-            sight = Sight(name)
-            if wanted[name] is None or sight.newest is None or sight.newest < (wanted[name] or 0):
+        install.reconcile(run, list(wanted))
+        for name, number in wanted.items():
+            newest = Sight(name).newest
+            if number is None or newest is None or newest < number:
                 run.fail(name, "no certificate was installed; the live certificate stays; cron goes on trying", code or os.EX_TEMPFAIL)
     run.flush()
     return run.exit_code()
@@ -156,6 +156,7 @@ def issue(names: list[str]) -> int:
 
 def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
     _known(names)
+    posted: dict[str, int | None] = {}
     with lock.Lock(patient=True):
         run = install.Run(PROGRAM, False, True)
         install.reconcile(run, names)
@@ -170,10 +171,26 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
             elif not state.has(name, sight.next, "now"):
                 generations.mark(name, sight.next, "now")
             install.settle(run, wanted)
+            posted[name] = Sight(name).next
             if only_post:
-                run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, Sight(name).next or 0)}")
+                run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, posted[name] or 0)}")
     run.flush()
-    return run.exit_code() if only_post else issue(names)
+    return run.exit_code() if only_post else issue(posted)
+
+
+def _used(run: install.Run, name: str) -> list[services.Service]:
+    """The services of a site that is to be removed; one that this host does not have does not need it."""
+    try:
+        named = site.load_site(name, run.config).services
+    except site.Wrong:
+        named = run.config.services            # its file is gone or wrong, which is no reason to keep it
+    found = []
+    for service in named:
+        try:
+            found.append(services.find(service))
+        except services.Failed:
+            pass
+    return found
 
 
 def _spki(name: str, number: int) -> object:
