@@ -112,11 +112,11 @@ def make(etc: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_smtp_takes_it_with_login_and_tls(make: Any, scheme: str) -> None:
     """The message arrives whole, over TLS, with the login of the file."""
     server, route = make(via=scheme + "://watcher@localhost:{}", implicit=scheme == "smtps")
-    courier.deliver(route, "subject\nBcc: x@example.org", "line one\n.\nline three \x1b[2J\n")
+    courier.deliver(route, "subject\nBcc: x@example.org " + "x" * 100, "line one\n.\nline three \x1b[2J\n")
     assert server.shaken and f"\0watcher\0{SECRET}" == server.login
     head, _, body = server.text.partition(b"\r\n\r\n")
     assert b"line one\r\n..\r\nline three \\x1b[2J" in body
-    assert b"\nSubject: subject Bcc: x@example.org\r\n" in head and b"\nBcc:" not in head and b"Auto-Submitted: auto-generated" in head
+    assert b"\nSubject: subject Bcc: x@example.org " + b"x" * 100 + b"\r\n" in head and b"\nBcc:" not in head and b"Auto-Submitted: auto-generated" in head
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the password must be root's")

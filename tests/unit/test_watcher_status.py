@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import ssl
@@ -180,6 +181,19 @@ def test_deadline_holds_for_all_questions(servers: list[Server], tmp_path: Path)
     begin = time.monotonic()
     assert {} == handshake.ask([((*servers[0].address, ""), f"a{n}.org") for n in range(500)], 1.0)
     assert time.monotonic() - begin < 2
+
+
+def test_few_descriptors_are_enough(servers: list[Server], tmp_path: Path) -> None:
+    """Where few files may be open, fewer services are asked at a time, and all are."""
+    servers.append(Server(tmp_path))
+    questions = [((*servers[0].address, ""), f"a{n}.org") for n in range(60)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, limits[1]))
+    try:
+        answers = handshake.ask(questions)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert {servers[0].sha256} == set(answers.values()) and 60 == len(answers)
 
 
 def test_listeners_are_found() -> None:

@@ -109,8 +109,9 @@ def deliver(route: Route, subject: str, body: str) -> None:
 def compose(route: Route, subject: str, body: str) -> bytes:
     """The message with its headers (RFC 5322; RFC 3834 for Auto-Submitted)."""
     from email.message import EmailMessage
+    from email.policy import default
     from email.utils import formatdate, make_msgid
-    message = EmailMessage()
+    message = EmailMessage(default.clone(max_line_length=900))         # RFC 5322 allows 998, and nobody likes a folded subject
     message["From"] = route.sender
     message["To"] = ", ".join(_qualified(route))
     message["Subject"] = events.clean(subject, MAX_SUBJECT)

@@ -52,7 +52,13 @@ def ask(questions: list[Question], seconds: float = DEADLINE) -> dict[Question, 
     with selectors.DefaultSelector() as selector:
         while (waiting or open_now) and time.monotonic() < end:
             while waiting and len(open_now) < AT_ONCE:
-                started = _Handshake(waiting.pop(), tls)
+                try:
+                    started = _Handshake(waiting[-1], tls)
+                except OSError:                # no more descriptors for now
+                    if open_now:
+                        break
+                    return answers
+                del waiting[-1]
                 open_now[started] = time.monotonic() + PATIENCE
                 selector.register(started.connection, selectors.EVENT_WRITE, started)
             ready = {key.data for key, _ in selector.select(0.2)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import stat
@@ -185,7 +186,7 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
         for problem in problems:
             print(f"certdrop-watch: {problem.subject}")
         told = f"mailed to {route.words()}" if kind and not after.failed else "nothing new to mail"
-        print(f"certdrop-watch: {len(sites)} sites, {len(problems)} problems; {told}")
+        print(f"certdrop-watch: sites: {len(sites)}, problems: {len(problems)}; {told}")
     return os.EX_OK
 
 
@@ -194,7 +195,9 @@ def shut_in(reachable: set[int]) -> None:
     "host.example".encode("idna")              # what would be loaded later is loaded now
     handshake.context()
     evidence.load_parser()
-    jail.forbid(NPROC=0, CORE=0, NOFILE=256, FSIZE=64 << 20, CPU=180, AS=2 << 30)
+    for name, most in (("NPROC", 0), ("CORE", 0), ("NOFILE", 256), ("FSIZE", 64 << 20), ("CPU", 180), ("AS", 2 << 30)):
+        hard = resource.getrlimit(getattr(resource, "RLIMIT_" + name))[1]
+        jail.forbid(**{name: most if hard == resource.RLIM_INFINITY else min(most, hard)})
     jail.give_up_privileges()
     state = configuration.STATE
     jail.landlock(read=(configuration.ETC + "/sites.d", *(f"{state}/{part}" for part in ("sites", "live", "proven", "keeper", "issuer")),
