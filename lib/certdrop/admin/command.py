@@ -13,14 +13,16 @@ from certdrop import VERSION, site
 from certdrop.admin import sites
 from certdrop.keeper.command import Usage, as_root, guard
 
+CONFIG = site.ETC + "/certdrop.toml"
 HELP = """\
-usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--contact ADDRESS] [--staging] [--no-issue]
+usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--contact ADDRESS] [--staging] [--yes] [--no-issue] [--dry-run]
        certdrop renew NAME...
        certdrop rotate NAME... | --all | --due   [--next | --cancel]
        certdrop rollback NAME
        certdrop remove NAME
 
-  add       a new site: one certificate for these domains, its first domain its name
+  add       a new site: one certificate for these domains, its first domain its name. The first time it asks
+            for a contact and the CA, unless --contact, --staging or --yes say; --dry-run only says what it would do
   renew     get a certificate now
   rotate    get one with a new key now; --next only posts the new key, --cancel withdraws the wish
   rollback  go back to the generation before
@@ -47,13 +49,50 @@ def main(argv: list[str]) -> int:
 
 def _checked(argv: list[str]) -> int:
     verb, names, options = _parse(argv)
+    if verb == "add":
+        names = [sites.a_label(name) for name in names]
+        sites.refuse(names, options.get("--name", names[0]))
+        if os.geteuid() == 0:
+            _ask_first_use(options)
+        if "--dry-run" in options:
+            return _foretell(names, options)
     return as_root(lambda: _do(verb, names, options))
+
+
+def _ask_first_use(options: dict[str, str]) -> None:
+    """Ask for a contact and the CA where nobody has said yet, and somebody is there to answer."""
+    if os.path.exists(CONFIG) or {"--yes", "--contact", "--staging"} & options.keys() or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    print(f"This is the first site; {CONFIG} will say how certificates are got.\n"
+          "Let's Encrypt sends no mail any more, but can reach you there about your account. Leave it empty for none.", file=sys.stderr)
+    contact = input("Mail address: ").strip()
+    if contact:
+        options["--contact"] = contact
+        _refuse_contact(contact)
+    if input("Try with Let's Encrypt's staging CA first? Its certificates are trusted by nobody. [y/N] ").strip().lower().startswith("y"):
+        options["--staging"] = "yes"
+
+
+def _foretell(names: list[str], options: dict[str, str]) -> int:
+    name = options.get("--name", names[0])
+    for line in (f"write /etc/certdrop/sites.d/{name}.toml for {' '.join(names)}", "" if os.path.exists(CONFIG) else f"write {CONFIG}",
+                 f"make a key and a placeholder certificate; live/{name} would lead to them", "post a request for the issuer",
+                 "" if "--no-issue" in options else "have the issuer ask the CA for it now, and install what comes"):
+        if line:
+            print(f"certdrop: {name}: would {line}")
+    return os.EX_OK
+
+
+def _refuse_contact(text: str) -> None:
+    if not re.fullmatch(r"[!#-\[\]-~]+@[!#-\[\]-~]+", text):
+        raise Usage(f"{text!a:.80}: no mail address")
 
 
 def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
     """(verb, names, options). Raises Usage."""
     valued = {"--name": "add", "--key": "add", "--contact": "add"}
-    flags = {"--staging": "add", "--no-issue": "add", "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate"}
+    flags = {"--staging": "add", "--no-issue": "add", "--yes": "add", "--dry-run": "add",
+             "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate"}
     if not argv or argv[0] not in ("add", "renew", "rotate", "rollback", "remove"):
         raise Usage(f"{argv[0]!a:.80}: no such verb" if argv else "what is to be done? add, renew, rotate, rollback or remove")
     verb, names, options, rest = argv[0], [], {}, argv[1:]
@@ -73,8 +112,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
     everything = "--all" in options or "--due" in options
     if bool(names) == everything or (verb in ("rollback", "remove") and len(names) != 1):
         raise Usage(f"{verb} needs {'a domain' if verb == 'add' else 'the name of a site'}{', or --all or --due, not both' if verb == 'rotate' else ''}")
-    if not re.fullmatch(r"[!#-\[\]-~]+@[!#-\[\]-~]+", options.get("--contact", "a@b")):
-        raise Usage("--contact: give a mail address")
+    _refuse_contact(options.get("--contact", "a@b"))
     if options.get("--key", "ecdsa-p256") not in site.KEYS:
         raise Usage(f"--key: give one of {', '.join(site.KEYS)}")
     return verb, names, options
@@ -82,7 +120,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
 
 def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
     if verb == "add":
-        settings = 'directory = "letsencrypt-staging"\n' if "--staging" in options else ""
+        settings = f'# See certdrop.toml(5).\ndirectory = "letsencrypt{"-staging" if "--staging" in options else ""}"\n'
         if "--contact" in options:
             settings += f'contact = ["{options["--contact"]}"]\n'
         return sites.add(names, options.get("--name", names[0]), options.get("--key", ""), settings, "--no-issue" not in options)

@@ -10,6 +10,7 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Mapping
 
 from certdrop import events, jail, site, spool
 from certdrop.keeper import generations, install, lock, notes, services, state
@@ -23,15 +24,7 @@ PROGRAM = "certdrop"
 
 def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> int:
     """Add a site: its configuration, a placeholder, a request; then have the issuer run, and install. Raises Refused and site.Wrong."""
-    try:
-        for domain in domains:
-            site.refuse_domain(domain)
-    except site.Wrong as error:
-        raise Refused(str(error)) from error
-    if len(set(domains)) != len(domains):
-        raise Refused("a domain is given twice")
-    if not spool.is_site_name(name):
-        raise Refused(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first; give one with --name")
+    refuse(domains, name)
     with lock.Lock(patient=True):
         config = site.load_config()
         if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Sight(name).numbers:
@@ -55,6 +48,30 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
     return issue(wanted) if ask and run.exit_code() == os.EX_OK else run.exit_code()
 
 
+def refuse(domains: list[str], name: str) -> None:
+    """Raise Refused unless these domains, of that name, can be a site."""
+    try:
+        for domain in domains:
+            site.refuse_domain(domain)
+    except site.Wrong as error:
+        raise Refused(str(error)) from error
+    if len(set(domains)) != len(domains):
+        raise Refused("a domain is given twice")
+    if not spool.is_site_name(name):
+        raise Refused(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first; give one with --name")
+
+
+def a_label(domain: str) -> str:
+    """A domain as it stands in a certificate: lower case, an internationalised one as A-labels (RFC 5890), by python3-idna."""
+    if domain.isascii():
+        return domain.lower()
+    import idna
+    try:
+        return idna.encode(domain, uts46=True).decode()
+    except idna.IDNAError as error:
+        raise Refused(f"{domain!a:.80}: no host name: {error}") from error
+
+
 def renew(names: list[str]) -> int:
     """Ask for a certificate now, with the key of the next generation; install it."""
     return _ask_now(names, fresh=False)
@@ -70,7 +87,8 @@ def rotate_due() -> int:
     with lock.Lock(patient=True):
         run = install.Run(PROGRAM, False, True)
         install.reconcile(run)
-        wanted = {name: number for name in site.site_names() if (number := Sight(name).next) is not None and state.has(name, number, "now")}
+        nexts: dict[str, int | None] = {name: Sight(name).next for name in site.site_names()}
+        wanted = {name: number for name, number in nexts.items() if number is not None and state.has(name, number, "now")}
     run.flush()
     return issue(wanted) if wanted else run.exit_code()
 
@@ -140,7 +158,7 @@ def remove(name: str) -> int:
     return os.EX_OK
 
 
-def issue(wanted: dict[str, int | None]) -> int:
+def issue(wanted: Mapping[str, int | None]) -> int:
     """Have the issuer ask for these sites' requests now, then install what came. 0 where it is installed, whoever installed it."""
     code = _run_issuer(list(wanted))
     with lock.Lock(patient=True):
