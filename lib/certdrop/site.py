@@ -21,6 +21,7 @@ DIRECTORIES = {
     "letsencrypt-staging": "https://acme-staging-v02.api.letsencrypt.org/directory",
 }
 KEYS = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096")
+LIMITS = ("failed_per_name_and_hour", "issued_per_names_and_week", "orders_per_three_hours")
 MAX_DOMAINS = 100                  # Let's Encrypt's limit for one certificate
 
 _AGE = re.compile(r"([1-9][0-9]{0,3})d")
@@ -46,6 +47,9 @@ class Config:
         self.directory = "letsencrypt"
         self.contact: list[str] = []
         self.profile = ""
+        self.preferred_chain = ""
+        self.staging = ""
+        self.proxy = ""
         self.ca_bundle = "/etc/ssl/certs/ca-certificates.crt"
         self.trust_roots = "/etc/ssl/certs/ca-certificates.crt"
         self.key = "ecdsa-p256"
@@ -54,11 +58,19 @@ class Config:
         self.self_check = "warn"
         self.services: list[str] = ["nginx"]
         self.mail: dict[str, object] = {"to": ["root"], "via": "sendmail"}
+        self.limits: dict[str, object] = {}
 
     @property
     def directory_url(self) -> str:
         """The URL of the ACME directory (RFC 8555 section 7.1.1)."""
         return DIRECTORIES.get(self.directory, self.directory)
+
+    @property
+    def staging_url(self) -> str:
+        """The URL of the directory that a dry run asks: the CA's staging, where it is known or configured, else the CA itself."""
+        if self.staging:
+            return DIRECTORIES.get(self.staging, self.staging)
+        return self.directory_url if self.directory_url not in DIRECTORIES.values() else DIRECTORIES["letsencrypt-staging"]
 
 
 class Site:
@@ -109,6 +121,14 @@ def load_config() -> Config:
         raise Wrong(f'{path}: self_check: "{config.self_check}": give "warn", "require" or "off"')
     if not config.directory_url.startswith("https://"):
         raise Wrong(f'{path}: directory: "{config.directory}": give {", ".join(DIRECTORIES)} or an https:// URL')
+    if config.staging and not config.staging_url.startswith("https://"):
+        raise Wrong(f'{path}: staging: "{config.staging}": give {", ".join(DIRECTORIES)} or an https:// URL')
+    if config.proxy and not re.fullmatch(r"http://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/?", config.proxy):
+        raise Wrong(f'{path}: proxy: "{config.proxy}": give http://HOST:PORT')
+    for key, value in config.limits.items():
+        _refuse_unknown(path, key, LIMITS, ())
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise Wrong(f"{path}: limits: {key}: give a whole number, 0 for no limit")
     for address in config.contact:
         if "@" not in address or not address.isascii() or any(c.isspace() for c in address):
             raise Wrong(f'{path}: contact: "{address}": give mail addresses')

@@ -1,25 +1,34 @@
 """When to ask the CA, and when not to: time and state in, a decision out. Pure: no clock, no disk, no network.
 
-Runs as: whoever imports it. Sources: RFC 9773 (ACME Renewal Information), Let's Encrypt's integration guide for the back-off.
+A renewal is due when the CA says so (RFC 9773), else when a share of the certificate's real lifetime is left; never after a constant number
+of days. What went wrong is under a back-off. A clock that is wrong makes nobody ask in a loop: see BRAKE.
+Runs as: whoever imports it. Sources: RFC 9773 sections 4.2 and 4.3; Let's Encrypt's integration guide for the back-off.
 """
 
 from __future__ import annotations
 
 import random
 
-DAY = 86400.0
-SHORT_LIVED = 10 * DAY             # below this lifetime (seconds) half of it is left at the renewal, else a third
-BACK_OFF = (60.0, 600.0, 6000.0, DAY)   # seconds after the first, second, third and every further failure in a row
-JITTER = 0.2                       # share of a back-off, either way
-POLL = 6 * 3600.0                  # seconds between two looks at the CA's renewal information, where it does not say
-MOST_POLL = 12 * 3600.0            # "at least twice a day"
-SPREAD = 0.05                      # share of the lifetime over which sites are spread before the backstop
-
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 NEVER = float("inf")
+
+SHORT_LIVED = 10 * DAY             # below this lifetime half of it is left at a renewal, else a third
+SPREAD = 1 / 20                    # share of the lifetime, before the backstop, over which sites are spread: each has its own moment
+LAST_LINE = 1 / 8                  # share of the lifetime that is left at the latest, whatever window the CA names
+BRAKE = 1 / 8                      # share of the lifetime in which a site is not renewed again by time (one day at most, where the CA names a window)
+
+BACK_OFF = (MINUTE, 10 * MINUTE, 100 * MINUTE, DAY)     # after the first, second, third and every further failure in a row
+JITTER = 0.2                       # share of a back-off, either way
+URGENCY = 1 / 8                    # while the CA cannot be reached, share of the time that is left to expiry which a back-off may take
+LONGEST_WAIT = 8 * DAY             # a next try further away than that was not noted by this clock
+
+POLL = 6 * HOUR                    # between two looks at the CA's window, where it does not say
+LEAST_POLL, MOST_POLL = MINUTE, DAY            # what a Retry-After may ask for (RFC 9773 section 4.3.1)
+ABSENT_POLL = 12 * HOUR            # where the CA has no window for this certificate
 
 
 class Certificate:
-    """The dates (seconds since 1970) of the newest certificate of a site, and what tells it from others."""
+    """The dates (seconds since 1970) of the newest certificate of a site, and its SHA-256."""
 
     def __init__(self, sha256: str, not_before: float, not_after: float) -> None:
         self.sha256, self.not_before, self.not_after = sha256, not_before, not_after
@@ -27,48 +36,145 @@ class Certificate:
     @property
     def lifetime(self) -> float:
         """Seconds from begin to end."""
-        return self.not_after - self.not_before
+        return max(1.0, self.not_after - self.not_before)
+
+
+class Record:
+    """What is remembered of a site. Times are in seconds since 1970, 0 for none."""
+
+    def __init__(self) -> None:
+        self.count = 0                         # failures in a row
+        self.since = 0                         # the first of them
+        self.failed_at = 0                     # the last of them
+        self.next_try = 0
+        self.retry_after = 0                   # the moment before which the CA wants no other try
+        self.issued_at = 0                     # the last reply
+        self.window_of = ""                    # the certificate (SHA-256) that the window is for
+        self.window_start = 0
+        self.window_end = 0
+        self.poll_at = 0                       # when to ask for the window again
+        self.polls_failed = 0                  # in a row
+
+    def note_failure(self, retry_after: float, left: float | None, now: float, chance: float) -> None:
+        """A failure, and with it the next try. For `left` and `chance` see next_try()."""
+        self.count += 1
+        self.since = self.since if self.count > 1 else int(now)
+        self.failed_at = int(now)
+        self.retry_after = int(now + retry_after) + 1 if retry_after else 0
+        self.next_try = int(next_try(self.count, retry_after, left, now, chance)) + 1
+
+    def note_success(self, now: float) -> None:
+        """A reply: nothing failed since."""
+        self.forget_failures()
+        self.issued_at = int(now)
+
+    def forget_failures(self) -> None:
+        """All is well again."""
+        self.count = self.since = self.failed_at = self.next_try = self.retry_after = 0
+
+    def note_window(self, certificate: Certificate, start: float, end: float, retry_after: float, now: float, chance: float) -> None:
+        """The CA's window for this certificate, and when to ask again."""
+        self.window_of, self.window_start, self.window_end = certificate.sha256, int(start), int(end)
+        self.polls_failed = 0
+        self.poll_at = int(now + poll_pause(retry_after, chance))
+
+    def note_no_window(self, certificate: Certificate, retry_after: float, absent: bool, now: float, chance: float) -> None:
+        """The CA has no window (`absent`), or could not be asked: then the one that is known stays."""
+        if absent or self.window_of != certificate.sha256:
+            self.window_of, self.window_start, self.window_end = certificate.sha256, 0, 0
+        self.polls_failed += 1
+        pause = ABSENT_POLL if absent else min(POLL, BACK_OFF[1] * 2.0 ** min(self.polls_failed, 10))
+        self.poll_at = int(now + max(min(retry_after, MOST_POLL), pause * (0.8 + 0.4 * chance)))
+
+    def has_window(self, certificate: Certificate) -> bool:
+        """Whether a window for this very certificate is known."""
+        return self.window_of == certificate.sha256 and self.window_end > 0
+
+
+def own_moment(*words: object) -> float:
+    """A number from 0 to 1 that looks random, and is always the same for the same words."""
+    return random.Random(" ".join(map(str, words))).random()
 
 
 def backstop(certificate: Certificate, site: str) -> float:
-    """When to renew where the CA does not say: a share of the real lifetime, and each site's own random moment before it."""
+    """When to renew where the CA does not say: when a share of the real lifetime is left, and each site's own moment before that."""
     left = certificate.lifetime / (2 if certificate.lifetime < SHORT_LIVED else 3)
-    own = random.Random(f"{site} {certificate.sha256}").random()
-    return certificate.not_after - left - own * SPREAD * certificate.lifetime
+    return certificate.not_after - left - own_moment(site, certificate.sha256) * SPREAD * certificate.lifetime
 
 
-def moment_in_window(start: float, end: float, now: float) -> float:
-    """A uniformly random moment in the CA's window (RFC 9773 section 4.2), to be chosen once and kept; now where the window has passed."""
-    return now if end <= now else random.uniform(start, end)
+def last_line(certificate: Certificate) -> float:
+    """When to renew at the latest, whatever the CA says."""
+    return certificate.not_after - certificate.lifetime * LAST_LINE
 
 
-def due(wanted_now: bool, certificate: Certificate | None, site: str, renew_at: float, next_try: float, now: float) -> tuple[float, str]:
+def moment_in_window(certificate: Certificate, site: str, start: float, end: float) -> float:
+    """The site's own uniformly random moment in the CA's window (RFC 9773 section 4.2): chosen once, and moved only where the window is."""
+    return start + own_moment(site, certificate.sha256) * max(0.0, end - start)
+
+
+def renewal(certificate: Certificate, site: str, record: Record) -> tuple[float, str]:
+    """(when, why) this certificate is to be renewed, were all well."""
+    if not record.has_window(certificate):
+        return backstop(certificate, site), "its share of the lifetime"
+    moment, last = moment_in_window(certificate, site, record.window_start, record.window_end), last_line(certificate)
+    return (moment, "the CA's renewal window") if moment <= last else (last, "expiry is near; the CA's window is too late")
+
+
+def due(site: str, wanted_now: bool, certificate: Certificate | None, record: Record, now: float, urged: bool = False,
+        forced: bool = False) -> tuple[float, str]:
     """(when, why) to place an order: a moment not after `now` means now.
 
-    `renew_at` is the moment chosen in the CA's window for this certificate, 0 for none; `next_try` the end of a back-off, 0 for none.
+    `certificate` is None where there is none, or a placeholder. That the next key differs from the live one is no reason.
+    `urged`: an administrator waits for what is wanted now, and no back-off holds, but for the CA's. `forced`: the same, wanted or not.
     """
-    if wanted_now:
+    if forced:
+        when, why = 0.0, "forced"
+    elif wanted_now:
         when, why = 0.0, "root wants it now"
     elif certificate is None:
         when, why = 0.0, "there is no certificate yet"
     elif now < certificate.not_before - DAY:
-        return certificate.not_before, "the clock is wrong: it stands before the certificate's start"
-    elif renew_at:
-        when, why = renew_at, "the CA's renewal window"
+        when, why = certificate.not_before, "the clock stands before the certificate's start"
     else:
-        when, why = backstop(certificate, site), "its share of the lifetime"
-    if next_try > max(when, now):
-        return next_try, "an earlier try failed"
-    return when, why
+        when, why = renewal(certificate, site, record)
+        if 0 < record.issued_at <= now:
+            brake = record.issued_at + certificate.lifetime * BRAKE
+            if record.has_window(certificate):
+                brake = min(brake, record.issued_at + DAY)
+            if when < brake and now < brake:
+                when, why = brake, "it was issued a moment ago"
+    held = held_until(record, now)
+    if held and (forced or (urged and wanted_now)):
+        held = float(record.retry_after)
+    return (held, "an earlier try failed") if held > max(when, now) else (when, why)
 
 
-def next_try(failures: int, retry_after: float, now: float) -> float:
-    """The end of the back-off after so many failures in a row (1 for the first), never before the CA's Retry-After (seconds)."""
-    pause = BACK_OFF[min(failures, len(BACK_OFF)) - 1]
-    return now + max(pause * random.uniform(1 - JITTER, 1 + JITTER), retry_after * random.uniform(1.0, 1.05))
+def held_until(record: Record, now: float) -> float:
+    """The end of the back-off; 0 where there is none, or where a clock that was wrong then noted it."""
+    believed = record.count > 0 and record.failed_at <= now + HOUR and record.next_try <= now + LONGEST_WAIT
+    return float(record.next_try) if believed else 0.0
 
 
-def next_poll(retry_after: float, now: float) -> float:
-    """When to look at the renewal information again: as the CA says (seconds), between a minute and half a day, some hours where it does not say."""
-    pause = retry_after or POLL * random.uniform(0.8, 1.2)
-    return now + min(max(pause, 60.0), MOST_POLL)
+def next_try(failures: int, retry_after: float, left: float | None, now: float, chance: float) -> float:
+    """The end of the back-off after so many failures in a row (1 for the first), never before the CA's Retry-After (seconds).
+
+    `left` is the time to expiry where trying costs the CA nothing, because it could not be reached; else None. `chance` is a random number from 0 to 1.
+    """
+    pause = BACK_OFF[min(max(failures, 1), len(BACK_OFF)) - 1]
+    if left is not None:
+        pause = min(pause, max(BACK_OFF[2], left * URGENCY))
+    return now + max(pause * (1 - JITTER + 2 * JITTER * chance), retry_after * (1 + JITTER / 4 * chance))
+
+
+def poll_due(certificate: Certificate | None, record: Record, now: float) -> bool:
+    """Whether to ask for the CA's window: not known for this certificate, or its time has come (or was noted by a clock that was wrong)."""
+    if certificate is None or now >= certificate.not_after:
+        return False                               # expired, it is due anyway
+    return record.window_of != certificate.sha256 or not now < record.poll_at <= now + MOST_POLL + HOUR
+
+
+def poll_pause(retry_after: float, chance: float) -> float:
+    """Seconds until the window is asked for again: as the CA says, within a minute and a day."""
+    if not retry_after:
+        return POLL * (0.8 + 0.4 * chance)
+    return min(max(retry_after, LEAST_POLL), MOST_POLL)

@@ -1,58 +1,27 @@
 """certdrop-issue: asks the CA for what is due, and puts the replies into the spool.
 
-The process that starts looks only at names and times. If something is due, a child shuts itself in and does all that touches the network; when it is
-done, the parent, which has read nothing from outside, may call the one command that sudo allows it.
-Runs as: _certdrop. Trusts: root's requests and public state. Reads: requests/, sites/, live/, keeper/. Writes: replies/, challenges/, its ledger and log.
+The process that starts looks only at names, links and times. If something is due, a child shuts itself in and does all that touches the network;
+of it the parent takes an exit code, and whether root should look at the spool: then it calls the one command that sudo allows it.
+Runs as: _certdrop; started by root it becomes that first. Trusts: root's directories. Reads: requests/, replies/ and challenges/ of the spool (names),
+the agenda. Writes: the lock, the time of last-run; the rest is the child's.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+import time
 
 from certdrop import jail, site, spool
+from certdrop.issuer import posted
+from certdrop.issuer.agenda import Agenda
+from certdrop.issuer.options import HELP, Options, Usage
+from certdrop.issuer.posted import Request
 
-HELP = """\
-usage: certdrop-issue [--cron] [--force] [--plan] [--no-install] [--quiet | --verbose] [NAME...]
-
-  asks the CA for the certificates that are due: all sites, or these
-
-  --plan        only list what is due, when and why; no network, no change
-  --force       ask for these now, due or not
-  --no-install  do not have root look at the replies afterwards
-  --cron        say only what needs a person at once
-  --verbose     say more, --quiet nothing but that
-
-certdrop-issue --plan
-certdrop-issue example.org
-
-For a certificate now, `certdrop renew NAME` asks and installs. See certdrop-issue(8).
-"""
 SUDO = ["/usr/bin/sudo", "-n", "/usr/sbin/certdrop-install"]
-LIBRARIES = ("/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/dev/urandom", "/dev/null")
-NAMES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/ssl", "/etc/services", "/run/systemd/resolve")
-
-
-class Options:
-    """The command line."""
-
-    def __init__(self, argv: list[str]) -> None:
-        flags = {word for word in argv if word.startswith("-")}
-        unknown = flags - {"--cron", "--force", "--plan", "--no-install", "--quiet", "--verbose"}
-        self.wrong = f"{min(unknown)}: no such option" if unknown else ""
-        self.names = [word for word in argv if not word.startswith("-")]
-        self.cron, self.force, self.plan = "--cron" in flags, "--force" in flags, "--plan" in flags
-        self.install = "--no-install" not in flags
-        self.loud = "--verbose" in flags or not ({"--cron", "--quiet"} & flags) and sys.stderr.isatty()
-
-
-class Request:
-    """A request of root's in the spool."""
-
-    def __init__(self, name: str, number: int) -> None:
-        self.name, self.number = name, number
-        self.now = False
-        self.answered = False
+INSTALL = 900                      # seconds for root to look at the spool
+TICK = 600                         # seconds from one run by cron to the next
 
 
 def main(argv: list[str]) -> int:
@@ -60,126 +29,138 @@ def main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         sys.stdout.write(HELP)
         return os.EX_OK
-    options = Options(argv)
-    if options.wrong:
-        return _say(f"{options.wrong}; certdrop-issue --help shows how", os.EX_USAGE)
+    try:
+        options = Options(argv, sys.stderr.isatty())
+    except Usage as error:
+        return say(f"{error}; certdrop-issue --help shows how", os.EX_USAGE)
     try:
         if os.getuid() == 0:
             jail.become(spool.ISSUER)
         if os.getuid() != jail.user_ids(spool.ISSUER)[0]:
-            return _say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
+            return say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
         os.umask(0o022)
         os.chdir("/")
         return _run(options)
     except (KeyError, PermissionError) as error:
-        return _say(f"cannot become {spool.ISSUER}: {error}", os.EX_NOPERM)
-    except site.Wrong as error:
-        return _say(f"{error}; the live certificates stay", os.EX_CONFIG)
+        return say(f"{error}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM)
     except OSError as error:
-        return _say(f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL) if options.loud else os.EX_TEMPFAIL
-
-
-def requests() -> list[Request]:
-    """Root's requests, by name, and which of them have a reply."""
-    found: dict[tuple[str, int], Request] = {}
-    entries = [known for entry in os.listdir(spool.requests()) if (known := spool.parse_entry(entry))]
-    for name, number, kind in entries:
-        if kind == "csr":
-            found[name, number] = Request(name, number)
-    for name, number, kind in entries:
-        if kind == "now" and (name, number) in found:
-            found[name, number].now = True
-    for reply in os.listdir(spool.replies()):
-        answered = spool.parse_entry(reply)
-        if answered and answered[:2] in found:
-            found[answered[:2]].answered = True
-    return sorted(found.values(), key=lambda request: (request.name, request.number))
+        return say(f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL, options.loud)
+    except KeyboardInterrupt:
+        return os.EX_TEMPFAIL
 
 
 def _run(options: Options) -> int:
-    with _Lock() as lock:
-        if not lock.held and not lock.take(wait=bool(options.names)):
-            return os.EX_OK                    # another run is at it
-        listed = requests()
-        unknown = set(options.names) - {request.name for request in listed}
+    """A look at all sites (or those that are named); by cron, another one whenever something is due before the next run."""
+    end = (time.time() // TICK + 1) * TICK - 5
+    while True:
+        code, waits, following = _look(options)
+        if waits and options.install and not options.plan and not options.dry_run:
+            _have_root_look()
+        if not options.cron or not time.time() < following < end:
+            return code
+        time.sleep(max(0.0, following - time.time()) + 1)      # to the site's own second; no lock is held meanwhile
+
+
+def _look(options: Options) -> tuple[int, bool, float]:
+    """(exit code, whether root should look at the spool, when the next order is due)."""
+    lock = _lock(options)
+    if lock is None:
+        return os.EX_OK, False, 0.0            # another run is at it
+    try:
+        listed, stale = posted.requests()
+        known = {request.name for request in listed}
+        unknown = [name for name in options.names if name not in known]
         if unknown:
-            return _say(f"{min(unknown)!a:.80}: root has posted no request for such a site; certdrop-status lists the sites", os.EX_DATAERR)
-        chosen = [request for request in listed if not options.names or request.name in options.names]
-        code = _in_child(options, chosen, listed) if chosen or os.listdir(spool.replies()) else os.EX_OK
-    if options.install and not options.plan and something_waits():
-        _have_root_look()
-    return code
+            return say(f"{unknown[0]!a:.80}: root has posted no request for such a site; certdrop-status lists the sites", os.EX_DATAERR), False, 0.0
+        now = time.time()
+        agenda = Agenda(now)
+        if options.names:
+            pending = [request for request in listed if request.name in options.names]
+        elif options.plan or options.dry_run:
+            pending = listed
+        else:
+            pending = [request for request in listed if agenda.when(request) <= now]
+        code, waits = os.EX_OK, False
+        if pending or stale or any(map(spool.is_token, os.listdir(spool.challenges()))) or not _stamped():
+            code, waits = _in_child(options, pending, listed, stale, agenda)
+            agenda = Agenda(time.time()) if options.cron else agenda
+        now = time.time()
+        return code, waits, min((moment for request in listed if (moment := agenda.order_at(request)) > now), default=0.0)
+    finally:
+        os.close(lock)
 
 
-class _Lock:
-    """One issuer at a time."""
-
-    def __init__(self) -> None:
-        self.fd = os.open(site.STATE + "/issuer/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self.held = self.take(wait=False)
-
-    def take(self, wait: bool) -> bool:
-        import fcntl
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        return True
-
-    def __enter__(self) -> _Lock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
+def _lock(options: Options) -> int | None:
+    """One issuer at a time: None where another one is at work, and nobody waits for this one."""
+    fd = os.open(site.STATE + "/issuer/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if options.cron or not (options.names or options.plan or options.dry_run):
+            os.close(fd)
+            return None
+        say("another run is at work; waiting for it", os.EX_OK, options.loud)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
 
 
-def _in_child(options: Options, chosen: list[Request], listed: list[Request]) -> int:
+def _stamped() -> bool:
+    """Note that a run looked and found nothing to do: the watcher notices where nobody looks any more."""
+    try:
+        os.utime(site.STATE + "/issuer/last-run")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _in_child(options: Options, pending: list[Request], listed: list[Request], stale: set[str], agenda: Agenda) -> tuple[int, bool]:
+    """Have a child do the work: (its exit code, whether root should look at the spool)."""
+    reader, writer = os.pipe()
+    sys.stdout.flush()
     child = os.fork()
     if child == 0:
         code = os.EX_SOFTWARE
         try:
+            os.close(reader)
             from certdrop.issuer import orders
-            code = orders.run(options, chosen, listed)
+            code, waits = orders.run(options, pending, listed, stale, agenda)
+            os.write(writer, b"1" if waits else b"0")
+            sys.stdout.flush()
         except site.Wrong as error:
-            code = _say(f"{error}; the live certificates stay", os.EX_CONFIG)
-        except Exception:
-            import traceback
-            _say(f"internal error; the live certificates stay; please report this\n{traceback.format_exc()}", os.EX_SOFTWARE)
+            code = say(f"{error}; the live certificates stay", os.EX_CONFIG)
+        except OSError as error:
+            code = say(f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL, options.loud)
+        except KeyboardInterrupt:
+            code = os.EX_TEMPFAIL
+        except Exception as error:
+            if type(error).__name__ == "Moved":
+                say(f"{error}; the live certificates stay", os.EX_SOFTWARE)
+            else:
+                import traceback
+                say(f"internal error; the live certificates stay; please report this\n{traceback.format_exc()}", os.EX_SOFTWARE)
         finally:
             os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        waits = stream.read(1) == b"1"
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else os.EX_SOFTWARE
-
-
-def something_waits() -> bool:
-    """Whether a reply lies in the spool for a request that root posted, or an installation is not finished."""
-    return any(request.answered for request in requests())
+    return (code if code >= 0 else os.EX_TEMPFAIL), waits
 
 
 def _have_root_look() -> None:
     import subprocess
     try:
-        subprocess.run(SUDO, stdin=subprocess.DEVNULL, env=jail.ENVIRONMENT, cwd="/", timeout=900, check=False)
+        subprocess.run(SUDO, stdin=subprocess.DEVNULL, env=jail.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
     except (OSError, subprocess.TimeoutExpired):
         pass                                   # root's own run takes it within the hour
 
 
-def _say(text: str, code: int) -> int:
-    try:
-        print(f"certdrop-issue: {text}", file=sys.stderr, flush=True)
-    except OSError:
-        pass
+def say(text: str, code: int, loud: bool = True) -> int:
+    """A line for a person, where one watches or must act; returns the code."""
+    if loud:
+        try:
+            print(f"certdrop-issue: {text}", file=sys.stderr, flush=True)
+        except OSError:
+            pass
     return code
-
-
-def shut_in(config: site.Config, port: int) -> int:
-    """Confine the network part: what it may read, write and connect to. Returns Landlock's ABI, 0 where the kernel has none."""
-    jail.give_up_privileges()
-    jail.forbid(CORE=0, NPROC=256, FSIZE=64 << 20)
-    read = (spool.requests(), site.STATE + "/sites", site.STATE + "/live", site.STATE + "/keeper", site.ETC, config.ca_bundle, *LIBRARIES, *NAMES)
-    write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", site.STATE + "/account", "/var/log/certdrop/issuer.log")
-    try:
-        return jail.landlock(read, write, (port, 80, 53))
-    except jail.Unconfined:
-        return 0

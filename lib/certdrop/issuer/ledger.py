@@ -1,36 +1,37 @@
-"""What the issuer remembers of a site: failures and the next try, the renewal moment, the last orders. Survives crashes; may be lost without harm.
+"""What the issuer remembers of a site: failures and the next try, the CA's renewal window, the last reply. Survives crashes; may be lost without harm.
 
-Runs as: _certdrop. Trusts: its own directory. Reads and writes: /var/lib/certdrop/issuer/NAME.json, world-readable for status and watcher.
+Runs as: _certdrop. Trusts: its own directory, but no value in it beyond its type and bounds. Reads and writes:
+/var/lib/certdrop/issuer/NAME.json, world-readable for status and watcher.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 
 from certdrop import events, site, spool
 from certdrop.issuer import due
-from certdrop.issuer.trouble import Trouble
+from certdrop.issuer.trouble import COSTLESS, REFUSED, Trouble
 
-_NUMBERS = ("count", "since", "next_try", "renew_at", "poll_at", "issued_at")
-_TEXTS = ("class", "last_error", "window_of", "window_start", "window_end", "why")
+_NUMBERS = ("count", "since", "failed_at", "next_try", "retry_after", "issued_at", "window_start", "window_end", "poll_at", "polls_failed", "renew_at")
+_TEXTS = ("class", "last_error", "window_of", "window_url", "renew_why", "answered_by", "answered_with", "refused_reply")
 
 
-class Ledger:
+class Ledger(due.Record):
     """One site's entry."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.name = name
-        self.count = 0                         # failures in a row
-        self.since = 0                         # of the first of them; all times in seconds since 1970
-        self.next_try = 0
-        self.renew_at = 0                      # the moment chosen in the CA's window
-        self.poll_at = 0                       # when to look at the window again
-        self.issued_at = 0
         self.kind = ""                         # class of the last failure
         self.last_error = ""
-        self.window_of = ""                    # the certificate (SHA-256) that renew_at is for
-        self.window_start = self.window_end = self.why = ""
+        self.window_url = ""                   # the CA's explanation of its window
+        self.renew_at = 0                      # for those who read along: when the next order is to be, and why
+        self.renew_why = ""
+        self.answered_by = ""                  # the CA's directory that the last reply came from
+        self.answered_with = ""                # the leaf's SHA-256
+        self.refused_reply = ""                # the SHA-256 of the last reply that root refused
         found = _load(name)
         for key in _NUMBERS:
             value = found.get(key)
@@ -40,29 +41,50 @@ class Ledger:
             value = found.get(key)
             if isinstance(value, str):
                 setattr(self, "kind" if key == "class" else key, value)
+        self._before = self._text()
 
-    def renew_at_for(self, certificate: due.Certificate | None) -> int:
-        """The moment chosen for this very certificate; 0 for none."""
-        return self.renew_at if certificate and certificate.sha256 == self.window_of else 0
-
-    def failed(self, trouble: Trouble, now: float) -> None:
+    def failed(self, trouble: Trouble, certificate: due.Certificate | None, now: float) -> None:
         """Note a failure and the next try."""
-        self.count += 1
-        self.since = self.since if self.count > 1 else int(now)
-        self.kind, self.last_error = trouble.kind, events.clean(trouble.text, 1000)
-        self.next_try = int(due.next_try(self.count, trouble.retry_after, now))
+        left = certificate.not_after - now if certificate and trouble.kind in COSTLESS else None
+        self.note_failure(trouble.retry_after, left, now, random.random())
+        self.kind, self.last_error = trouble.kind, events.clean(trouble.text, 2000)
 
-    def issued(self, now: float) -> None:
-        """Note a success: nothing failed since."""
-        self.count = self.since = self.next_try = 0
-        self.kind = self.last_error = ""
-        self.issued_at = int(now)
+    def refused(self, reason: str, reply_sha256: str, certificate: due.Certificate | None, now: float) -> None:
+        """Note that root refused a reply: once for each."""
+        if self.refused_reply != reply_sha256:
+            self.refused_reply = reply_sha256
+            self.failed(Trouble(REFUSED, f"root refused the reply: {reason}; certdrop-spool(5) explains it"), certificate, now)
+
+    def issued(self, directory: str, leaf_sha256: str, now: float) -> None:
+        """Note a reply. Failures are forgotten, but for refused replies: whether this one is better, only root knows."""
+        self.answered_by, self.answered_with = directory, leaf_sha256
+        if self.refused_reply:
+            self.issued_at = int(now)
+        else:
+            self.note_success(now)
+            self.kind = self.last_error = ""
+
+    def installed(self) -> None:
+        """Note that root took the last reply."""
+        if self.count or self.refused_reply:
+            self.forget_failures()
+            self.kind = self.last_error = self.refused_reply = ""
+
+    def plan(self, when: float, why: str) -> None:
+        """Note for those who read along when the next order is to be."""
+        self.renew_at, self.renew_why = (int(when), why) if when < due.NEVER else (0, why)
 
     def save(self) -> None:
-        """Write the entry."""
+        """Write the entry, where it changed. Raises OSError."""
+        text = self._text()
+        if text != self._before:
+            put(f"{self.name}.json", text.encode())
+            self._before = text
+
+    def _text(self) -> str:
         found: dict[str, object] = {key: getattr(self, key) for key in _NUMBERS}
         found.update({key: getattr(self, "kind" if key == "class" else key) for key in _TEXTS})
-        put(f"{self.name}.json", json.dumps(found).encode())
+        return json.dumps({key: value for key, value in found.items() if value})
 
 
 def put(entry: str, data: bytes) -> None:

@@ -13,6 +13,10 @@ from typing import Any
 import structlog
 
 from certdrop import events
+from certdrop.issuer import due
+from certdrop.issuer.plan import Task
+
+LIMIT = 4000                       # characters of one value: a CA's problem document is kept whole
 
 
 class _File:
@@ -36,7 +40,7 @@ class _File:
 
 
 def _clean(_: Any, __: str, fields: Any) -> Any:
-    return {key: value if isinstance(value, (int, float, bool)) else events.clean(value) for key, value in fields.items()}
+    return {key: value if isinstance(value, (int, float, bool)) else events.clean(value, LIMIT) for key, value in fields.items()}
 
 
 def logger() -> Any:
@@ -45,6 +49,15 @@ def logger() -> Any:
         structlog.PrintLogger(_File()),  # type: ignore[arg-type]
         processors=[structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True, key="time"), _clean, structlog.processors.JSONRenderer()])
     return bound.bind(run=f"{int(time.time()):x}-{os.getpid():x}")
+
+
+def say_when(task: Task, now: float) -> None:
+    """Tell a person who named this site why nothing is asked for."""
+    why = f"{task.why} ({task.ledger.last_error})" if task.ledger.count else task.why
+    if task.when == due.NEVER:
+        say(f"{task.name}: {why}; certdrop-install takes it", True)
+    elif task.when > now:
+        say(f"{task.name}: nothing to ask for before {events.stamp(task.when)}: {why}", True)
 
 
 def say(text: str, loud: bool) -> None:

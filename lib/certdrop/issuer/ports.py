@@ -7,28 +7,34 @@ Runs as: _certdrop, shut in. Trusts: the installed acme-tiny. Reads: its module.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import http.client
 import importlib.util
 import inspect
 import json
 import os
-import socket
+import re
 import time
 import types
-from collections.abc import Callable
+import urllib.parse
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from certdrop import spool
-from certdrop.issuer.account import NONCES, Account
-from certdrop.issuer.transport import Answer, Transport
-from certdrop.issuer.trouble import LOCAL, REFUSED, UNREACHABLE, VALIDATION, Trouble, from_answer, seconds_of, told
+from certdrop.issuer.account import NONCES, Session, as_object
+from certdrop.issuer.transport import Answer
+from certdrop.issuer.trouble import LOCAL, REFUSED, UNREACHABLE, VALIDATION, Trouble, from_answer, names_in, seconds_of, told
 
 ORDER = 600.0                      # seconds for one order
 SELF_CHECK = 10.0                  # seconds to fetch a token from ourselves
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0   # seconds between two polls
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two polls, where the CA does not say
+MOST_PAUSE = 60.0                  # seconds between two polls, whatever the CA says
+GROWTH = 1.6                       # of the pause from poll to poll
 
+_ALTERNATE = re.compile(r'<([^<>]{1,500})>\s*;\s*rel="?alternate"?')
 _WORLD = ("urlopen", "subprocess", "time", "json")
 _PARAMETERS = ("account_key", "csr", "acme_dir", "log", "CA", "disable_check", "directory_url", "contact", "check_port")
 
@@ -53,16 +59,19 @@ def load() -> types.ModuleType:
 
 
 class Order:
-    """One order, as acme-tiny places it. `csr` is PEM; `warn` hears what is worth a warning."""
+    """One order, as acme-tiny places it. `csr` is PEM; `extra` goes into the order's payload (profile, replaces); `chain` names a root to prefer."""
 
-    def __init__(self, account: Account, transport: Transport, csr: bytes, extra: dict[str, str], self_check: str, warn: Callable[[str], None]) -> None:
-        self.account, self.transport, self.extra, self.self_check, self.warn = account, transport, extra, self_check, warn
+    def __init__(self, session: Session, csr: bytes, extra: dict[str, str], self_check: str = "off", chain: str = "") -> None:
+        self.session, self.extra, self.self_check, self.chain = session, dict(extra), self_check, chain
         self.csr = x509.load_pem_x509_csr(csr)
+        self.names = names_of(self.csr)
+        self.warnings: list[str] = []
         self.tokens: dict[str, str] = {}       # token: domain
         self._challenges: dict[str, str] = {}  # URL: token
-        self._nonce: str | None = None
         self._said: dict[str, Answer] = {}     # what was said of an order before it was asked
-        self._finalize: dict[str, str] = {}    # finalize URL: order URL
+        self._finalize = ""
+        self._order = ""
+        self._certificate = ""
         self._pause = FIRST_PAUSE
         self._retry_after = 0.0
         self._refused_nonces = 0
@@ -75,55 +84,103 @@ class Order:
         setattr(module, "json", types.SimpleNamespace(loads=self._loads, dumps=self._dumps))
         module.LOGGER.handlers.clear()
         module.LOGGER.setLevel(100)
+        self.session.kid()                     # before the order, and outside of acme-tiny's hands
         try:
-            chain: str = module.get_crt("account", "csr", spool.challenges(), log=module.LOGGER, disable_check=True,
-                                        directory_url=self.account.directory_url)
-            return chain
-        except (ValueError, OSError, IndexError, AssertionError, KeyError, TypeError, AttributeError) as error:
-            # acme-tiny's own texts quote requests, so its word is not passed on
-            raise Trouble(LOCAL if isinstance(error, OSError) else UNREACHABLE, f"acme-tiny gave up ({_plainly(error)})") from error
+            chain: object = module.get_crt("account", "csr", spool.challenges(), log=module.LOGGER, disable_check=True,
+                                           directory_url=self.session.account.directory_url)
+        except (ValueError, OSError, LookupError, AssertionError, TypeError, AttributeError, RecursionError) as error:
+            # acme-tiny's own texts quote requests, so its words are not passed on
+            raise Trouble(LOCAL if isinstance(error, OSError) else UNREACHABLE, f"the CA's answers cannot be used ({_plainly(error)})") from error
         finally:
             for token in self.tokens:
-                _remove(token)
+                remove(token)
+        if not isinstance(chain, str):
+            raise Trouble(UNREACHABLE, "what the CA sent is no certificate chain")
+        return chain
 
     # ---- urlopen
 
     def _urlopen(self, request: object) -> Answer:
         url, body = str(getattr(request, "full_url")), getattr(request, "data")
-        if url == self.account.directory_url:
-            return _made(self.account.directory)
-        if url == self.account.directory["newNonce"]:
-            nonce, self._nonce = self._nonce or self.account.nonce(self.transport), None
-            return _made({}, {"Replay-Nonce": nonce})
-        if url == self.account.directory["newAccount"]:
-            return _made({"status": "valid"}, {"Location": self.account.kid})
+        if url == self.session.account.directory_url:
+            return _made(self.session.directory())
+        if url == self.session.url("newNonce"):
+            return _made({}, {"Replay-Nonce": self.session.nonce()})
+        if url == self.session.url("newAccount"):
+            return _made({"status": "valid"}, {"Location": self.session.kid()})
         if url in self._said:
             return self._said.pop(url)
         if url in self._challenges and self.self_check != "off":
-            self._check_self(self._challenges[url])
-        answer = self.transport.request("POST", url, body, "application/jose+json")
-        self._nonce = answer.headers.get("Replay-Nonce") or self._nonce
+            self._check_self(self._challenges.pop(url))
+        answer = self.session.send(url, body)
         self._retry_after = seconds_of(answer.headers.get("Retry-After")) if answer.status < 300 else 0.0
         if answer.status >= 300:
             trouble = from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
             self._refused_nonces += trouble.problem == "badNonce"
-            if trouble.problem == "badNonce" and self._refused_nonces <= NONCES * 3:
+            if trouble.problem == "badNonce" and self._refused_nonces <= NONCES:
                 return answer                  # acme-tiny tries again by itself
-            raise trouble
-        if url == self.account.directory["newOrder"]:
+            answer = self._another_try(url, body, trouble)
+        if url == self.session.url("newOrder"):
             self._learn_order(answer)
-        elif url in self._finalize:
-            self._learn_finalized(self._finalize[url], answer)
+        elif url == self._finalize:
+            self._learn_finalized(answer)
+        elif url == self._order:
+            answer = self._decided(answer)
+        elif url == self._certificate and self.chain:
+            answer = self._preferred(answer)
         return answer
 
-    def _learn_order(self, answer: Answer) -> None:
-        order, place = _object(answer), answer.headers.get("Location")
-        if place and isinstance(order.get("finalize"), str):
-            self._finalize[str(order["finalize"])] = place
+    def _another_try(self, url: str, body: bytes, trouble: Trouble) -> Answer:
+        """What another request may heal: an order that the CA does not take as a replacement, a finalize that came too early. Raises Trouble."""
+        if url == self.session.url("newOrder") and "replaces" in self.extra and (trouble.status == 409 or trouble.problem in ("alreadyReplaced", "malformed")):
+            del self.extra["replaces"]         # RFC 9773 section 5
+            payload = _payload(body)
+            payload.pop("replaces", None)
+            return self.session.post(url, payload)
+        if url == self._finalize and trouble.problem == "orderNotReady":
+            while True:
+                self._sleep(1.0)
+                found = as_object(self.session.post(self._order, None)).get("status")
+                if found in ("ready", "invalid"):
+                    return self.session.post(url, _payload(body))
+                if found != "pending":
+                    raise trouble
+        raise trouble
 
-    def _learn_finalized(self, place: str, answer: Answer) -> None:
-        if _object(answer).get("status") == "valid":
-            self._said[place] = answer
+    def _learn_order(self, answer: Answer) -> None:
+        order, place = as_object(answer), answer.headers.get("Location")
+        if not place:
+            raise Trouble(UNREACHABLE, "the CA did not say the order's URL")
+        self._order, self._finalize = str(place), str(order.get("finalize"))
+
+    def _learn_finalized(self, answer: Answer) -> None:
+        self._pause = FIRST_PAUSE
+        order = as_object(answer)
+        if order.get("status") == "valid" and order.get("certificate"):
+            self._said[self._order] = answer
+            self._certificate = str(order["certificate"])
+
+    def _decided(self, answer: Answer) -> Answer:
+        """The order, asked again while the CA's left hand still calls it ready after its right hand took the finalize."""
+        while (order := as_object(answer)).get("status") == "ready" or (order.get("status") == "valid" and not order.get("certificate")):
+            self._sleep(1.0)
+            answer = self.session.post(self._order, None)
+            self._retry_after = seconds_of(answer.headers.get("Retry-After"))
+        if order.get("status") == "valid":
+            self._certificate = str(order["certificate"])
+        return answer
+
+    def _preferred(self, answer: Answer) -> Answer:
+        """The chain that leads to the preferred root, among those that the CA offers (RFC 8555 section 7.4.2); the first where none does."""
+        if leads_to(answer.body, self.chain):
+            return answer
+        for header in answer.headers.get_all("Link") or []:
+            for target in _ALTERNATE.findall(str(header))[:8]:
+                other = self.session.post(urllib.parse.urljoin(self._certificate, target), None)
+                if leads_to(other.body, self.chain):
+                    return other
+        self.warnings.append(f'the CA offers no chain to "{self.chain}"; its first is taken')
+        return answer
 
     def _check_self(self, token: str) -> None:
         """Fetch the token as the CA will (RFC 8555 section 8.3), from this host: a wish, not a condition, unless configured so."""
@@ -139,14 +196,14 @@ class Order:
             if response.status == 200 and found == expected:
                 return
             seen = f"answers with status {response.status}" if response.status != 200 else "answers with something else"
-        except (OSError, http.client.HTTPException, socket.timeout) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             seen = f"cannot be fetched from here ({getattr(error, 'strerror', None) or error})"
         finally:
             connection.close()
         text = f"{place} {seen}; does the server block for {domain} on port 80 include snippets/certdrop-challenge.conf?"
         if self.self_check == "require":
             raise Trouble(VALIDATION, text)
-        self.warn(text)
+        self.warnings.append(text)
 
     # ---- json
 
@@ -155,18 +212,23 @@ class Order:
         if isinstance(found, dict):
             if isinstance(found.get("identifier"), dict) and isinstance(found.get("challenges"), list):
                 self._learn_authorization(found)
-            elif found.get("status") == "invalid" and isinstance(found.get("error"), dict):
-                raise Trouble(VALIDATION if "finalize" in found else REFUSED, f"the CA says {told(found['error'])}")
+            elif found.get("status") == "invalid" and ("finalize" in found or "authorizations" in found):
+                error = found.get("error")
+                names = names_in(error) if isinstance(error, dict) else []
+                said = told(error) if isinstance(error, dict) else "that the order is invalid"
+                raise Trouble(VALIDATION if names else REFUSED, f"the CA says {said}", names=names)
         return found
 
     def _learn_authorization(self, authorization: dict[str, object]) -> None:
         identifier, challenges = authorization["identifier"], authorization["challenges"]
         domain = str(identifier.get("value")) if isinstance(identifier, dict) else ""
         listed = [challenge for challenge in challenges if isinstance(challenge, dict)] if isinstance(challenges, list) else []
+        if domain not in self.names:
+            raise Trouble(REFUSED, f"the CA wants {domain!a} to be proven, which was not asked for")
         if authorization.get("status") in ("invalid", "deactivated", "expired", "revoked"):
             errors = [challenge["error"] for challenge in listed if isinstance(challenge.get("error"), dict)]
-            said = "; ".join(told(error) for error in errors) or f"the authorization is {authorization['status']}"
-            raise Trouble(VALIDATION, f"{domain}: the CA says {said}")
+            said = "; ".join(told(error) for error in errors) or f"that the authorization is {authorization['status']}"
+            raise Trouble(VALIDATION, f"{domain}: the CA says {said}", names=[domain])
         offered = [challenge for challenge in listed if challenge.get("type") == "http-01"]
         if authorization.get("status") == "pending" and not offered:
             raise Trouble(REFUSED, f"{domain}: the CA offers no http-01 challenge for it")
@@ -175,9 +237,10 @@ class Order:
             if not spool.is_token(token):
                 raise Trouble(REFUSED, f"{domain}: the CA's token is not one that nginx would serve")
             if token not in self.tokens:
-                _remove(token)                 # acme-tiny opens it by name: nothing may stand there
-            self.tokens[token] = domain
-            self._challenges[str(challenge.get("url"))] = token
+                remove(token)                  # acme-tiny opens it by name: nothing may stand there
+                self.tokens[token] = domain
+                self._challenges[str(challenge.get("url"))] = token
+                self._pause = FIRST_PAUSE
 
     def _dumps(self, value: object, **how: object) -> str:
         if isinstance(value, dict) and "identifiers" in value:
@@ -187,12 +250,14 @@ class Order:
     # ---- time, subprocess
 
     def _sleep(self, seconds: float) -> None:
-        if seconds:
-            pause = max(self._pause, min(self._retry_after, LONGEST_PAUSE * 6))
-            self._pause = min(self._pause * 1.5, LONGEST_PAUSE)
-            if time.monotonic() + pause > self.transport.deadline:
-                raise Trouble(UNREACHABLE, "the CA did not come to a decision within the order's time")
-            time.sleep(pause)
+        """A pause between two polls: the CA's, or short ones that grow. acme-tiny's own, of two seconds each time, only says that it is to be one."""
+        if not seconds:
+            return
+        pause = max(self._pause, min(self._retry_after, MOST_PAUSE))
+        self._pause = min(self._pause * GROWTH, LONGEST_PAUSE)
+        if time.monotonic() + pause > self.session.transport.deadline:
+            raise Trouble(UNREACHABLE, "the CA did not come to a decision within the order's time")
+        time.sleep(pause)
 
     def _command(self, argv: list[str], **_: object) -> types.SimpleNamespace:
         """Answer one of acme-tiny's openssl commands."""
@@ -200,20 +265,46 @@ class Order:
             if argv[1:3] == ["rsa", "-in"]:
                 return self._key_text().encode(), b""
             if argv[1:2] == ["dgst"]:
-                return self.account.key.sign(data or b""), b""
+                return self.session.account.key.sign(data or b""), b""
             if argv[1:2] == ["req"] and "DER" in argv:
                 return self.csr.public_bytes(Encoding.DER), b""
-            if argv[1:2] == ["req"]:
-                names = self.csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
-                return ("X509v3 Subject Alternative Name: \n    " + ", ".join(f"DNS:{name}" for name in names) + "\n").encode(), b""
-            raise Moved(f"this acme_tiny runs openssl {argv[1] if argv[1:] else ''}, which certdrop does not know")
+            if argv[1:2] == ["req"] and "-text" in argv:
+                return ("X509v3 Subject Alternative Name: \n    " + ", ".join(f"DNS:{name}" for name in self.names) + "\n").encode(), b""
+            raise Moved(f"this acme_tiny runs openssl {' '.join(argv[1:])}, which certdrop does not know")
         return types.SimpleNamespace(communicate=communicate, returncode=0)
 
     def _key_text(self) -> str:
-        numbers = self.account.key.numbers
+        numbers = self.session.account.key.numbers
         modulus = f"00{numbers.n:x}" if len(f"{numbers.n:x}") % 2 == 0 else f"000{numbers.n:x}"
         pairs = ":".join(modulus[i:i + 2] for i in range(0, len(modulus), 2))
         return f"modulus:\n    {pairs}\npublicExponent: {numbers.e} ({numbers.e:#x})\n"
+
+
+def names_of(csr: x509.CertificateSigningRequest) -> list[str]:
+    """The DNS names that a request asks for. Raises Trouble where it has none."""
+    try:
+        return list(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName))
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise Trouble(LOCAL, "the request has no names") from error
+
+
+def leads_to(chain: bytes, name: str) -> bool:
+    """Whether the last certificate of a chain names this root (its common name) as its issuer."""
+    try:
+        last = x509.load_pem_x509_certificate(spool.pem_blocks(chain)[-1])
+    except (spool.Refused, ValueError):
+        return False
+    return any(part.value == name for part in last.issuer.get_attributes_for_oid(NameOID.COMMON_NAME))
+
+
+def _payload(body: bytes) -> dict[str, object]:
+    """What acme-tiny signed in a request."""
+    text = str(json.loads(body)["payload"])
+    try:
+        found = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, binascii.Error):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _made(said: dict[str, object], headers: dict[str, str] | None = None) -> Answer:
@@ -223,30 +314,24 @@ def _made(said: dict[str, object], headers: dict[str, str] | None = None) -> Ans
     return Answer(200, message, json.dumps(said).encode())
 
 
-def _object(answer: Answer) -> dict[str, object]:
-    try:
-        found = json.loads(answer.body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _plainly(error: Exception) -> str:
-    text = str(error)
-    return type(error).__name__ if "Data:" in text or len(text) > 200 else f"{type(error).__name__}: {text}"
+    if isinstance(error, LookupError):
+        return f"{error} is missing"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "one is not as RFC 8555 has it"
 
 
-def _remove(token: str) -> None:
+def remove(token: str) -> None:
+    """Remove a token's file, where there is one."""
     try:
         os.unlink(f"{spool.challenges()}/{token}")
-    except FileNotFoundError:
-        pass
     except OSError:
-        pass
+        pass                                   # not there; or the directory is broken, which writing will say
 
 
 def sweep() -> None:
-    """Remove what a killed run left in challenges/. Only while no order is under way."""
+    """Remove what a killed run left in challenges/. Only under the lock, while no order is under way."""
     for entry in os.listdir(spool.challenges()):
         if spool.is_token(entry):
-            _remove(entry)
+            remove(entry)

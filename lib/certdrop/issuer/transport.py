@@ -6,16 +6,22 @@ Runs as: _certdrop, shut in. Trusts: `ca_bundle`. Reads: it, and the network. Wr
 from __future__ import annotations
 
 import email.message
+import functools
 import http.client
+import io
+import socket
 import ssl
+import threading
 import time
 import urllib.parse
 
 from certdrop import VERSION
-from certdrop.issuer.trouble import UNREACHABLE, Trouble
+from certdrop.issuer.trouble import RATE_LIMITED, UNREACHABLE, Trouble, seconds_of
 
-REQUEST = 30.0                     # seconds for one request
+REQUEST = 30.0                     # seconds for one request, from the name's lookup to the last byte
 MAX_ANSWER = 1 << 20               # bytes
+PATIENCE = 30.0                    # seconds that a run waits by itself when the CA says Retry-After; longer is for the next run
+TRIES = 3                          # at a request that the CA puts off
 AGENT = f"certdrop/{VERSION} (acme-tiny)"
 
 
@@ -34,13 +40,40 @@ class Answer:
         return self.status
 
 
+class Gate:
+    """Where all workers wait when the CA asks one of them to (Retry-After)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until = 0.0                      # time.monotonic()
+
+    def close(self, seconds: float) -> None:
+        """Let nobody through for so long."""
+        with self._lock:
+            self._until = max(self._until, time.monotonic() + seconds)
+
+    def left(self) -> float:
+        """Seconds until it opens."""
+        with self._lock:
+            return max(0.0, self._until - time.monotonic())
+
+    def pass_through(self, deadline: float) -> None:
+        """Wait until it is open. Raises Trouble where that is too long."""
+        while (left := self.left()) > 0:
+            if left > PATIENCE or time.monotonic() + left > deadline:
+                raise Trouble(RATE_LIMITED, "the CA asked us to wait", left)
+            time.sleep(left)
+
+
 class Transport:
     """Connections that one worker keeps. Not for two threads."""
 
-    def __init__(self, context: ssl.SSLContext, deadline: float) -> None:
-        self.context = context
+    def __init__(self, context: ssl.SSLContext, deadline: float, gate: Gate, proxy: str = "") -> None:
+        self.context, self.gate = context, gate
         self.deadline = deadline               # time.monotonic() by which all must be done
         self.requests = 0
+        found = urllib.parse.urlsplit(proxy)
+        self.proxy = (found.hostname, found.port or 3128) if found.hostname else None
         self._open: dict[tuple[str, int], http.client.HTTPSConnection] = {}
 
     def close(self) -> None:
@@ -50,56 +83,139 @@ class Transport:
         self._open.clear()
 
     def request(self, method: str, url: str, body: bytes | None = None, kind: str = "") -> Answer:
-        """One request over a kept connection; a connection that the server had closed meanwhile is replaced once. Raises Trouble."""
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname or parts.username is not None:
-            raise Trouble(UNREACHABLE, f"{url}: not an https URL; certdrop speaks nothing else to a CA")
-        place = (parts.hostname, parts.port or 443)
+        """One request; sent again, after a wait, where the CA says so. Raises Trouble."""
+        for tries in range(1, TRIES + 1):
+            self.gate.pass_through(self.deadline)
+            answer = self._request(method, url, body, kind)
+            wait = seconds_of(answer.headers.get("Retry-After"))
+            if answer.status not in (429, 503) or not wait:
+                break
+            if wait <= PATIENCE or answer.status == 503:
+                self.gate.close(wait)
+            if wait > PATIENCE or tries == TRIES:
+                break
+        return answer
+
+    def _request(self, method: str, url: str, body: bytes | None, kind: str) -> Answer:
+        parts = _split(url)
+        place = (str(parts.hostname), parts.port or 443)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         headers = {"User-Agent": AGENT, **({"Content-Type": kind} if kind else {})}
         while True:
             kept = self._open.pop(place, None)
-            connection = kept or http.client.HTTPSConnection(*place, timeout=REQUEST, context=self.context)
+            connection = kept or self._connection(place)
             try:
                 answer = self._once(connection, method, target, body, headers)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
                 connection.close()
-                if kept and isinstance(error, (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError)):
-                    continue                   # it had been idle for too long
+                if kept and isinstance(error, (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+                    continue                   # it had been idle for too long; the next one is new, so this happens once
                 raise Trouble(UNREACHABLE, f"{parts.hostname}: {_words(error)}") from error
             except BaseException:
                 connection.close()
                 raise
-            self._open[place] = connection
+            if connection.sock is not None:
+                self._open[place] = connection
             return answer
 
+    def _connection(self, place: tuple[str, int]) -> http.client.HTTPSConnection:
+        connection = http.client.HTTPSConnection(*(self.proxy or place), timeout=REQUEST, context=self.context)
+        if self.proxy:
+            connection.set_tunnel(*place)
+        return connection
+
     def _once(self, connection: http.client.HTTPSConnection, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
-        begin = time.monotonic()
-        left = self.deadline - begin
-        if left <= 0:
+        end = min(self.deadline, time.monotonic() + REQUEST)
+        if end <= time.monotonic():
             raise Trouble(UNREACHABLE, "the order was not finished within its time")
-        connection.timeout = min(REQUEST, left)
+        connection.timeout = end - time.monotonic()
+        setattr(connection, "_create_connection", functools.partial(_connect, end))
+        setattr(connection, "response_class", functools.partial(_Response, end))
         if connection.sock:
             connection.sock.settimeout(connection.timeout)
         self.requests += 1
         connection.request(method, target, body, headers)
         response = connection.getresponse()
         chunks, size = [], 0
-        while True:
-            chunk = response.read1(65536)
-            if not chunk:
-                break
+        while chunk := response.read1(65536):
             size += len(chunk)
             chunks.append(chunk)
             if size > MAX_ANSWER:
                 raise Trouble(UNREACHABLE, f"{connection.host}: an answer longer than {MAX_ANSWER} bytes")
-            if time.monotonic() - begin > REQUEST:
-                raise TimeoutError(f"no complete answer within {REQUEST:g} s")
-        response.close()                       # after HEAD nothing else does
+        response.close()                       # of an answer to HEAD, reading tells nobody that it has ended
         return Answer(response.status, response.headers, b"".join(chunks))
+
+
+class _Timed(io.RawIOBase):
+    """A socket's bytes until a moment: a server that sends one byte now and then gets no more time than one that sends none."""
+
+    def __init__(self, sock: socket.socket, end: float) -> None:
+        super().__init__()
+        self._sock, self._end = sock, end
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        """Some bytes. Raises TimeoutError."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        return self._sock.recv_into(buffer)  # type: ignore[arg-type]
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer that must be complete by `end`."""
+
+    def __init__(self, end: float, sock: socket.socket, *arguments: object, **named: object) -> None:
+        super().__init__(sock, *arguments, **named)  # type: ignore[arg-type]
+        self._file = self.fp                   # keeps the socket open where the server says Connection: close
+        self.fp = io.BufferedReader(_Timed(sock, end))
+
+    def close(self) -> None:
+        """Close it, and what it kept open."""
+        try:
+            super().close()
+        finally:
+            self._file.close()
+
+
+def _connect(end: float, address: tuple[str, int], *_: object, **__: object) -> socket.socket:
+    """A TCP connection by `end`: every address of the host gets its share of the time."""
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    failure: OSError = TimeoutError("timed out")
+    for number, (family, kind, protocol, _name, place) in enumerate(found):
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(left / (len(found) - number))
+            made.connect(place)
+            made.settimeout(max(0.001, end - time.monotonic()))
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return made
+        except OSError as error:
+            made.close()
+            failure = error
+    raise failure
+
+
+def _split(url: str) -> urllib.parse.SplitResult:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme == "https" and parts.hostname and parts.username is None and (parts.port is None or parts.port) and url.isascii():
+            return parts
+    except ValueError:
+        pass
+    raise Trouble(UNREACHABLE, f"{url}: not an https URL; certdrop speaks nothing else to a CA")
 
 
 def _words(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its TLS certificate does not verify: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return f"no complete answer within {REQUEST:g} s"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -5,9 +5,9 @@ Runs as: _certdrop. Trusts: nothing in a problem document but its form (RFC 7807
 
 from __future__ import annotations
 
-import email.utils
 import json
 import time
+from collections.abc import Sequence
 
 from certdrop.events import clean
 
@@ -16,8 +16,10 @@ RATE_LIMITED = "rate limited"
 VALIDATION = "validation"
 REFUSED = "refused"
 LOCAL = "local"
+COSTLESS = (UNREACHABLE, LOCAL)        # the CA was not made to work in vain
 
 URN = "urn:ietf:params:acme:error:"
+LONGEST_TEXT = 4000                # characters of what a CA has to say
 LONGEST_WAIT = 7 * 86400           # seconds; a Retry-After beyond is not believed
 
 _VALIDATION = ("unauthorized", "dns", "connection", "caa", "incorrectResponse", "tls")
@@ -27,9 +29,11 @@ _CA_TROUBLE = ("serverInternal", "badNonce")
 class Trouble(Exception):
     """An order (or a question to the CA) did not come to its end: its class, the text, when to try again, the problem's type."""
 
-    def __init__(self, kind: str, text: str, retry_after: float = 0.0, problem: str = "", status: int = 0) -> None:
+    def __init__(self, kind: str, text: str, retry_after: float = 0.0, problem: str = "", status: int = 0,
+                 names: Sequence[str] = ()) -> None:
         super().__init__(text)
-        self.kind, self.text, self.retry_after, self.problem, self.status = kind, clean(text, 1000), retry_after, problem, status
+        self.kind, self.text, self.retry_after, self.problem, self.status = kind, clean(text, LONGEST_TEXT), retry_after, problem, status
+        self.names = list(names)               # whose validation failed
 
 
 class AccountUnknown(Trouble):
@@ -41,7 +45,7 @@ def from_answer(url: str, status: int, body: bytes, retry_after: str | None) -> 
     wait = seconds_of(retry_after)
     try:
         problem = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         problem = None
     if not isinstance(problem, dict):
         return Trouble(RATE_LIMITED if status == 429 else UNREACHABLE if status >= 500 else REFUSED, f"{url} answered with status {status}", wait, "", status)
@@ -49,19 +53,28 @@ def from_answer(url: str, status: int, body: bytes, retry_after: str | None) -> 
     kind = (RATE_LIMITED if name == "rateLimited" or status == 429 else UNREACHABLE if status >= 500 or name in _CA_TROUBLE
             else VALIDATION if name in _VALIDATION else REFUSED)
     made = AccountUnknown if name == "accountDoesNotExist" else Trouble
-    return made(kind, f"the CA says {told(problem)}", wait, name, status)
+    return made(kind, f"the CA says {told(problem)}", wait, name, status, names_in(problem) if kind == VALIDATION else ())
 
 
-def told(problem: dict[str, object]) -> str:
+def told(problem: dict[str, object], depth: int = 0) -> str:
     """A problem document in one line: type, detail, which name, and its subproblems (RFC 8555 section 6.7.1)."""
     text = f"{str(problem.get('type', 'about:blank')).removeprefix(URN)}: {problem.get('detail', '(no detail)')}"
     identifier = problem.get("identifier")
     if isinstance(identifier, dict):
         text = f"{identifier.get('value')}: {text}"
     below = problem.get("subproblems")
-    if isinstance(below, list):
-        text += "".join(f"; {told(part)}" for part in below[:10] if isinstance(part, dict))
-    return clean(text, 1000)
+    if isinstance(below, list) and depth < 3:
+        text += "".join(f"; {told(part, depth + 1)}" for part in below[:100] if isinstance(part, dict))
+    return clean(text, LONGEST_TEXT)
+
+
+def names_in(problem: dict[str, object], depth: int = 0) -> list[str]:
+    """The names that a problem document, or one below it, is about."""
+    identifier, below = problem.get("identifier"), problem.get("subproblems")
+    found = [str(identifier.get("value"))] if isinstance(identifier, dict) else []
+    if isinstance(below, list) and depth < 3:
+        found += [name for part in below[:100] if isinstance(part, dict) for name in names_in(part, depth + 1)]
+    return found
 
 
 def seconds_of(retry_after: str | None) -> float:
@@ -70,6 +83,7 @@ def seconds_of(retry_after: str | None) -> float:
         return 0.0
     if retry_after.strip().isdecimal():
         return min(float(retry_after[:9]), LONGEST_WAIT)
+    import email.utils
     try:
         moment = email.utils.parsedate_to_datetime(retry_after)
         return min(max(0.0, moment.timestamp() - time.time()), LONGEST_WAIT)

@@ -1,0 +1,107 @@
+"""The local budget: what a CA allows is not asked for once more than that, so that trying can not use up what a renewal will need.
+
+A journal of what was done, one text line each, appended and now and then shortened; a line that a crash cut is passed over.
+Runs as: _certdrop. Trusts: its own directory. Reads and writes: /var/lib/certdrop/issuer/budget.
+Source: letsencrypt.org/docs/rate-limits, staging-environment (2026).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+
+from certdrop import site, spool
+from certdrop.events import stamp
+
+HOUR, DAY = 3600.0, 86400.0
+FAILED, ISSUED, ORDERED = "failed", "issued", "ordered"
+LIMITS = {                         # [limits] of certdrop.toml: what is counted, and over how many seconds
+    "failed_per_name_and_hour": (FAILED, HOUR),
+    "issued_per_names_and_week": (ISSUED, 7 * DAY),
+    "orders_per_three_hours": (ORDERED, 3 * HOUR),
+}
+KNOWN = {                          # the CAs whose limits we know; others only have those that are configured
+    "letsencrypt": {"failed_per_name_and_hour": 5, "issued_per_names_and_week": 5, "orders_per_three_hours": 300},
+    "letsencrypt-staging": {"failed_per_name_and_hour": 200, "issued_per_names_and_week": 30000, "orders_per_three_hours": 1500},
+}
+LONGEST = 256 * 1024               # bytes of the journal before it is shortened
+
+
+def set_of(names: list[str]) -> str:
+    """A short key for an exact set of names."""
+    return hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()[:16]
+
+
+class Budget:
+    """What was done at one CA, and what may still be done. For several threads."""
+
+    def __init__(self, config: site.Config, now: float) -> None:
+        url = config.directory_url
+        known: dict[str, int] = next((limits for name, limits in KNOWN.items() if site.DIRECTORIES[name] == url), {})
+        self.limits: dict[str, int] = {**known, **{key: int(str(value)) for key, value in config.limits.items()}}
+        self.ca = hashlib.sha256(url.encode()).hexdigest()[:8]
+        self.done: dict[tuple[str, str], list[float]] = {}
+        self.lock = threading.Lock()
+        self.path = site.STATE + "/issuer/budget"
+        kept = self._read(now)
+        if sum(map(len, kept)) > LONGEST or len(kept) < self.lines // 2:
+            self._shorten(kept)
+
+    def refusal(self, names: list[str], replaces: bool, now: float) -> tuple[str, float]:
+        """(why this order would go beyond the budget, when it would not), or ("", 0). A renewal that `replaces` is exempt but for failures."""
+        checks = [("failed_per_name_and_hour", name, f"validations of {name} failed in the last hour") for name in names]
+        if not replaces:
+            checks.append(("issued_per_names_and_week", set_of(names), "certificates for just these names were issued in the last 7 days"))
+            checks.append(("orders_per_three_hours", "", "orders were placed in the last 3 hours"))
+        for limit, key, words in checks:
+            most, (kind, span) = self.limits.get(limit, 0), LIMITS[limit]
+            with self.lock:
+                times = sorted(moment for moment in self.done.get((kind, key), []) if now - span < moment <= now)
+            if most and len(times) >= most:
+                until = times[-most] + span
+                return (f"{len(times)} {words}, and the CA allows {most}; not before {stamp(until)}; "
+                        f"{limit} in [limits] of {site.ETC}/certdrop.toml overrides"), until
+        return "", 0.0
+
+    def note(self, kind: str, key: str, now: float) -> None:
+        """Write down that this was done. A full disk fails no run."""
+        with self.lock:
+            self.done.setdefault((kind, key), []).append(now)
+            try:
+                fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            except OSError:
+                return
+            try:
+                os.write(fd, f"{now:.0f} {self.ca} {kind} {key}\n".encode("ascii", "backslashreplace"))
+            except OSError:
+                pass
+            finally:
+                os.close(fd)
+
+    def _read(self, now: float) -> list[str]:
+        kept: list[str] = []
+        self.lines = 0
+        try:
+            with open(self.path, encoding="ascii", errors="replace") as stream:
+                for line in stream:
+                    self.lines += 1
+                    parts = line.rstrip("\n").split(" ")
+                    if len(parts) != 4 or not parts[0].isdecimal() or not line.endswith("\n") or not now - 7 * DAY < float(parts[0]) <= now + DAY:
+                        continue
+                    kept.append(line)
+                    if parts[1] == self.ca:
+                        self.done.setdefault((parts[2], parts[3]), []).append(float(parts[0]))
+        except OSError:
+            pass
+        return kept
+
+    def _shorten(self, kept: list[str]) -> None:
+        try:
+            fd = spool.open_directory(site.STATE + "/issuer")
+            try:
+                spool.write(fd, "budget", "".join(kept).encode("ascii", "replace"), 0o644)
+            finally:
+                os.close(fd)
+        except OSError:
+            pass

@@ -1,0 +1,298 @@
+"""What the child does with the CA: asks for renewal windows and places orders, several at a time, within the budget and the CA's Retry-After.
+
+Runs as: _certdrop, shut in. Trusts: see orders.py. Reads: requests/, sites/, the account. Writes: replies/, challenges/, ledger, log.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import ssl
+import threading
+import time
+import types
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from certdrop import events, site, spool
+from certdrop.issuer import ari, budget, log, ports
+from certdrop.issuer.account import Account, Session
+from certdrop.issuer.options import Options
+from certdrop.issuer.plan import Task
+from certdrop.issuer.transport import Gate, Transport
+from certdrop.issuer.trouble import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Trouble
+
+CODES = {REFUSED: os.EX_DATAERR}       # what another try will hardly heal; everything else: later
+IN_VAIN = 3                        # orders that could not reach the CA, one after the other, after which the run leaves it alone
+
+
+class Network:
+    """The talk of one run with one CA: configuration, log, the account, and what all workers must know."""
+
+    def __init__(self, options: Options, config: site.Config) -> None:
+        self.options, self.config = options, config
+        self.log = log.logger()
+        self.gate = Gate()
+        self.codes: set[int] = set()
+        self.lock = threading.Lock()
+        self.budget = budget.Budget(config, time.time())
+        self.down: Trouble | None = None       # the CA cannot be reached, or wants to be left alone
+        self.in_vain = 0
+        self._mine = threading.local()
+        self._account: Account | None = None
+        try:
+            self.context = ssl.create_default_context(cafile=config.ca_bundle)
+        except (OSError, ssl.SSLError) as error:
+            raise site.Wrong(f"{site.ETC}/certdrop.toml: ca_bundle: {config.ca_bundle}: {getattr(error, 'strerror', None) or error}") from error
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+    def unconfined(self) -> None:
+        """Say once that the kernel does not help."""
+        self.log.warning(events.UNCONFINED, text="this kernel has no Landlock")
+        log.say("this kernel has no Landlock: the network part runs with all rights of its user", self.options.loud)
+
+    # ---- a run
+
+    def work(self, tasks: list[Task], now: float) -> tuple[int, int]:
+        """Ask for windows, decide again, and place the orders: (exit code, how many were due)."""
+        curious = [task for task in tasks if task.wants_window(now)]
+        self._each(curious, self._poll)
+        for task in curious:
+            task.decide(time.time())
+        wanted = [task for task in tasks if task.when <= time.time()]
+        random.shuffle(wanted)                 # no site is always the last one
+        wanted.sort(key=lambda task: not task.request.now)
+        if wanted:
+            self.log.info(events.RUN, due=len(wanted), sites=len(tasks))
+        if self.options.loud and self.options.names:
+            for task in tasks:
+                if task not in wanted:
+                    log.say_when(task, time.time())
+        self._each(wanted, self._try)
+        return max(self.codes, default=os.EX_OK), len(wanted)
+
+    def rehearse(self, tasks: list[Task]) -> int:
+        """Place whole orders with the CA's staging, for a key, a request and an account to throw away."""
+        self._account = Account(self.config.staging_url, self.config.contact, keep=False)
+        log.say(f"dry run with {self.config.staging_url}", self.options.loud)
+        self._each(tasks, self._rehearse)
+        return max(self.codes, default=os.EX_OK)
+
+    def _each(self, tasks: list[Task], work: Callable[[Task], None]) -> None:
+        if not tasks:
+            return
+        with ThreadPoolExecutor(min(self.config.workers, len(tasks))) as pool:
+            for done in [pool.submit(work, task) for task in tasks]:
+                done.result()
+
+    # ---- a worker
+
+    @property
+    def account(self) -> Account:
+        """The account, loaded (or made) when it is first needed. Raises Trouble, OSError."""
+        with self.lock:
+            if self._account is None:
+                self._account = Account(self.config.directory_url, self.config.contact)
+            return self._account
+
+    def _session(self) -> Session:
+        """This worker's session, with a new deadline."""
+        found = getattr(self._mine, "session", None)
+        if not isinstance(found, Session):
+            found = self._mine.session = Session(self.account, Transport(self.context, 0.0, self.gate, self.config.proxy))
+        found.transport.deadline = time.monotonic() + ports.ORDER
+        return found
+
+    def _module(self) -> types.ModuleType:
+        found = getattr(self._mine, "module", None)
+        if not isinstance(found, types.ModuleType):
+            found = self._mine.module = ports.load()
+        return found
+
+    def _poll(self, task: Task) -> None:
+        """Ask for one certificate's window (RFC 9773)."""
+        certificate, ledger = task.certificate, task.ledger
+        if certificate is None:
+            return
+        chance = random.random()
+        try:
+            if self.down:
+                raise self.down
+            with open(task.standing.place + "/cert.pem", "rb") as stream:
+                pem = stream.read(spool.MAX_REPLY)
+            session = self._session()
+            window = ari.fetch(session.transport, session.directory(), pem)
+            ledger.note_window(certificate, window.start, window.end, window.retry_after, time.time(), chance)
+            if window.url and window.url != ledger.window_url:
+                log.say(f"{task.name}: the CA explains its renewal window at {window.url}", self.options.loud)
+            ledger.window_url = window.url
+            self.reached()
+        except ari.Absent as absent:
+            ledger.note_no_window(certificate, absent.retry_after, True, time.time(), chance)
+        except (Trouble, OSError, ValueError) as error:
+            retry_after = error.retry_after if isinstance(error, Trouble) else 0.0
+            ledger.note_no_window(certificate, retry_after, False, time.time(), chance)
+            self.log.warning(events.FAILED, site=task.name, kind="renewal information", error=str(error))
+            if isinstance(error, Trouble):
+                self.learn(error)
+
+    def _try(self, task: Task) -> None:
+        """One site's order; a failure is this site's alone."""
+        try:
+            if self.down:
+                raise self.down
+            try:
+                self._order(task)
+            except AccountUnknown:             # a CA that lost its accounts, also in mid-order: once more, with a new one
+                session = self._session()
+                self.account.forget(str(self.account.known.get("account")))
+                session.kid()
+                self._order(task)
+            self.reached()
+        except Trouble as trouble:
+            self._failed(task, trouble)
+        except OSError as error:
+            self._failed(task, Trouble(LOCAL, f"{error.filename or 'this host'}: {error.strerror or error}"))
+
+    def _order(self, task: Task) -> None:
+        """From the request to the reply. Raises Trouble, OSError."""
+        session, request, ledger, now = self._session(), task.request, task.ledger, time.time()
+        wanted = site.load_site(request.name, self.config) if os.path.exists(f"{site.ETC}/sites.d/{request.name}.toml") else None
+        extra = {}
+        profile = wanted.profile if wanted else self.config.profile
+        if profile:
+            session.check_profile(profile)
+            extra["profile"] = profile
+        replaces = self._replaces(task, session)
+        if replaces:
+            extra["replaces"] = replaces
+        order = ports.Order(session, request.csr(), extra, self.config.self_check, self.config.preferred_chain)
+        refusal, until = self.budget.refusal(order.names, bool(replaces), now)
+        if refusal:
+            raise Trouble(RATE_LIMITED, refusal, until - now, "budget")
+        begin, before = time.monotonic(), session.transport.requests
+        account = session.kid()
+        if session.account.registered_now:
+            session.account.registered_now = False
+            self.log.info(events.REGISTERED, account=account)
+            log.say(f"registered an account at {self.config.directory_url}: {account}", self.options.loud)
+        if not replaces:
+            self.budget.note(budget.ORDERED, "", now)
+        try:
+            reply = order.place(self._module()).encode("ascii", "replace")
+        except Trouble as trouble:
+            for name in trouble.names if trouble.kind == VALIDATION else ():
+                self.budget.note(budget.FAILED, name, time.time())
+            trouble.text = "; ".join([trouble.text, *order.warnings])
+            raise
+        leaf = examine(reply, order.csr)
+        self.budget.note(budget.ISSUED, budget.set_of(order.names), time.time())
+        put_reply(request.reply, reply)
+        ledger.issued(self.config.directory_url, leaf.fingerprint(hashes.SHA256()).hex(), time.time())
+        request.answered = True
+        task.standing.refusal, task.standing.look_at = "", 0.0
+        self.log.info(events.ISSUED, site=task.name, number=request.number, why=task.why, requests=session.transport.requests - before,
+                      seconds=round(time.monotonic() - begin, 2), replaces="replaces" in order.extra, **({"profile": profile} if profile else {}))
+        for warning in order.warnings:
+            self.log.warning(events.FAILED, site=task.name, kind="warning", error=warning)
+            log.say(f"{task.name}: {warning}", self.options.loud)
+        log.say(f"{task.name}: issued; the reply for request {request.number:04d} waits for root", self.options.loud)
+
+    def _replaces(self, task: Task, session: Session) -> str:
+        """What to name as replaced (RFC 9773 section 5): the certificate that this CA issued, where it has renewal information."""
+        certificate, ledger = task.certificate, task.ledger
+        if certificate is None or not isinstance(session.directory().get("renewalInfo"), str):
+            return ""
+        if not ledger.has_window(certificate) and (ledger.answered_with, ledger.answered_by) != (certificate.sha256, self.config.directory_url):
+            return ""
+        try:
+            with open(task.standing.place + "/cert.pem", "rb") as stream:
+                return ari.identifier(stream.read(spool.MAX_REPLY))
+        except (OSError, ValueError, ari.Absent):
+            return ""
+
+    def _rehearse(self, task: Task) -> None:
+        try:
+            session = self._session()
+            profile = site.load_site(task.name, self.config).profile
+            if profile:
+                session.check_profile(profile)
+            csr = throwaway_request(ports.names_of(x509.load_pem_x509_csr(task.request.csr())))
+            before = session.transport.requests
+            order = ports.Order(session, csr, {"profile": profile} if profile else {}, self.config.self_check)
+            leaf = examine(order.place(self._module()).encode("ascii", "replace"), order.csr)
+            for warning in order.warnings:
+                log.say(f"{task.name}: {warning}", True)
+            issuer = ", ".join(str(part.value) for part in leaf.issuer.get_attributes_for_oid(NameOID.COMMON_NAME))
+            log.say(f"{task.name}: dry run: issued by {events.clean(issuer, 80)} for {' '.join(order.names)}, "
+                    f"with {session.transport.requests - before} requests; thrown away", True)
+        except (Trouble, OSError, site.Wrong) as error:
+            with self.lock:
+                self.codes.add(CODES.get(error.kind, os.EX_TEMPFAIL) if isinstance(error, Trouble) else os.EX_TEMPFAIL)
+            log.say(f"{task.name}: dry run: {error.text if isinstance(error, Trouble) else error}; nothing was changed", True)
+
+    # ---- what all learn from one
+
+    def reached(self) -> None:
+        """The CA answered."""
+        with self.lock:
+            self.in_vain = 0
+
+    def learn(self, trouble: Trouble) -> None:
+        """Leave the CA alone for the rest of this run, where it cannot be reached, or asked for more patience than a run has."""
+        with self.lock:
+            self.in_vain = self.in_vain + 1 if trouble.kind in (UNREACHABLE, RATE_LIMITED) and trouble.problem != "budget" else 0
+            everybody = trouble.retry_after and (trouble.status == 503 or "new orders" in trouble.text or "new-order" in trouble.text)
+            if self.down is None and (self.in_vain >= IN_VAIN or everybody):
+                self.down = Trouble(trouble.kind, trouble.text, trouble.retry_after if everybody else 0.0, trouble.problem)
+
+    def _failed(self, task: Task, trouble: Trouble) -> None:
+        if trouble is not self.down:
+            self.learn(trouble)
+        with self.lock:
+            self.codes.add(CODES.get(trouble.kind, os.EX_TEMPFAIL))
+        task.ledger.failed(trouble, task.certificate, time.time())
+        try:
+            task.ledger.save()
+        except OSError:
+            pass                               # a full disk: the failure is told all the same
+        again = events.stamp(task.ledger.next_try)
+        self.log.error(events.FAILED, site=task.name, number=task.request.number, kind=trouble.kind, problem=trouble.problem,
+                       error=trouble.text, next_try=again)
+        log.say(f"{task.name}: {trouble.text}; the live certificate stays; next try at {again}", self.options.loud)
+
+
+def examine(reply: bytes, csr: x509.CertificateSigningRequest) -> x509.Certificate:
+    """The leaf, and what the issuer can tell by itself of a reply: so that nonsense is its own failure. Raises Trouble."""
+    try:
+        if len(reply) > spool.MAX_REPLY:
+            raise Trouble(REFUSED, "what the CA sent is longer than the spool takes")
+        blocks = [x509.load_pem_x509_certificate(block) for block in spool.pem_blocks(reply)]
+        keys = [key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+                for key in (blocks[0].public_key(), csr.public_key())]
+    except (spool.Refused, ValueError) as error:
+        raise Trouble(REFUSED, f"what the CA sent is no certificate chain ({error})") from error
+    if keys[0] != keys[1]:
+        raise Trouble(REFUSED, "what the CA sent is for another key")
+    return blocks[0]
+
+
+def put_reply(entry: str, reply: bytes) -> None:
+    """Put a reply into the spool, whole or not at all. Raises OSError."""
+    fd = spool.open_directory(spool.replies())
+    try:
+        spool.write(fd, entry, reply, 0o640)
+    finally:
+        os.close(fd)
+
+
+def throwaway_request(names: list[str]) -> bytes:
+    """A CSR for these names, by a key that nobody keeps; PEM."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), False)
+    return builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)

@@ -1,0 +1,94 @@
+"""What a run has to do: each site's standing, ledger and decision. The light half of the child's work: nothing here knows of the network.
+
+Runs as: _certdrop. Trusts: root's public state, its own ledger. Reads: what posted.py and ledger.py read. Writes: the ledger, the agenda, last-run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from certdrop import events, spool
+from certdrop.issuer import due, ledger
+from certdrop.issuer.agenda import Agenda
+from certdrop.issuer.options import Options
+from certdrop.issuer.posted import Request, Standing
+
+REPLY_WAITS = "a reply waits for root"
+
+
+class Task:
+    """One site in a run."""
+
+    def __init__(self, request: Request, options: Options) -> None:
+        self.request, self.name = request, request.name
+        self.urged, self.forced = request.name in options.names, options.force
+        self.standing = Standing(request)
+        self.ledger = ledger.Ledger(request.name)
+        self.certificate = self.standing.certificate
+        self.when, self.why = due.NEVER, ""
+        if self.certificate and self.certificate.sha256 == self.ledger.answered_with:
+            self.ledger.installed()
+
+    def decide(self, now: float) -> None:
+        """When and why to place an order."""
+        if self.request.answered and not self.standing.refusal:
+            self.when, self.why = due.NEVER, REPLY_WAITS
+            return
+        wanted = self.request.now
+        if self.standing.refusal:
+            self.ledger.refused(self.standing.refusal, self.standing.refused_reply, self.certificate, now)
+            wanted = True                          # it was due, or root would have had no reply to refuse
+        self.when, self.why = due.due(self.name, wanted, self.certificate, self.ledger, now, self.urged, self.forced)
+
+    def wants_window(self, now: float) -> bool:
+        """Whether to ask for the CA's renewal window."""
+        return not (self.request.now or self.forced or self.request.answered) and due.poll_due(self.certificate, self.ledger, now)
+
+    def conclude(self, agenda: Agenda, now: float) -> None:
+        """Write down where the site stands, for the next run and for those who read along. Raises OSError."""
+        self.decide(now)
+        self.ledger.plan(self.when, self.why)
+        self.ledger.save()
+        polled = due.NEVER
+        if self.certificate and not (self.request.now or self.request.answered):
+            polled = float(self.ledger.poll_at) if now < self.certificate.not_after else due.NEVER
+        agenda.note(self.request, min(self.when, polled, self.standing.look_at), self.when)
+
+
+def make(options: Options, pending: list[Request], now: float) -> list[Task]:
+    """The tasks, decided."""
+    tasks = [Task(request, options) for request in pending]
+    for task in tasks:
+        task.decide(now)
+    return tasks
+
+
+def show(tasks: list[Task], now: float) -> None:
+    """Print what is due, when, and why; the next first."""
+    width = max((len(task.name) for task in tasks), default=0)
+    for task in sorted(tasks, key=lambda task: (task.when, task.name)):
+        when = "now" if task.when <= now else "not before root did its part" if task.when == due.NEVER else events.stamp(task.when)
+        after = f" ({task.ledger.kind}, {task.ledger.count} in a row: {task.ledger.last_error})" if task.ledger.count else ""
+        print(f"{task.name:<{width}}  {when:<20}  {task.why}{after}")
+
+
+def tidy(stale: set[str]) -> None:
+    """Remove replies whose request is gone, and tokens that a killed run left. Only under the lock."""
+    for parent, entries in ((spool.replies(), stale), (spool.challenges(), {entry for entry in os.listdir(spool.challenges()) if spool.is_token(entry)})):
+        for entry in entries:
+            try:
+                os.unlink(f"{parent}/{entry}")
+            except OSError:
+                pass                           # a directory that somebody made there; it harms nobody
+
+
+def finish(tasks: list[Task], listed: list[Request], agenda: Agenda, code: int, done: int) -> bool:
+    """Write down how the run ended; whether root should look at the spool now. Raises OSError."""
+    now = time.time()
+    for task in tasks:
+        task.conclude(agenda, now)
+    agenda.save(listed, now)
+    ledger.put("last-run", json.dumps({"time": int(now), "exit": code, "sites": len(listed), "due": done}).encode())
+    return any(task.standing.look_at <= now for task in tasks)
