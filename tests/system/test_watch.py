@@ -169,3 +169,26 @@ def test_reader_cannot_read_the_password_or_start_anything(quiet: Host) -> None:
                "        print(error.strerror)\n")
     done = quiet.run("/usr/bin/python3", "-c", program, user=USER, code=0)
     assert "DONE" not in done.text and len(done.text.splitlines()) == 6, done
+
+
+@pytest.mark.parametrize("shell, code, said", [
+    ("trap '' CHLD; certdrop-status", 0, ""),
+    ("certdrop-status >&- 2>&- <&-", 0, ""),
+    ("certdrop-status > /dev/full", 3, "No space left"),
+    ("certdrop-watch >&- 2>&- <&-", 0, ""),
+    ("trap '' CHLD; certdrop-watch", 0, ""),
+    ("ulimit -n 30; certdrop-watch", 0, ""),
+    ("ulimit -n 20; certdrop-status --nagios", 0, "CERTDROP OK"),
+    ("umask 077; certdrop-watch; certdrop-status", 0, "watcher ran"),
+    ("umask 0; certdrop-watch && stat -c %a /var/lib/certdrop/watcher/state.json", 0, "644")])
+def test_odd_callers(quiet: Host, shell: str, code: int, said: str) -> None:
+    """Closed descriptors, ignored signals, a full disk, small limits: the programs work, or say so in one line and by their exit code."""
+    sites = json.loads(quiet.run("certdrop-status", "--json").text)
+    for site in sites:
+        if site["severity"]:
+            quiet.world.nginx.remove_site(site["name"])
+            quiet.run("certdrop", "remove", site["name"])
+    if all(site["severity"] for site in sites):
+        quiet.add(quiet.name())
+    done = quiet.run("bash", "-c", shell)
+    assert done.code == code and said in done.text and "Traceback" not in done.text, done
