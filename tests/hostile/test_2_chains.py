@@ -1,0 +1,187 @@
+"""Attacks 21 to 44: every way of lying in a chain, through the real keeper and the real judge. tests/unit/test_judge_chain.py has more."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any, Callable
+
+import forger
+import pytest
+from conftest import OTHER, STATE, VICTIM, Ground, stage
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from forger import DAY, HOUR, armour, authority, now, pem
+
+
+def refuses(ground: Ground, data: bytes, *reasons: str, recovers: bool = False) -> None:
+    """Reply so: root's run refuses it for that reason, once, and keeps it for the administrator; status and notes say it."""
+    with ground.stands(recovers=recovers):
+        ground.reply(VICTIM, data)
+        done = ground.install()
+        assert (done.code, done.text) == (os.EX_DATAERR, "")
+        assert ground.reason() in reasons and ground.events() == [ground.reason()]
+        assert ground.install().code == os.EX_DATAERR and len(ground.events()) == 1, "a refusal is said once"
+        kept = pathlib.Path(f"{STATE}/keeper/refused/{VICTIM}@{ground.next(VICTIM):04d}.{ground.reason()}")
+        assert kept.stat().st_mode & 0o777 == 0o600 and kept.read_bytes() == (b"" if ground.reason() == "size" else data)
+
+
+def key_pem() -> bytes:
+    return forger.new_key().private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+
+def loop(ground: Ground) -> bytes:
+    one, two = authority("One"), authority("Two")
+    first, second = authority("One", two, one[1]), authority("Two", one, two[1])
+    return ground.good(VICTIM, signer=first, above=[first[0], second[0], first[0], second[0]])
+
+
+def below(ground: Ground, pair: forger.Pair, **lies: Any) -> bytes:
+    return ground.good(VICTIM, signer=pair, above=[pair[0]], **lies)
+
+
+LIES: dict[str, tuple[str, Callable[[Ground], bytes]]] = {
+    "21 a key of the attacker's": ("key", lambda ground: ground.good(VICTIM, key=forger.new_key().public_key())),
+    "22 a bank's name beside ours": ("names-extra", lambda ground: ground.good(VICTIM, domains=[VICTIM, "bank.example"])),
+    "23 a wildcard": ("names-wildcard", lambda ground: ground.good(VICTIM, domains=[VICTIM, "*.example.org"])),
+    "24 somebody else's name alone": ("names-missing", lambda ground: ground.good(VICTIM, domains=["bank.example"])),
+    "25 the chain in another order": ("broken-chain", lambda ground: ground.good(VICTIM, above=[ground.ca.root[0], ground.ca.intermediate[0]])),
+    "25b the intermediate first": ("key", lambda ground: pem(ground.ca.intermediate[0]) + ground.good(VICTIM, above=[])),
+    "26 a loop of authorities": ("untrusted", loop),
+    "27 a thousand certificates": ("size", lambda ground: ground.good(VICTIM) * 500),
+    "27b eleven certificates": ("count", lambda ground: ground.good(VICTIM, above=[ground.ca.intermediate[0]] * 10)),
+    "28 a private key after the chain": ("grammar", lambda ground: ground.good(VICTIM) + key_pem()),
+    "28b a private key before it": ("grammar", lambda ground: key_pem() + ground.good(VICTIM)),
+    "29 a NUL in it": ("grammar", lambda ground: ground.good(VICTIM).replace(b"\n-----END", b"\0\n-----END", 1)),
+    "29b a NUL in a name": ("names-extra", lambda ground: ground.good(VICTIM, domains=[VICTIM, VICTIM + "\0.bank.example"])),
+    "30 carriage returns": ("grammar", lambda ground: ground.good(VICTIM).replace(b"\n", b"\r\n")),
+    "31 nothing": ("grammar", lambda ground: b""),
+    "31b configuration for nginx": ("grammar", lambda ground: ground.good(VICTIM) + b"ssl_certificate_key /etc/shadow;\n"),
+    "32 ASN.1 of 10,000 levels": ("encoding", lambda ground: armour(forger.deep(10000)) + pem(ground.ca.intermediate[0])),
+    "33 a length of an exabyte": ("encoding", lambda ground: armour(forger.header(0x30, 1 << 60) + b"\0" * 40000)),
+    "33b a certificate of 60 KB": ("names-extra", lambda ground: ground.good(VICTIM, domains=[VICTIM, *(f"{n:040d}.example" for n in range(800))])),
+    "34 BER in place of DER": ("encoding", lambda ground: armour(forger.long_length(forger.der_of(ground.good(VICTIM)))) + pem(ground.ca.intermediate[0])),
+    "34b bytes after the certificate": ("encoding", lambda ground: armour(forger.der_of(ground.good(VICTIM)) + b"more") + pem(ground.ca.intermediate[0])),
+    "35 outdated": ("expired", lambda ground: ground.good(VICTIM, begin=now() - HOUR, end=now() - HOUR / 2)),
+    "36 a CA's certificate": ("ca-as-leaf", lambda ground: ground.good(VICTIM, ca=True)),
+    "36b a leaf that may sign": ("ca-as-leaf", lambda ground: ground.good(VICTIM, usage=forger.usage("digital_signature", "key_cert_sign"))),
+    "37 a root that nobody trusts": ("untrusted", lambda ground: below(ground, ground.ca.stranger)),
+    "37b a root that calls itself ours": ("broken-chain", lambda ground: ground.good(VICTIM, signer=(ground.ca.intermediate[0], forger.new_key()))),
+    "37c self-signed": ("untrusted", lambda ground: ground.good(VICTIM, signer=authority("", None), above=[])),
+    "38 for clients": ("key-usage", lambda ground: ground.good(VICTIM, eku=[ExtendedKeyUsageOID.CLIENT_AUTH])),
+    "38b below an authority for mail": ("key-usage", lambda ground: below(ground, authority("M", ground.ca.root, eku=[ExtendedKeyUsageOID.EMAIL_PROTECTION]))),
+    "39 a leaf that signs another": ("broken-chain", lambda ground: below(ground, (ground.ca.leaf(forger.new_key().public_key(), ["x.example"]), forger.new_key()))),
+    "40 the reply that another site got": ("key", lambda ground: ground.good(OTHER)),
+    "41 terminal escapes in a name": ("names-extra", lambda ground: ground.good(VICTIM, domains=[VICTIM, "\x1b]0;owned\x07\x1b[2Jx.example"])),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_21_lies(ground: Ground, lie: str) -> None:
+    """Goal: have a chain installed that is not the one asked for."""
+    reason, make = LIES[lie]
+    refuses(ground, make(ground), reason, recovers=lie[-1] in "se")
+
+
+def test_41_what_is_said_of_it_is_plain_text(ground: Ground) -> None:
+    """Goal: write to an administrator's terminal through what status and log say about a reply."""
+    ground.reply(VICTIM, ground.good(VICTIM, common="\x1b[2J\x07", domains=[VICTIM, "\x1b[2J\x07.example"]))
+    with ground.stands():
+        ground.install(code=os.EX_DATAERR)
+        text = ground.run("certdrop-status", "--no-probe", VICTIM).text + stage.read("/var/log/certdrop/keeper.log") + stage.read(f"{STATE}/keeper/{VICTIM}.json")
+        assert "names-extra" in text and "\x1b" not in text and "\x07" not in text
+        assert ground.status(VICTIM)["last_error"]
+
+
+def test_42_cut_short_at_every_64_bytes(ground: Ground) -> None:
+    """Goal: have half a reply taken, as a full disk or a killed issuer leaves it."""
+    good = ground.good(VICTIM)
+    with ground.stands():
+        for end in range(0, len(good), 64):
+            ground.reply(VICTIM, good[:end])
+            assert ground.install().code == os.EX_DATAERR
+        assert set(ground.events()) <= {"grammar", "untrusted"}
+
+
+def test_43_not_yet_valid_is_healed_by_time(ground: Ground) -> None:
+    """Goal: have a certificate of tomorrow installed today, or never: it waits, and is taken when its time has come."""
+    good = ground.good(VICTIM, begin=now() + HOUR / 1800)                 # two seconds
+    with ground.stands(recovers=False):
+        ground.reply(VICTIM, good)
+        assert ground.install().code == os.EX_DATAERR and ground.reason() == "not-yet-valid"
+        assert ground.install().code == os.EX_DATAERR and len(ground.events()) == 1, "it was judged again before its time"
+    live = ground.live(VICTIM)
+    stage.wait_for(lambda: now() > x509.load_pem_x509_certificate(good).not_valid_before, 5, "the certificate's time")
+    ground.an_hour_passes()
+    ground.install(code=0)
+    assert ground.live(VICTIM) == live + 1 and ground.served(VICTIM) == ground.on_disk(VICTIM)
+
+
+@pytest.fixture
+def carried(ground: Ground) -> Any:
+    """The victim keeps its key from one certificate to the next, so that an old chain has the right key."""
+    path = f"/etc/certdrop/sites.d/{VICTIM}.toml"
+    kept = stage.read(path)
+    stage.write(path, kept + 'key_max_age = "180d"\n')
+    ground.reply(VICTIM)
+    ground.install(code=0)
+    yield ground
+    stage.write(path, kept)
+    ground.reply(VICTIM)
+    ground.install(code=0)
+
+
+def test_44_yesterdays_chain_again(carried: Ground) -> None:
+    """Goal: bring back a certificate that was live, whose revocation or end may be near."""
+    ground = carried
+    first = ground.reply(VICTIM, begin=now() - DAY)
+    ground.install(code=0)
+    assert x509.load_pem_x509_certificate(first).fingerprint(hashes.SHA256()).hex() == ground.on_disk(VICTIM)
+    refuses(ground, first, "replay")
+    refuses(ground, first, "replay")
+    long_ago = ground.good(VICTIM, begin=now() - 4 * DAY)
+    refuses(ground, long_ago, "replay")
+
+
+def test_45_the_chain_from_before_a_rollback(carried: Ground) -> None:
+    """Goal: bring back, with the key that is carried on, the certificate that the administrator went back from."""
+    ground = carried
+    bad = ground.reply(VICTIM)
+    ground.install(code=0)
+    live = ground.live(VICTIM)
+    ground.run("certdrop", "rollback", VICTIM, code=0)
+    assert ground.live(VICTIM) < live and ground.served(VICTIM) == ground.on_disk(VICTIM)
+    refuses(ground, bad, "replay", "key")
+    ground.reply(VICTIM)
+    ground.install(code=0)
+    refuses(ground, bad, "replay")
+
+
+def test_46_an_intermediate_too_weak_for_nginx(ground: Ground) -> None:
+    """Goal: take nginx down with a chain that verifies, but that its TLS library refuses to load: a key of 1024 bits, a SHA-1 signature."""
+    weak = authority("Weak", ground.ca.root, rsa.generate_private_key(65537, 1024))
+    with ground.stands(recovers=False):
+        ground.reply(VICTIM, below(ground, weak))
+        done = ground.install()
+        assert done.code in (os.EX_DATAERR, os.EX_TEMPFAIL) and ground.world.nginx.test()[0]
+    ground.clear()
+    ground.an_hour_passes()
+    ground.reply(VICTIM)
+    ground.install(code=0)
+    assert ground.served(VICTIM) == ground.on_disk(VICTIM)
+
+
+def test_47_notes_are_bounded(ground: Ground) -> None:
+    """Goal: fill root's disk with refused replies."""
+    with ground.stands():
+        for number in range(3):
+            for data in (b"", b"\0", ground.good(VICTIM, ca=True), ground.good(OTHER), ground.good(VICTIM, domains=["x.example"])):
+                ground.reply(VICTIM, data)
+                ground.install(code=os.EX_DATAERR)
+        kept = os.listdir(f"{STATE}/keeper/refused")
+        assert len(kept) <= 20
+        assert len(json.dumps(ground.notes(VICTIM))) < 8000
