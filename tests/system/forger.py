@@ -6,17 +6,20 @@ The keeper's tests are about what happens after a reply has come; a real order w
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import pwd
+import re
 from typing import Any
 
 import world as stage
-from conftest import SPOOL, Host
+from conftest import SPOOL, STATE, Host
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+INSTALL = "certdrop-install"
 BUNDLE = "/tmp/forger-roots.pem"
 
 
@@ -60,6 +63,48 @@ class Forger:
             builder = builder.add_extension(names, critical=False)
             builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         return builder.sign(key, hashes.SHA256())
+
+
+class Case:
+    """A site whose replies are forged."""
+
+    def __init__(self, host: Host, forger: Forger) -> None:
+        self.host, self.forger, self.name = host, forger, host.name()
+        host.run("certdrop", "add", self.name, "--no-issue", code=0)
+
+    def serve(self, listen: str = "443 ssl", include: str = "", **more: str) -> None:
+        """Have nginx serve it, by a block of our own."""
+        include = include or f"{STATE}/live/{self.name}/nginx.conf"
+        self.host.world.nginx.add_site(self.name, "server {\n" + "".join(f"listen {one};\n" for one in listen.split(",")) +
+                                       f"server_name {self.name};\ninclude {include};\nreturn 200 hello;\n{more.get('rest', '')}}}\n")
+        if self.host.world.nginx.pid():
+            self.host.world.nginx.reload()
+
+    def install(self, code: int | None = 0, answer: bool = True) -> int:
+        """A reply comes, root's own run of the keeper takes it; the number of its request."""
+        number = self.forger.answer(self.host, self.name) if answer else 0
+        self.host.run(INSTALL, code=code)
+        return number
+
+    @property
+    def served(self) -> bool:
+        """Whether nginx shows what is live."""
+        return self.host.served(self.name) == self.host.on_disk(self.name)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What root noted about the installation that was put off; empty for none."""
+        found: dict[str, Any] = json.loads(stage.read(f"{STATE}/keeper/{self.name}.json"))["install"]
+        return found
+
+    def let_time_pass(self) -> None:
+        """To the end of the back-off."""
+        path = f"{STATE}/keeper/{self.name}.json"
+        stage.write(path, re.sub(r'"next_try": [0-9]+', '"next_try": 1', stage.read(path)))
+
+    def standing(self) -> tuple[int, int, int]:
+        """Live, proven, next."""
+        return self.host.live(self.name), self.host.proven(self.name), self.host.next(self.name)
 
 
 def _name(text: str) -> x509.Name:

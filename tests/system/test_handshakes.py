@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import world as stage
 from conftest import STATE, Host
+from forger import BUNDLE, Case, Forger
 
 ROUNDS = int(os.environ.get("CERTDROP_ROTATIONS", "20"))
 CLIENTS = 4
@@ -74,26 +75,25 @@ class Meddler(threading.Thread):
 
 
 def test_no_handshake_fails(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    """Through rotations, renewals (one site keeps its key in them) and others' reloads: no failed handshake, no unverified chain, no request unanswered."""
-    names = [host.name() for _ in range(SITES)]
-    for name in names:
-        host.run("certdrop", "add", name, "--no-issue", code=0)
-        host.world.nginx.add_site(name, f"server {{ listen 80; server_name {name}; include /etc/nginx/snippets/certdrop-challenge.conf; }}\n"
-                                  f"server {{ listen 443 ssl; server_name {name}; include {STATE}/live/{name}/nginx.conf; return 200 hello; }}\n")
-    with open(f"/etc/certdrop/sites.d/{names[0]}.toml", "a") as stream:
-        stream.write('key_max_age = "180d"\n')
-    host.world.nginx.reload()
-    host.run("certdrop", "renew", *names, code=0)
-    assert [host.proven(name) for name in names] == [host.live(name) for name in names]
-    clients, meddler = Clients(host.world.pebble.root(), names), Meddler()
+    """Through rotations, renewals that keep the key, and others' reloads: no failed handshake, no unverified chain, no request unanswered."""
+    forger = Forger()
+    forger.trust(host, key_max_age='"180d"')
+    sites = [Case(host, forger) for _ in range(SITES)]
+    for site in sites:
+        site.serve()
+        site.install()
+    names = [site.name for site in sites]
+    clients, meddler = Clients(BUNDLE, names), Meddler()
     meddler.start()
-    seen = set()
+    seen, keys = set(), set()
     try:
-        for number in range(ROUNDS):
-            chosen = [name for name in names if name != names[number // 2 % SITES]]        # two at a time
-            host.run("certdrop", ("rotate", "renew")[number % 2], *chosen, code=0)
-            assert [host.proven(name) for name in chosen] == [host.live(name) for name in chosen]
-            seen.update(host.on_disk(name) for name in chosen)
+        for number in range(ROUNDS * 2):
+            site = sites[number // 2 % SITES]
+            if number % 2:
+                host.run("certdrop", "rotate", "--next", site.name, code=0)
+            assert site.install() == host.live(site.name) == host.proven(site.name)
+            seen.add(host.on_disk(site.name))
+            keys.add(stage.read(f"{STATE}/live/{site.name}/privkey.pem"))
     finally:
         meddler.ended.set()
         meddler.join()
@@ -101,12 +101,14 @@ def test_no_handshake_fails(host: Host, capsys: pytest.CaptureFixture[str]) -> N
         for name in names:
             host.world.nginx.remove_site(name)
         host.world.nginx.reload()
+        for name in names:
+            host.run("certdrop", "remove", name, code=0)
     handshakes, stall = sum(one["count"] for one in found), max(one["longest"] for one in found)
     with capsys.disabled():
         print(f"\n{ROUNDS} rotations, {ROUNDS} renewals, {meddler.reloads} reloads by others: {handshakes} handshakes by {CLIENTS} clients, "
               f"{sum(one['failed'] for one in found)} failed, the longest took {stall * 1000:.0f} ms")
     assert [failure for one in found for failure in one["failures"]] == []
-    assert len(seen) == ROUNDS * 2
+    assert len(seen) == ROUNDS * 2 and ROUNDS <= len(keys) <= ROUNDS + SITES
     assert len(seen & {leaf for one in found for leaf in one["leaves"]}) > ROUNDS          # the clients did see them change
     assert stall < 5
     stage.wait_for(lambda: host.world.nginx.workers(), 5, "nginx")

@@ -7,6 +7,8 @@ Runs as: root. Trusts: those files, and /proc. Reads: them, /proc/net/tcp and tc
 from __future__ import annotations
 
 import os
+import re
+import signal
 import struct
 import subprocess
 from ipaddress import ip_address
@@ -15,10 +17,14 @@ from typing import NamedTuple
 from certdrop import events, jail, site
 
 TIMEOUT = 60                       # seconds for a test or a reload
+SAID = 16384                       # bytes of what it says that are read
+
+_WRONG = re.compile(r"emerg|alert|fatal|error|invalid|unknown", re.IGNORECASE)
+_NOTHING = re.compile(r"test failed|error log may have|errors found in", re.IGNORECASE)      # after the line that says what it was
 
 
 class Failed(Exception):
-    """A service cannot be used now; the text says why, with the last line that its test or reload said."""
+    """A service cannot be used now; the text says why, with the lines of its test or reload that say what is wrong."""
 
 
 class Place(NamedTuple):
@@ -75,16 +81,24 @@ def find(name: str) -> Service:
 
 
 def _run(command: list[str]) -> None:
+    said = os.memfd_create("said")                 # no pipe: what a program leaves running in the background may hold it open for ever
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT,
-                              env=jail.ENVIRONMENT, cwd="/", start_new_session=True, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"{command[0]} did not end within {TIMEOUT} s") from error
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=jail.ENVIRONMENT, cwd="/", start_new_session=True)
+        try:
+            code = process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise Failed(f"{command[0]} did not end within {TIMEOUT} s") from error
+        text = os.pread(said, SAID, 0).decode("utf-8", "replace")
     except OSError as error:
         raise Failed(f"{command[0]}: {error.strerror}") from error
-    if done.returncode:
-        lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip() and "test failed" not in line]
-        raise Failed(events.clean(lines[-1] if lines else f"{command[0]} ended with {done.returncode}", 300))
+    finally:
+        os.close(said)
+    if code:
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not _NOTHING.search(line)]
+        told = [line for line in lines if _WRONG.search(line)] or lines[-1:] or [f"{command[0]} ended with {code}"]
+        raise Failed(events.clean("; ".join(told), 300))
 
 
 def addresses(service: Service, probe: str) -> list[Place]:
