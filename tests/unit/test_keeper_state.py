@@ -95,6 +95,12 @@ def test_what_a_killed_run_left_comes_first(wanted: site.Site) -> None:
     settled(wanted)
     os.mkdir(state.directory(NAME) + "/.new-0003")
     assert look(wanted, (2, "csr"), (2, "now")) == state.SWEEP
+    generations.sweep(NAME, state.Sight(NAME).leftovers)
+    with open(state.directory(NAME, 2) + "/.withdrawn.new", "wb"):
+        pass
+    assert look(wanted, (2, "csr"), (2, "now")) == state.SWEEP
+    generations.sweep(NAME, state.Sight(NAME).leftovers)
+    assert look(wanted, (2, "csr"), (2, "now")) == state.WAIT
     os.rename(f"{site.STATE}/live/{NAME}", f"{site.STATE}/live/.{NAME}.aside")
     assert look(wanted, (2, "csr"), (2, "now")) == state.PUT_BACK
 

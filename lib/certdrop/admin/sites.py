@@ -119,7 +119,7 @@ def rollback(name: str) -> int:
         if state.moment(name, older[-1], "not_after") <= time.time():
             raise Refused(f"{name}: generation {older[-1]:04d} has expired; certdrop renew {name} gets a new certificate")
         generations.make_next(wanted, sight.highest + 1, None, now=False)
-        for number in sight.complete:
+        for number in reversed(sight.complete):            # killed in between, the live one is still the newest
             if number > older[-1]:
                 generations.mark(name, number, "withdrawn")
         install.reconcile(run, [name])

@@ -81,7 +81,11 @@ def mark(name: str, number: int, marker: str) -> None:
 def sweep(name: str, leftovers: list[str]) -> None:
     """Remove what a killed run left half-written in the site's directory."""
     for entry in leftovers:
-        shutil.rmtree(f"{directory(name)}/{entry}")
+        path = f"{directory(name)}/{entry}"
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
 
 
 def sync(path: str) -> None:

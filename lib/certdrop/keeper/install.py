@@ -65,12 +65,13 @@ class Run:
         for code in (os.EX_SOFTWARE, os.EX_CONFIG, os.EX_NOPERM, os.EX_DATAERR, os.EX_TEMPFAIL):
             if code in self.failures:
                 return code
-        return os.EX_OK
+        return os.EX_TEMPFAIL if self.failures else os.EX_OK          # the issuer's own codes, or the signal that ended it
 
 
 def reconcile(run: Run, names: list[str] | None = None) -> None:
     """Make the sites (all unless named) as their configuration wants them. One bad site does not hold up the others."""
     finish_removals()
+    sweep()
     wanted: list[site.Site] = []
     for name in site.site_names() if names is None else names:
         try:
@@ -234,6 +235,15 @@ def finish_removals() -> None:
                     pass
             shutil.rmtree(f"{parent}/{entry}")
             generations.sync(parent)
+
+
+def sweep() -> None:
+    """Remove the temporary files that killed runs left in the directories that only root writes; the lock keeps running ones out."""
+    below = [f"{site.STATE}/{entry}" for entry in ("live", "proven", "keeper", "keeper/retired", "keeper/refused")]
+    for parent in (spool.requests(), site.ETC + "/sites.d", *below):
+        for entry in os.listdir(parent):
+            if entry.startswith(".") and entry.endswith(".new"):
+                os.unlink(f"{parent}/{entry}")
 
 
 def _fingerprint(block: bytes) -> str:

@@ -47,6 +47,7 @@ class Sight:
         for number in sorted(int(entry) for entry in entries if _NUMBER.fullmatch(entry)):
             self.numbers.append(number)
             found = set(_entries(directory(name, number)))
+            self.leftovers += [f"{number:04d}/{entry}" for entry in found if entry.startswith(".")]
             if "nginx.conf" in found:
                 self.whole.append(number)
                 if "withdrawn" not in found:

@@ -159,7 +159,7 @@ def _tested(names: set[str]) -> tuple[dict[str, services.Service], dict[str, str
     return used, broken
 
 
-def _move(run: Run, changes: list[Change], used: dict[str, services.Service]) -> list[Change]:
+def _move(run: Run, changes: list[Change], used: dict[str, services.Service], again: bool = False) -> list[Change]:
     """Move these, test once, and where the test fails find whose fault it is in few tries. Returns those that stay moved."""
     moved = []
     for change in changes:
@@ -182,7 +182,9 @@ def _move(run: Run, changes: list[Change], used: dict[str, services.Service]) ->
     if change.notes.install or change.back == change.to or _failure(moved, used):
         _put_off(run, change, "service-failed", text)
         return []
-    # Good without it, bad with it, and for the first time: ask for another rather than wait for an administrator.
+    if not again:
+        return _move(run, moved, used, again=True)           # a full disk, or a test that was killed, is no fault of the certificate's
+    # Good without it, twice bad with it, and for the first time: ask for another rather than wait for an administrator.
     _put_off(run, change, "service-failed", text, "it is withdrawn, and another is asked for")
     generations.make_next(change.wanted, change.sight.highest + 1, None, now=True)
     generations.mark(change.name, change.to, "withdrawn")
