@@ -15,6 +15,9 @@ import sys
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/"}
 
+# With less, a run could fail half-way, and a good reply would be blamed for it.
+_ENOUGH = {"AS": 1 << 30, "CPU": 300, "DATA": 1 << 30, "FSIZE": 1 << 24, "NOFILE": 64, "NPROC": 32, "STACK": 1 << 20}
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _SET_DUMPABLE, _SET_NO_NEW_PRIVS = 4, 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446          # the same numbers on every architecture
@@ -52,7 +55,7 @@ def make_own_world() -> None:
     """Shed what the caller handed on: signals, mask, limits, nice, scheduler, affinity, oom score, directory, environment, umask, groups.
 
     A program started through sudo inherits all of it; with SIGCHLD ignored every failing child
-    would look successful. To be called as root, before any lock.
+    would look successful. To be called as root, before any lock. Raises OSError where a limit is too low to work under, and cannot be raised.
     """
     for number in signal.valid_signals():
         if number not in (signal.SIGKILL, signal.SIGSTOP):
@@ -64,14 +67,7 @@ def make_own_world() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)   # where the limit cannot be raised, an error is better than an end
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS", "RTPRIO", "SIGPENDING", "STACK"):
-        number = getattr(resource, "RLIMIT_" + name)
-        most = resource.RLIM_INFINITY
-        wanted = {"CORE": (0, 0), "NOFILE": (4096, 4096), "STACK": (8 << 20, most), "MEMLOCK": (8 << 20, 8 << 20),
-                  "MSGQUEUE": (819200, 819200), "NICE": (0, 0), "RTPRIO": (0, 0)}.get(name, (most, most))
-        try:
-            resource.setrlimit(number, wanted)
-        except (OSError, ValueError):
-            pass                                  # in a container, root may not raise a limit
+        _reset_limit(name)
     for step in (_reset_scheduler, _reset_oom_score):
         try:
             step()
@@ -87,6 +83,22 @@ def make_own_world() -> None:
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", os.O_RDWR)       # takes the lowest number: this one
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:            # Python leaves them out where they were closed
+            setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8", errors="backslashreplace", closefd=False))
+
+
+def _reset_limit(name: str) -> None:
+    number, most = getattr(resource, "RLIMIT_" + name), resource.RLIM_INFINITY
+    wanted = {"CORE": (0, 0), "NOFILE": (4096, 4096), "STACK": (8 << 20, most), "MEMLOCK": (8 << 20, 8 << 20),
+              "MSGQUEUE": (819200, 819200), "NICE": (0, 0), "RTPRIO": (0, 0)}.get(name, (most, most))
+    try:
+        resource.setrlimit(number, wanted)
+    except (OSError, ValueError):                 # in a container, root may not raise a hard limit
+        hard = resource.getrlimit(number)[1]
+        resource.setrlimit(number, (hard, hard))
+        if hard != most and hard < _ENOUGH.get(name, 0):
+            raise OSError(f"the caller's limit RLIMIT_{name}={hard} is too low for a run, and cannot be raised here") from None
 
 
 def _reset_scheduler() -> None:
