@@ -114,9 +114,8 @@ class Remove(Case):
     settings = ""
 
     def prepare(self, scene: Scene) -> None:
-        """A site that was served, and a reply that nobody will need."""
+        """A site that was served."""
         super().prepare(scene)
-        scene.plain(stage.ISSUE, SITE)
         scene.nginx.remove_site(SITE)
         scene.nginx.reload()
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import scene as stage
 import tracer
 from cases import CASES, Case
-from scene import INSTALL, Scene
+from scene import INSTALL, SITE, Scene
 from tracer import ERRORS, KILL, Point
 
 OK_CODES = (os.EX_OK, os.EX_DATAERR, os.EX_TEMPFAIL, os.EX_CONFIG)
@@ -73,6 +73,7 @@ class Ordeal:
         """Deliver the fault, and judge."""
         scene, case, wrong = self.scene, self.case(trial.case), list[str]()
         scene.restore(trial.case)
+        spent = [f"{SITE}@{number:04d}.pem" for number in scene.generations() if scene.is_complete(number)]
         trace = tracer.Tracer(trial.point, trial.fault, stage.watch_keys(wrong))
         try:
             done = scene.traced(case.argv, trace)
@@ -83,9 +84,9 @@ class Ordeal:
             wrong.append(f"left behind: {stage.processes()}")
         if trace.hit:
             wrong += self._judge_end(trial, case, done)
-        arrived, asked = scene.arrived(), scene.asked()
+        arrived, asked = [reply for reply in scene.arrived() if reply not in spent], scene.asked()
         wrong += self._recover(trial, case)
-        again = [reply for reply in scene.asked()[len(asked):] if arrived and trial.case in ("install", "rotate", "add")]
+        again = scene.asked()[len(asked):] if arrived else []
         if again:
             wrong.append(f"{arrived} had arrived, and the CA was asked for {again}")
         if wrong:

@@ -62,15 +62,19 @@ def move(link: str, name: str, number: int) -> None:
 
 
 def destroy(name: str, number: int) -> None:
-    """Remove a generation, its private key first. Never one that a link points at."""
-    path = directory(name, number)
+    """Remove a generation, its private key first. Never one that a link points at.
+
+    It leaves by one rename: half removed it could look complete, and no longer withdrawn.
+    """
+    path = f"{directory(name)}/.old-{number:04d}"
+    os.rename(directory(name, number), path)
+    sync(directory(name))
     try:
         os.unlink(path + "/privkey.pem")
     except FileNotFoundError:
         pass
     sync(path)
     shutil.rmtree(path)
-    sync(directory(name))
 
 
 def mark(name: str, number: int, marker: str) -> None:
