@@ -18,6 +18,7 @@ from certdrop.keeper.command import Refused
 from certdrop.keeper.state import Sight
 
 ISSUE = "/usr/sbin/certdrop-issue"
+WATCH = "/usr/sbin/certdrop-watch"
 DEADLINE = 3600                    # seconds for the issuer's whole run
 PROGRAM = "certdrop"
 
@@ -45,7 +46,17 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
         install.reconcile(run, [name])
         wanted = {name: Sight(name).next}
     run.flush()
+    _warn_of_silence()
     return issue(wanted) if ask and run.exit_code() == os.EX_OK else run.exit_code()
+
+
+def _warn_of_silence() -> None:
+    """Say so where the watcher has no way to send a mail (it becomes _certdrop-watch by itself)."""
+    if os.path.exists(WATCH):
+        done = subprocess.run([WATCH, "--check"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
+                              env=jail.ENVIRONMENT, start_new_session=True, timeout=30, check=False)
+        if done.returncode:
+            install.say([f"{PROGRAM}: note: " + events.clean(done.stdout.decode("utf-8", "replace").strip(), 300)])
 
 
 def refuse(domains: list[str], name: str) -> None:
@@ -235,7 +246,7 @@ def _configure(entry: str, text: str) -> None:
 def _run_issuer(names: list[str]) -> int:
     """Run certdrop-issue as _certdrop and pass on what it says, line by line, cleaned; its exit code."""
     uid, gid = jail.user_ids(spool.ISSUER)
-    process = subprocess.Popen([ISSUE, "--no-install", "--verbose", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    process = subprocess.Popen([ISSUE, "--no-install", "--verbose", "--force", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[])
     end, rest = time.monotonic() + DEADLINE, b""
     while process.stdout and select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
