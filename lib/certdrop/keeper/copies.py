@@ -13,8 +13,8 @@ import pwd
 from certdrop import site, spool
 from certdrop.keeper import state
 
-PARTS = {"combined": ("fullchain.pem", "privkey.pem"), "fullchain": ("fullchain.pem",), "cert": ("cert.pem",), "chain": ("chain.pem",),
-         "key": ("privkey.pem",)}
+PARTS = {"combined": ("privkey.pem", "fullchain.pem"),          # the key first: Postfix insists, the others do not mind
+         "fullchain": ("fullchain.pem",), "cert": ("cert.pem",), "chain": ("chain.pem",), "key": ("privkey.pem",)}
 
 
 class Failed(Exception):

@@ -17,7 +17,7 @@ from certdrop.keeper import copies, generations, judges, notes, services, state
 if TYPE_CHECKING:
     from certdrop.keeper.install import Run
 
-PATIENCE = 5.0                     # seconds for a reload to show; as much again for each second that the services' tests took
+PATIENCE = 5.0                     # seconds for a reload to show; as many more for each second that the tests took beyond the first
 GRACE = 1.0                        # the same, for a site that nobody showed before
 
 
@@ -117,7 +117,7 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
         return
     began = time.monotonic()
     used, broken = _tested({name for change in changes for name in change.wanted.services})
-    stretch = 1 + (time.monotonic() - began)                 # a service of many sites takes its time
+    stretch = max(1.0, time.monotonic() - began)             # a service of many sites takes its time
     for change in changes:
         for name in change.wanted.services:
             if name in broken:
