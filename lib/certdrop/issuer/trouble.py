@@ -81,7 +81,8 @@ def seconds_of(retry_after: str | None) -> float:
     """A Retry-After header, a number of seconds or a date (RFC 9110 section 10.2.3), as seconds from now; 0 where it says nothing."""
     if not retry_after:
         return 0.0
-    if retry_after.strip().isdecimal():
+    retry_after = retry_after.strip()
+    if retry_after.isdecimal():
         return min(float(retry_after[:9]), LONGEST_WAIT)
     import email.utils
     try:
