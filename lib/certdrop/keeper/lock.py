@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 
 from certdrop import site
@@ -20,7 +21,10 @@ class Busy(Exception):
 
 
 class Lock:
-    """The keeper's lock, as a context. `patient` is an administrator's: waits its turn whoever else waits."""
+    """The keeper's lock, as a context. `patient` is an administrator's: waits its turn whoever else waits, and says for whom.
+
+    Only who does all there is to do may be the one that waits for all: an administrator's verb does one site.
+    """
 
     def __init__(self, patient: bool) -> None:
         self.patient = patient
@@ -28,24 +32,35 @@ class Lock:
 
     def __enter__(self) -> Lock:
         self.fd = _open("lock")
-        if not _try(self.fd):
-            waiting = _open("waiting")
-            try:
-                if not _try(waiting) and not self.patient:
-                    raise Busy(holder(self.fd))
-                end = time.monotonic() + DEADLINE
-                while not _try(self.fd):
-                    if time.monotonic() > end:
-                        raise Busy(holder(self.fd))
-                    time.sleep(0.05)           # flock has no deadline of its own
-            except Busy:
-                os.close(self.fd)
-                raise
-            finally:
-                os.close(waiting)
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"process {os.getpid()} since {time.strftime('%H:%M:%S')}".encode(), 0)
+        try:
+            if not _try(self.fd):
+                self._wait()
+        except (Busy, OSError):
+            os.close(self.fd)
+            raise
+        try:
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, f"process {os.getpid()} since {time.strftime('%H:%M:%S')}".encode(), 0)
+        except OSError:
+            pass                               # a name for others to read: not worth a run on a full disk
         return self
+
+    def _wait(self) -> None:
+        waiting = _open("waiting")
+        try:
+            if not self.patient and not _try(waiting):
+                raise Busy(holder(self.fd))
+            began, said = time.monotonic(), False
+            while not _try(self.fd):
+                waited = time.monotonic() - began
+                if waited > DEADLINE:
+                    raise Busy(holder(self.fd))
+                if waited > 1 and not said:
+                    said = True
+                    _say(f"another keeper is at work ({holder(self.fd)}); this one waits for it")
+                time.sleep(0.05)               # flock has no deadline of its own
+        finally:
+            os.close(waiting)
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
@@ -54,6 +69,15 @@ class Lock:
 def holder(fd: int) -> str:
     """Who holds the lock, as it wrote itself."""
     return os.pread(fd, 100, 0).decode("ascii", "replace") or "somebody"
+
+
+def _say(text: str) -> None:
+    """Tell whoever looks on; no lock is held yet that this could hold up."""
+    if sys.stderr.isatty():
+        try:
+            print(f"certdrop: {text}", file=sys.stderr, flush=True)
+        except OSError:
+            pass
 
 
 def _open(entry: str) -> int:
