@@ -76,7 +76,7 @@ class Case:
         """Have nginx serve it, by a block of our own."""
         include = include or f"{STATE}/live/{self.name}/nginx.conf"
         self.host.world.nginx.add_site(self.name, "server {\n" + "".join(f"listen {one};\n" for one in listen.split(",")) +
-                                       f"server_name {self.name};\ninclude {include};\nreturn 200 hello;\n{more.get('rest', '')}}}\n")
+                                       f"server_name {self.name};\ninclude {include};\nlocation / {{ return 200 hello; }}\n{more.get('rest', '')}}}\n")
         if self.host.world.nginx.pid():
             self.host.world.nginx.reload()
 
