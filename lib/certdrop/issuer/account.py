@@ -200,6 +200,10 @@ class Session:
             raise from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
         return nonce
 
+    def take_back(self, nonce: str) -> None:
+        """A nonce that was not used."""
+        self._nonce = self._nonce or nonce
+
     def check_profile(self, profile: str) -> None:
         """Raise Trouble, listing what there is, unless the CA offers this profile (draft-ietf-acme-profiles section 3)."""
         for fresh in (False, True):

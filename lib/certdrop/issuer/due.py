@@ -15,7 +15,8 @@ NEVER = float("inf")
 SHORT_LIVED = 10 * DAY             # below this lifetime half of it is left at a renewal, else a third
 SPREAD = 1 / 20                    # share of the lifetime, before the backstop, over which sites are spread: each has its own moment
 LAST_LINE = 1 / 8                  # share of the lifetime that is left at the latest, whatever window the CA names
-BRAKE = 1 / 8                      # share of the lifetime in which a site is not renewed again by time (one day at most, where the CA names a window)
+BRAKE = 1 / 8                      # share of the lifetime in which a site is not renewed again by time (one day at most, where the CA names a window),
+HURRIES = 3                        # once that happened so often in a row: a clock that is wrong, or a CA that is confused
 
 BACK_OFF = (MINUTE, 10 * MINUTE, 100 * MINUTE, DAY)     # after the first, second, third and every further failure in a row
 JITTER = 0.2                       # share of a back-off, either way
@@ -49,6 +50,7 @@ class Record:
         self.next_try = 0
         self.retry_after = 0                   # the moment before which the CA wants no other try
         self.issued_at = 0                     # the last reply
+        self.hurries = 0                       # how often in a row a reply was asked for by time, soon after the one before
         self.window_of = ""                    # the certificate (SHA-256) that the window is for
         self.window_start = 0
         self.window_end = 0
@@ -63,10 +65,17 @@ class Record:
         self.retry_after = int(now + retry_after) + 1 if retry_after else 0
         self.next_try = int(next_try(self.count, retry_after, left, now, chance)) + 1
 
-    def note_success(self, now: float) -> None:
-        """A reply: nothing failed since."""
+    def note_success(self, now: float, certificate: Certificate | None = None) -> None:
+        """A reply: nothing failed since. `certificate` is the one whose time it was, None where somebody asked for it."""
         self.forget_failures()
+        soon = certificate is not None and self.issued_at <= now < 2 * self.brake(certificate) - self.issued_at
+        self.hurries = self.hurries + 1 if soon else 0
         self.issued_at = int(now)
+
+    def brake(self, certificate: Certificate) -> float:
+        """The end of the time in which another renewal comes too soon after the last reply."""
+        pause = certificate.lifetime * BRAKE
+        return self.issued_at + (min(pause, DAY) if self.has_window(certificate) else pause)
 
     def forget_failures(self) -> None:
         """All is well again."""
@@ -137,12 +146,8 @@ def due(site: str, wanted_now: bool, certificate: Certificate | None, record: Re
         when, why = certificate.not_before, "the clock stands before the certificate's start"
     else:
         when, why = renewal(certificate, site, record)
-        if 0 < record.issued_at <= now:
-            brake = record.issued_at + certificate.lifetime * BRAKE
-            if record.has_window(certificate):
-                brake = min(brake, record.issued_at + DAY)
-            if when < brake and now < brake:
-                when, why = brake, "it was issued a moment ago"
+        if record.hurries >= HURRIES and record.issued_at <= now < record.brake(certificate) and when < record.brake(certificate):
+            when, why = record.brake(certificate), "it was renewed too often in a short time"
     held = held_until(record, now)
     if held and (forced or (urged and wanted_now)):
         held = float(record.retry_after)

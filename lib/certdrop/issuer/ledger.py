@@ -14,7 +14,8 @@ from certdrop import events, site, spool
 from certdrop.issuer import due
 from certdrop.issuer.trouble import COSTLESS, REFUSED, Trouble
 
-_NUMBERS = ("count", "since", "failed_at", "next_try", "retry_after", "issued_at", "window_start", "window_end", "poll_at", "polls_failed", "renew_at")
+_NUMBERS = ("count", "since", "failed_at", "next_try", "retry_after", "issued_at", "hurries",
+            "window_start", "window_end", "poll_at", "polls_failed", "renew_at")
 _TEXTS = ("class", "last_error", "window_of", "window_url", "renew_why", "answered_by", "answered_with", "refused_reply")
 
 
@@ -55,13 +56,13 @@ class Ledger(due.Record):
             self.refused_reply = reply_sha256
             self.failed(Trouble(REFUSED, f"root refused the reply: {reason}; certdrop-spool(5) explains it"), certificate, now)
 
-    def issued(self, directory: str, leaf_sha256: str, now: float) -> None:
+    def issued(self, directory: str, leaf_sha256: str, due_by_time: due.Certificate | None, now: float) -> None:
         """Note a reply. Failures are forgotten, but for refused replies: whether this one is better, only root knows."""
         self.answered_by, self.answered_with = directory, leaf_sha256
         if self.refused_reply:
             self.issued_at = int(now)
         else:
-            self.note_success(now)
+            self.note_success(now, due_by_time)
             self.kind = self.last_error = ""
 
     def installed(self) -> None:

@@ -193,7 +193,8 @@ class Network:
         leaf = examine(reply, order.csr)
         self.budget.note(budget.ISSUED, budget.set_of(order.names), time.time())
         put_reply(request.reply, reply)
-        ledger.issued(self.config.directory_url, leaf.fingerprint(hashes.SHA256()).hex(), time.time())
+        by_time = None if request.now or task.forced else task.certificate
+        ledger.issued(self.config.directory_url, leaf.fingerprint(hashes.SHA256()).hex(), by_time, time.time())
         request.answered = True
         task.standing.refusal, task.standing.look_at = "", 0.0
         self.log.info(events.ISSUED, site=task.name, number=request.number, why=task.why, requests=session.transport.requests - before,

@@ -54,7 +54,8 @@ class Task:
         polled = due.NEVER
         if self.certificate and not (self.request.now or self.request.answered):
             polled = float(self.ledger.poll_at) if now < self.certificate.not_after else due.NEVER
-        agenda.note(self.request, min(self.when, polled, self.standing.look_at), self.when)
+        exact = due.NEVER if self.ledger.count else self.when              # another try after a failure is for a run of cron, no run waits for it
+        agenda.note(self.request, min(self.when, polled, self.standing.look_at), exact)
 
 
 def make(options: Options, pending: list[Request], now: float) -> list[Task]:

@@ -69,6 +69,7 @@ class Order:
         self.tokens: dict[str, str] = {}       # token: domain
         self._challenges: dict[str, str] = {}  # URL: token
         self._said: dict[str, Answer] = {}     # what was said of an order before it was asked
+        self._nonce = ""
         self._finalize = ""
         self._order = ""
         self._certificate = ""
@@ -105,8 +106,10 @@ class Order:
         if url == self.session.account.directory_url:
             return _made(self.session.directory())
         if url == self.session.url("newNonce"):
-            return _made({}, {"Replay-Nonce": self.session.nonce()})
+            self._nonce = self.session.nonce()
+            return _made({}, {"Replay-Nonce": self._nonce})
         if url == self.session.url("newAccount"):
+            self.session.take_back(self._nonce)        # what acme-tiny signed with it is not sent
             return _made({"status": "valid"}, {"Location": self.session.kid()})
         if url in self._said:
             return self._said.pop(url)

@@ -142,6 +142,8 @@ class Transport:
             chunks.append(chunk)
             if size > MAX_ANSWER:
                 raise Trouble(UNREACHABLE, f"{connection.host}: an answer longer than {MAX_ANSWER} bytes")
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
         response.close()                       # of an answer to HEAD, reading tells nobody that it has ended
         return Answer(response.status, response.headers, b"".join(chunks))
 
@@ -216,6 +218,8 @@ def _split(url: str) -> urllib.parse.SplitResult:
 def _words(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its TLS certificate does not verify: {error.verify_message}"
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection ended in the middle of an answer"
     if isinstance(error, TimeoutError):
         return f"no complete answer within {REQUEST:g} s"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

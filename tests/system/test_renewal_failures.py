@@ -1,0 +1,281 @@
+"""A CA that is broken in every way we know of: each is one clear line, the right exit code, a note in the ledger, and no leftovers."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from typing import Any, Callable, Iterator
+
+import pytest
+from conftest import SPOOL, STATE, Host
+
+import world as stage
+
+PORT = 14100
+HOST = "bad.stage.test"
+
+
+@pytest.fixture
+def ca(host: Host) -> Iterator[stage.Pebble]:
+    """The CA, put back as it was after the test."""
+    before = dict(vars(host.world.pebble.options))
+    yield host.world.pebble
+    if vars(host.world.pebble.options) != before:
+        host.world.pebble.restart(**before)
+        host.configure()
+
+
+class BadServer:
+    """A CA that answers as `behave` does: it is given each connection, and the request's first line."""
+
+    def __init__(self, behave: Callable[[Any, str], None], certificate: str = HOST, tls: bool = True) -> None:
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(*stage.Authority().issue("bad", certificate))
+        self.behave, self.tls, self.count = behave, tls, 0
+        self.listener = socket.create_server(("127.0.0.1", PORT))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def __enter__(self) -> BadServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.count += 1
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        try:
+            if self.tls:
+                connection = self.context.wrap_socket(connection, server_side=True)
+            with connection:
+                self.behave(connection, connection.recv(65536).decode("latin-1").partition("\r\n")[0])
+        except OSError:
+            pass
+
+
+def answer(connection: Any, body: bytes, status: str = "200 OK", *headers: str) -> None:
+    connection.sendall("\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers, "", ""]).encode() + body)
+
+
+def endless(connection: Any, _: str) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"x" * 65536)
+
+
+def dripping(connection: Any, _: str) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(3000):
+        connection.sendall(b"X-A: b\r\n")
+        time.sleep(0.5)
+
+
+def black_hole(connection: Any, _: str) -> None:
+    time.sleep(100)
+
+
+def reset(connection: Any, _: str) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.unwrap()
+
+
+def retry_later(connection: Any, _: str) -> None:
+    answer(connection, b'{"type": "urn:ietf:params:acme:error:rateLimited", "detail": "too many requests"}', "503 Service Unavailable", "Retry-After: 7200")
+
+
+def redirect(connection: Any, _: str) -> None:
+    answer(connection, b"", "302 Found", "Location: http://169.254.169.254/")
+
+
+def ledger(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(stage.read(f"{STATE}/issuer/{name}.json"))
+    return found
+
+
+def waiting(host: Host) -> str:
+    """A site that waits for its first certificate, served."""
+    name = host.name()
+    host.run("certdrop", "add", name, "--no-issue", code=0)
+    host.serve(name)
+    return name
+
+
+def issue(host: Host, name: str, code: int) -> str:
+    """Ask for one site; the line that was said."""
+    text = host.run("certdrop-issue", "--verbose", "--no-install", name, code=code).text
+    assert os.listdir(SPOOL + "/challenges") == []
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize("behave,words", [
+    (lambda c, _: answer(c, b"<html>welcome to the hotel"), "is no ACME directory"),
+    (lambda c, _: answer(c, b"[" * 100000), "is no ACME directory"),
+    (lambda c, _: answer(c, b"\xff\xfe"), "is no ACME directory"),
+    (lambda c, _: answer(c, b'{"newNonce": 3, "newAccount": null, "newOrder": []}'), "is no ACME directory"),
+    (lambda c, _: answer(c, b"sorry", "500 Internal Server Error"), "answered with status 500"),
+    (lambda c, _: c.sendall(b"220 ESMTP\r\n"), "220 ESMTP"),
+    (endless, "an answer longer than 1048576 bytes"),
+    (reset, "onnection"),
+    (redirect, "answered with status 302"),
+    (retry_later, "too many requests")])
+def test_a_ca_that_talks_nonsense(host: Host, behave: Callable[[Any, str], None], words: str) -> None:
+    """One line that says what came, exit 75, and a back-off; the answer that never ends is cut."""
+    name = waiting(host)
+    with BadServer(behave):
+        host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
+        begin = time.monotonic()
+        text = issue(host, name, os.EX_TEMPFAIL if "302" not in words else os.EX_DATAERR)
+        assert words in text and "the live certificate stays; next try at" in text, text
+        assert time.monotonic() - begin < 15
+    found = ledger(name)
+    assert found["count"] == 1 and found["next_try"] > time.time() + (7000 if behave is retry_later else 40)
+
+
+@pytest.mark.parametrize("behave", [black_hole, dripping])
+def test_a_black_hole(host: Host, behave: Callable[[Any, str], None]) -> None:
+    """A CA that accepts and never answers, or sends a line now and then, is left after 30 seconds."""
+    name = waiting(host)
+    with BadServer(behave):
+        host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
+        begin = time.monotonic()
+        assert "no complete answer within 30 s" in issue(host, name, os.EX_TEMPFAIL)
+        assert 25 < time.monotonic() - begin < 40
+
+
+def test_a_tls_certificate_that_does_not_verify(host: Host) -> None:
+    """Another name, and another root: neither is spoken to."""
+    name = waiting(host)
+    with BadServer(lambda c, _: answer(c, b"{}"), certificate="other.stage.test"):
+        host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
+        assert "does not verify" in issue(host, name, os.EX_TEMPFAIL)
+    host.configure(ca_bundle='"/etc/ssl/certs/ca-certificates.crt"')
+    assert "does not verify" in issue(host, name, os.EX_TEMPFAIL)
+    assert ledger(name)["class"] == "CA unreachable"
+
+
+def test_no_ca_at_all(host: Host, ca: stage.Pebble) -> None:
+    """Nobody listens: said at once; the next try is a failure's, and with the CA back all is well."""
+    name = waiting(host)
+    ca.stop()
+    assert "refused" in issue(host, name, os.EX_TEMPFAIL)
+    assert host.run("certdrop-issue", "--cron").text == ""
+    ca.start()
+    host.configure()
+    host.run("certdrop", "renew", name, code=0)
+    assert host.served(name) == host.on_disk(name)
+
+
+def test_nonces_are_refused(host: Host, ca: stage.Pebble) -> None:
+    """Half of all good nonces refused: the orders pass all the same."""
+    ca.restart(nonce_reject=50)
+    host.configure()
+    for _ in range(3):
+        host.run("certdrop", "renew", waiting(host), code=0)
+
+
+@pytest.mark.parametrize("reuse", [0, 100])
+def test_authorizations_reused_or_not(host: Host, ca: stage.Pebble, reuse: int) -> None:
+    """Whether the CA remembers a validation or not, a renewal passes."""
+    ca.restart(authz_reuse=reuse)
+    host.configure()
+    name = waiting(host)
+    host.run("certdrop", "renew", name, code=0)
+    host.run("certdrop", "renew", name, code=0)
+    assert host.live(name) == 3
+
+
+def test_slow_validations(host: Host, ca: stage.Pebble) -> None:
+    """A CA that takes its time, and says how long to wait."""
+    ca.restart(sleep=3, retry_after=(1, 1))
+    host.configure()
+    host.run("certdrop", "renew", waiting(host), code=0)
+
+
+def test_a_ca_that_forgot_us(host: Host, ca: stage.Pebble) -> None:
+    """Accounts lost between orders: registered again, once, in the same run."""
+    name = waiting(host)
+    host.run("certdrop", "renew", name, code=0)
+    ca.restart()
+    host.configure()
+    host.run("certdrop", "renew", name, code=0)
+    assert host.live(name) == 3
+
+
+def test_a_ca_that_is_restarted_in_mid_order(host: Host, ca: stage.Pebble) -> None:
+    """The order is lost with the account; the next try gets its certificate."""
+    name = waiting(host)
+    ca.restart(sleep=5)
+    host.configure()
+    before = len(ca.requests())
+    done: list[str] = []
+    runner = threading.Thread(target=lambda: done.append(host.run("certdrop-issue", "--verbose", "--no-install", name).text))
+    runner.start()
+    stage.wait_for(lambda: any("chalZ" in line for line in ca.requests()[before:]), 20, "a challenge")
+    ca.restart(sleep=0)
+    host.configure()
+    runner.join(60)
+    host.run("certdrop", "renew", name, code=0)
+    assert os.listdir(SPOOL + "/challenges") == []
+    assert host.served(name) == host.on_disk(name)
+
+
+def test_a_name_that_fails_does_not_stop_the_others(host: Host) -> None:
+    """Two sites, one of which resolves to nothing: the other one is issued; the CA's own words and the name are told."""
+    bad, good = waiting(host), waiting(host)
+    host.world.dns.set_servfail(bad)
+    done = host.run("certdrop-issue", "--verbose", "--no-install", bad, good, code=os.EX_TEMPFAIL)
+    host.world.dns.clear_servfail(bad)
+    assert f"{good}: issued" in done.text and f"{bad}: {bad}: the CA says" in done.text, done
+    assert ledger(bad)["class"] == "validation" and ledger(bad)["count"] == 1
+    assert os.listdir(SPOOL + "/challenges") == []
+
+
+def test_failures_are_under_a_back_off(host: Host) -> None:
+    """cron does not try again before its time; an administrator's word does; then the budget refuses, and names its key."""
+    name = waiting(host)
+    host.configure(limits="{failed_per_name_and_hour = 2}")
+    host.world.dns.set_servfail(name)
+    issue(host, name, os.EX_TEMPFAIL)
+    host.run("certdrop-issue", "--cron", "--no-install")
+    assert ledger(name)["count"] == 1
+    issue(host, name, os.EX_TEMPFAIL)
+    before = len(host.world.pebble.requests())
+    text = issue(host, name, os.EX_TEMPFAIL)
+    assert f"2 validations of {name} failed in the last hour" in text and "failed_per_name_and_hour in [limits]" in text
+    assert host.world.pebble.requests()[before:] == []
+    assert "2 validations" in host.run("certdrop-issue", "--verbose", "--no-install", "--force", name, code=os.EX_TEMPFAIL).text
+    host.world.dns.clear_servfail(name)
+    host.configure(limits="{failed_per_name_and_hour = 3}")
+    host.run("certdrop-issue", "--no-install", "--force", name, code=None)
+
+
+def test_killed_in_mid_order(host: Host, ca: stage.Pebble) -> None:
+    """kill -9 leaves a token; the next run removes it, and gets the certificate."""
+    name = waiting(host)
+    ca.restart(sleep=5)
+    host.configure()
+    process = subprocess.Popen(["certdrop-issue", "--no-install", name], start_new_session=True)
+    stage.wait_for(lambda: os.listdir(SPOOL + "/challenges"), 20, "a token")
+    os.killpg(process.pid, 9)
+    process.wait()
+    assert os.listdir(SPOOL + "/challenges") != []
+    ca.restart(sleep=0)
+    host.configure()
+    host.run("certdrop", "renew", name, code=0)
+    assert os.listdir(SPOOL + "/challenges") == [] and host.served(name) == host.on_disk(name)
