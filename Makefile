@@ -43,8 +43,9 @@ DEPS = acme-tiny adduser ca-certificates debhelper dh-python dpkg-dev fakeroot f
 ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/certdrop/events.py \
 	$(sort $(wildcard lib/certdrop/keeper/*.py lib/certdrop/judge/*.py))
 ROOT_LINES_AIM = 700
+SECONDS_OF_FUZZING = 3600
 
-.PHONY: help deps check root-lines readme-lines unit test demo deb lint-deb install install-files install-snippets install-units uninstall clean
+.PHONY: help deps check root-lines readme-lines unit test demo torture fuzz deb lint-deb install install-files install-snippets install-units uninstall clean
 
 help:
 	@echo "make deps       install what building and linting needs (apt)"
@@ -53,6 +54,8 @@ help:
 	@echo "make check      lint and types, manual pages, and how much code runs as root"
 	@echo "make root-lines, readme-lines   that count file by file; write it into README.md"
 	@echo "make unit       the unit tests alone"
+	@echo "make torture    kill and fail the keeper at every single point, on the stage (long)"
+	@echo "make fuzz       every reader of hostile input, for SECONDS_OF_FUZZING=$(SECONDS_OF_FUZZING) seconds"
 	@echo "make deb        $(DEB)"
 	@echo "make install    without the package: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR=$(DESTDIR); make uninstall undoes it"
 	@echo "make clean"
@@ -82,7 +85,7 @@ readme-lines:
 	@.ci/root-lines -u $(ROOT_LINES_AIM) $(ROOT_CODE)
 
 unit:
-	$(PYTHON) -m pytest -q tests/unit
+	$(PYTHON) -m pytest -q tests/unit $(wildcard tests/fuzz)
 
 test:
 	@MAKE='$(MAKE)' DEB='$(DEB)' .ci/test
@@ -90,6 +93,14 @@ test:
 demo: deps deb
 	@$(STAGE) fetch
 	@$(STAGE) run --deb $(DEB) -- tests/demo/demo
+
+# Every point at which the keeper can be killed or fail; "make test" takes a sample.
+torture: deps deb
+	@$(STAGE) fetch
+	@$(STAGE) run --deb $(DEB) -- tests/torture/torture --all
+
+fuzz: deps
+	@tests/fuzz/run $(SECONDS_OF_FUZZING)
 
 # The package is built in a directory of its own, from what git knows (or all there is, where there is no git).
 # -d: "make deps" has installed what is needed; build-essential, which dpkg asks for, is not.
