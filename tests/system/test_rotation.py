@@ -221,3 +221,65 @@ def test_rollback_is_refused_without_a_generation_that_serves(case: Case) -> Non
 def test_what_is_not_understood(host: Host, argv: list[str], code: int) -> None:
     """A word that is missing, unknown or too many: the right exit status, and nothing is done."""
     host.run("certdrop", *argv, code=code)
+
+
+DHPARAM = f"{STATE}/dhparam.pem"
+DH_CONF = "/etc/nginx/conf.d/dh.conf"
+
+
+@pytest.fixture
+def dh(host: Host) -> Iterator[Host]:
+    """nginx told to use the parameters; an openssl whose search ends at once, in a group that is known."""
+    host.run("certdrop", "dhparam", "2048", code=0)
+    stage.write(DH_CONF, f"ssl_dhparam {DHPARAM};\n")
+    os.rename("/usr/bin/openssl", "/usr/bin/openssl.real")
+    stage.write("/usr/bin/openssl", '#!/bin/sh\nid -un > /tmp/dh-user; printf "..+..*\\n" >&2\n[ "$*" = "dhparam -2 3072" ] && cat /tmp/group.pem\n', 0o755)
+    yield host
+    os.rename("/usr/bin/openssl.real", "/usr/bin/openssl")
+    os.unlink(DH_CONF)
+    host.world.nginx.reload()
+    os.unlink(DHPARAM)
+
+
+def test_a_group_of_rfc_7919_is_there_at_once(dh: Host) -> None:
+    """nginx takes it; sites whose RSA key is longer are named."""
+    name = dh.name()
+    dh.run("certdrop", "add", name, "--key", "rsa-3072", "--no-issue", code=0)
+    done = dh.run("certdrop", "dhparam", "2048", code=0)
+    assert f"{name}: warning" in done.text
+    assert "warning" not in dh.run("certdrop", "dhparam", code=0).text
+    text = dh.run("/usr/bin/openssl.real", "dhparam", "-in", DHPARAM, "-noout", "-text", code=0).text
+    assert "ffdhe3072" in text and dh.world.nginx.test()[0]
+    dh.run("certdrop", "remove", name, code=0)
+
+
+def test_a_group_of_our_own(dh: Host) -> None:
+    """openssl searches it as _certdrop-judge; what it prints is checked; rotate --due searches another when it is old."""
+    dh.run("certdrop", "dhparam", "3072", code=0)
+    stage.write("/tmp/group.pem", stage.read(DHPARAM))
+    dh.run("certdrop", "dhparam", "2048", code=0)
+    dh.run("certdrop", "dhparam", "3072", "--own", code=0)
+    assert stage.read(DHPARAM) == stage.read("/tmp/group.pem") and stage.read("/tmp/dh-user") == "_certdrop-judge\n"
+    stage.write("/tmp/group.pem", "nonsense\n")
+    assert "stay" in dh.run("certdrop", "dhparam", "3072", "--own", code=os.EX_DATAERR).text
+    assert "DH PARAMETERS" in stage.read(DHPARAM)
+    os.unlink("/tmp/dh-user")
+    stage.write(f"{STATE}/keeper/dhparam.json", json.dumps({"bits": 3072, "own": True, "made": int(time.time()) - 181 * 86400}))
+    aside = [entry for entry in os.listdir(SITES_D) if entry.endswith(".toml")]
+    for entry in aside:
+        os.rename(f"{SITES_D}/{entry}", f"{SITES_D}/{entry}.aside")
+    dh.run("certdrop", "rotate", "--due", code=os.EX_DATAERR)
+    for entry in aside:
+        os.rename(f"{SITES_D}/{entry}.aside", f"{SITES_D}/{entry}")
+    assert stage.read("/tmp/dh-user") == "_certdrop-judge\n"
+
+
+def test_parameters_that_nginx_does_not_take_are_taken_back(dh: Host) -> None:
+    """The file is as it was, and the command says why."""
+    before = stage.read(DHPARAM)
+    stage.write("/etc/nginx/conf.d/other.conf", "bogus;\n")
+    try:
+        assert "stay" in dh.run("certdrop", "dhparam", "4096", code=os.EX_DATAERR).text
+    finally:
+        os.unlink("/etc/nginx/conf.d/other.conf")
+    assert stage.read(DHPARAM) == before

@@ -10,7 +10,7 @@ import re
 import sys
 
 from certdrop import VERSION, site
-from certdrop.admin import sites
+from certdrop.admin import dhparam, sites
 from certdrop.keeper.command import Usage, as_root, guard
 
 CONFIG = site.ETC + "/certdrop.toml"
@@ -20,6 +20,7 @@ usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--contact ADDRESS] [--
        certdrop rotate NAME... | --all | --due   [--next | --cancel]
        certdrop rollback NAME
        certdrop remove NAME
+       certdrop dhparam [2048 | 3072 | 4096] [--own]
 
   add       a new site: one certificate for these domains, its first domain its name. The first time it asks
             for a contact and the CA, unless --contact, --staging or --yes say; --dry-run only says what it would do
@@ -27,6 +28,7 @@ usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--contact ADDRESS] [--
   rotate    get one with a new key now; --next only posts the new key, --cancel withdraws the wish
   rollback  go back to the generation before
   remove    forget a site, its keys and certificates
+  dhparam   for those who still need Diffie-Hellman parameters: RFC 7919's, or searched with --own
 
 certdrop add example.org www.example.org --contact hostmaster@example.org
 certdrop-nginx example.org          prints the server blocks for it
@@ -92,9 +94,9 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
     """(verb, names, options). Raises Usage."""
     valued = {"--name": "add", "--key": "add", "--contact": "add"}
     flags = {"--staging": "add", "--no-issue": "add", "--yes": "add", "--dry-run": "add",
-             "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate"}
-    if not argv or argv[0] not in ("add", "renew", "rotate", "rollback", "remove"):
-        raise Usage(f"{argv[0]!a:.80}: no such verb" if argv else "what is to be done? add, renew, rotate, rollback or remove")
+             "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate", "--own": "dhparam"}
+    if not argv or argv[0] not in ("add", "renew", "rotate", "rollback", "remove", "dhparam"):
+        raise Usage(f"{argv[0]!a:.80}: no such verb" if argv else "what is to be done? add, renew, rotate, rollback, remove or dhparam")
     verb, names, options, rest = argv[0], [], {}, argv[1:]
     while rest:
         word = rest.pop(0)
@@ -109,6 +111,10 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
             raise Usage(f"{word!a:.80}: no such option of {verb}")
         else:
             names.append(word)
+    if verb == "dhparam":
+        if names not in ([], *([str(bits)] for bits in dhparam.OFFSETS)):
+            raise Usage("dhparam takes one of 2048, 3072, 4096")
+        return verb, names, options
     everything = "--all" in options or "--due" in options
     if bool(names) == everything or (verb in ("rollback", "remove") and len(names) != 1):
         raise Usage(f"{verb} needs {'a domain' if verb == 'add' else 'the name of a site'}{', or --all or --due, not both' if verb == 'rotate' else ''}")
@@ -130,7 +136,9 @@ def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
         return sites.rollback(names[0])
     if verb == "remove":
         return sites.remove(names[0])
+    if verb == "dhparam":
+        return dhparam.make(int((names or ["3072"])[0]), "--own" in options)
     if "--due" in options:
-        return sites.rotate_due()
+        return sites.rotate_due() or (dhparam.renew() if dhparam.is_due() else os.EX_OK)
     names = site.site_names() if "--all" in options else names
     return sites.cancel(names) if "--cancel" in options else sites.rotate(names, "--next" in options)
