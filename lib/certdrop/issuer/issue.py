@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         return say(f"{error}; certdrop-issue --help shows how", os.EX_USAGE)
     try:
         if os.getuid() == 0:
+            jail.detach()                      # away from root's terminal, or whoever takes this process over could type into it (TIOCSTI)
             jail.become(spool.ISSUER)
         if os.getuid() != jail.user_ids(spool.ISSUER)[0]:
             return say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)

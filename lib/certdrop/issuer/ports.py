@@ -50,7 +50,7 @@ def load() -> types.ModuleType:
         raise Moved("acme_tiny is not installed; apt install acme-tiny")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    missing = [name for name in _WORLD if not hasattr(module, name)]
+    missing = [name for name in (*_WORLD, "get_crt", "LOGGER") if not hasattr(module, name)]
     if missing:
         raise Moved(f"this acme_tiny has no {', '.join(missing)}; certdrop works with 5.0.1 to 5.0.3")
     if tuple(inspect.signature(module.get_crt).parameters)[:len(_PARAMETERS)] != _PARAMETERS:
