@@ -249,7 +249,13 @@ def _run_issuer(names: list[str]) -> int:
     process = subprocess.Popen([ISSUE, "--no-install", "--verbose", "--force", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[])
     end, rest = time.monotonic() + DEADLINE, b""
-    while process.stdout and select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+    while process.stdout and time.monotonic() < end:
+        if process.poll() is not None:
+            end = min(end, time.monotonic() + 1)               # whatever it left behind may hold the pipe open, and write, for ever
+        if not select.select([process.stdout], [], [], 0.2)[0]:
+            if process.returncode is not None:
+                break
+            continue
         more = os.read(process.stdout.fileno(), 4096)
         if not more:
             break

@@ -108,7 +108,7 @@ def addresses(service: Service, probe: str) -> list[Place]:
     if probe not in ("", "proxy-protocol"):
         host, _, port = probe.rpartition(":")
         return [Place(host.strip("[]"), int(port), service.starttls)]
-    found: set[str] = set()
+    found: set[tuple[bool, str]] = set()         # whether root listens there, and where
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(path, encoding="ascii") as stream:
@@ -119,8 +119,10 @@ def addresses(service: Service, probe: str) -> list[Place]:
             local, state = line.split()[1], line.split()[3]
             address, port = local.split(":")
             if state == "0A" and int(port, 16) == service.port:    # TCP_LISTEN
-                found.add(_address(address))
-    return [Place(address, service.port, probe or service.starttls) for address in sorted(found)]
+                found.add((line.split()[7] == "0", _address(address)))
+    # At a high port anybody can listen too, on another address, and show what he likes: where root's services listen, they alone are asked.
+    roots = {address for is_root, address in found if is_root}
+    return [Place(address, service.port, probe or service.starttls) for address in sorted(roots or {address for _, address in found})]
 
 
 def _address(text: str) -> str:
