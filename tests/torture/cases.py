@@ -15,10 +15,23 @@ class Case:
 
     argv: list[str] = []
     settings = COPY
+    worker = "keeper"                              # what the first process's child is
+    with_ca = False                                # the real issuer, and Pebble
+
+    def recover(self, scene: Scene) -> list[stage.Done]:
+        """One more plain run, as cron starts it; and the same command again where it had not begun."""
+        runs = [scene.plain(*INSTALL)]
+        if any(entry.endswith(".now") for entry in scene.posted()):
+            runs += scene.tick()
+        if self.goal(scene):
+            scene.let_time_pass()
+            runs.append(scene.plain(*self.argv))
+        return runs
 
     def prepare(self, scene: Scene) -> None:
         """A site that is served, with one certificate of the CA; its next request is posted."""
         scene.forget()
+        scene.use_forger()
         scene.configure(self.settings)
         scene.plain(*INSTALL)
         scene.serve()
@@ -53,6 +66,7 @@ class Add(Case):
     def prepare(self, scene: Scene) -> None:
         """Nothing but nginx."""
         scene.forget()
+        scene.use_forger()
 
     def goal(self, scene: Scene) -> str:
         if not os.path.exists(f"{ETC}/sites.d/{SITE}.toml"):
@@ -130,4 +144,52 @@ class Remove(Case):
         return ""
 
 
-CASES: dict[str, type[Case]] = {"add": Add, "install": Install, "rotate": Rotate, "rollback": Rollback, "remove": Remove}
+class Issue(Case):
+    """`certdrop-issue` for the first time: an account is registered, an order placed."""
+
+    argv = [stage.ISSUE, "--no-install", SITE]
+    settings = ""
+    worker = "issuer"
+    with_ca = True
+    number = 2
+
+    def prepare(self, scene: Scene) -> None:
+        """A site whose request is posted, wanted now; no account."""
+        scene.forget()
+        scene.use_ca()
+        scene.configure()
+        scene.plain(*INSTALL)
+
+    def goal(self, scene: Scene) -> str:
+        if scene.live() >= self.number:
+            return ""
+        return "" if f"{SITE}@{self.number:04d}.pem" in scene.arrived() else "there is no reply"
+
+    def recover(self, scene: Scene) -> list[stage.Done]:
+        """The run that cron starts; an administrator's, who does not wait for the back-off; and root takes the reply."""
+        runs = [scene.plain(stage.ISSUE, "--no-install")]
+        if self.goal(scene):
+            runs.append(scene.plain(*self.argv))
+        runs += [scene.plain(*INSTALL), scene.plain(stage.ISSUE, "--no-install")]
+        if scene.live() != self.number:
+            runs.append(stage.Done(1, f"live is {scene.live()}"))
+        return runs
+
+
+class IssueAgain(Issue):
+    """`certdrop-issue --force` with an account that is known."""
+
+    argv = [stage.ISSUE, "--no-install", "--force", SITE]
+    number = 3
+
+    def prepare(self, scene: Scene) -> None:
+        """A site with its first certificate."""
+        super().prepare(scene)
+        done = scene.plain(stage.ISSUE, "--no-install")
+        if done.code or scene.plain(*INSTALL).code:
+            raise stage.stage.WorldError(f"preparing: {done}")
+
+
+CASES: dict[str, type[Case]] = {
+    "add": Add, "install": Install, "rotate": Rotate, "rollback": Rollback, "remove": Remove, "issue": Issue, "issue-again": IssueAgain,
+}

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import scene as stage
 import tracer
-from cases import CASES, Case
-from scene import INSTALL, SITE, Scene
+from cases import CASES, Case, Issue
+from scene import SITE, Scene
 from tracer import ERRORS, KILL, Point
 
 OK_CODES = (os.EX_OK, os.EX_DATAERR, os.EX_TEMPFAIL, os.EX_CONFIG)
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torture")
-PASSED_OVER = ("certdrop-issue",)                  # the stand-in: it is no part of certdrop
+PASSED_OVER = "certdrop-issue#"                    # the stand-in, when the keeper starts it: it is no part of certdrop
 
 
 class Trial(NamedTuple):
@@ -53,15 +53,17 @@ class Ordeal:
         """The case, prepared once and kept."""
         if name not in self.cases:
             self.cases[name] = CASES[name]()
+            self.scene.use_stand_in(not self.cases[name].with_ca)
             self.cases[name].prepare(self.scene)
             self.scene.keep(name)
+        self.scene.use_stand_in(not self.cases[name].with_ca)
         return self.cases[name]
 
     def record(self, name: str) -> tuple[list[tracer.Use], list[str]]:
         """The changing calls of an undisturbed run, and what is wrong with it."""
         case, wrong = self.case(name), list[str]()
         self.scene.restore(name)
-        trace = tracer.Tracer(watch=stage.watch_keys(wrong))
+        trace = tracer.Tracer(watch=stage.watch_keys(wrong), worker=case.worker)
         done = self.scene.traced(case.argv, trace)
         if done.code:
             wrong.append(f"undisturbed, it ends with {done.code}: {done.text}")
@@ -74,7 +76,8 @@ class Ordeal:
         scene, case, wrong = self.scene, self.case(trial.case), list[str]()
         scene.restore(trial.case)
         spent = [f"{SITE}@{number:04d}.pem" for number in scene.generations() if scene.is_complete(number)]
-        trace = tracer.Tracer(trial.point, trial.fault, stage.watch_keys(wrong))
+        trace = tracer.Tracer(trial.point, trial.fault, stage.watch_keys(wrong), case.worker)
+        accounts = scene.accounts()
         try:
             done = scene.traced(case.argv, trace)
         except tracer.Hung as error:
@@ -85,7 +88,7 @@ class Ordeal:
         if trace.hit:
             wrong += self._judge_end(trial, case, done)
         arrived, asked = [reply for reply in scene.arrived() if reply not in spent], scene.asked()
-        wrong += self._recover(trial, case)
+        wrong += self._recover(trial, case, accounts)
         again = scene.asked()[len(asked):] if arrived else []
         if again:
             wrong.append(f"{arrived} had arrived, and the CA was asked for {again}")
@@ -100,7 +103,7 @@ class Ordeal:
             return []
         if "Traceback" in done.text or "internal error" in done.text:
             return ["a traceback"]
-        if trial.fault == KILL and trial.point.process.startswith("keeper"):
+        if trial.fault == KILL and trial.point.process.startswith(case.worker):
             return []
         if done.code not in OK_CODES:
             return [f"exit code {done.code}"]
@@ -110,27 +113,22 @@ class Ordeal:
             return ["no clear message"]
         return []
 
-    def _recover(self, trial: Trial, case: Case) -> list[str]:
+    def _recover(self, trial: Trial, case: Case, accounts: int) -> list[str]:
         """One more plain run, as cron starts it; and the same command again where it had not begun."""
         scene, wrong = self.scene, list[str]()
         if not (trial.fault == KILL and trial.point.process == "keeper"):
             scene.let_time_pass()
-        before = stage.leftovers()
-        runs = [scene.plain(*INSTALL)]
-        if any(entry.endswith(".now") for entry in scene.posted()):
-            runs += scene.tick()
-        after = stage.leftovers()
-        if case.goal(scene):
-            scene.let_time_pass()
-            runs.append(scene.plain(*case.argv))
+        runs = case.recover(scene)
         missing = case.goal(scene)
         if missing:
             wrong.append(f"after one more run {missing}: {runs}")
         if any(done.code for done in runs):
             wrong.append(f"one more run ends badly: {runs}")
-        left = [path for path in after if path in before] + stage.leftovers()
+        left = stage.leftovers()
         if left:
-            wrong.append(f"left behind: {sorted(set(left))}")
+            wrong.append(f"left behind: {left}")
+        if scene.accounts() > accounts + (case.number == 2 if isinstance(case, Issue) else 0):
+            wrong.append("an account was lost, and another one made")
         return wrong + stage.wrong_at_any_time(scene)
 
 

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import re
 import shutil
 import ssl
@@ -66,10 +67,10 @@ class Scene:
             stream.write(marker)
         os.makedirs(RUN, exist_ok=True)
         self._make_ca()
-        run("mount", "--bind", f"{HERE}/stand-in", ISSUE)
-        stage.write(f"{ETC}/certdrop.toml", f'trust_roots = "{RUN}/roots.pem"\n')
+        self.stands_in = False
+        self.pebble: stage.Pebble | None = None           # a real CA, once a case wants one
         self.nginx = stage.Nginx()
-        stage.write("/etc/nginx/conf.d/default.conf", "server { listen 80 default_server; return 404; }\n"
+        stage.write("/etc/nginx/conf.d/default.conf", "server { listen 80 default_server; include snippets/certdrop-challenge.conf; }\n"
                     "server { listen 443 ssl default_server; server_name _; ssl_reject_handshake on; }\n")
 
     def _make_ca(self) -> None:
@@ -80,6 +81,30 @@ class Scene:
         stage.write(f"{RUN}/ca.pem", (key + pem(forger.intermediate[0])).decode())
         stage.write(f"{RUN}/roots.pem", pem(forger.root[0]).decode())
         stage.write(f"{RUN}/asked", "", 0o666)
+
+    def use_stand_in(self, wanted: bool) -> None:
+        """Have the stand-in, or the real issuer, be certdrop-issue."""
+        if wanted != self.stands_in:
+            run(*(["mount", "--bind", f"{HERE}/stand-in", ISSUE] if wanted else ["umount", ISSUE]))
+            self.stands_in = wanted
+
+    def use_forger(self) -> None:
+        """Have certdrop trust the CA that the stand-in signs with."""
+        stage.write(f"{ETC}/certdrop.toml", f'trust_roots = "{RUN}/roots.pem"\n')
+
+    def use_ca(self) -> None:
+        """Have Pebble and its DNS run, and certdrop use it."""
+        if self.pebble is None:
+            self.dns, self.pebble = stage.Challtestsrv(), stage.Pebble()
+            self.dns.start()
+            self.pebble.start()
+        stage.write(f"{ETC}/certdrop.toml", f'directory = "{self.pebble.directory_url}"\nca_bundle = "{self.pebble.ca_bundle}"\n'
+                    f'trust_roots = "{self.pebble.root()}"\ncontact = ["hostmaster@example.org"]\n')
+
+    def accounts(self) -> int:
+        """How many accounts the CA has."""
+        found = re.findall(r"There are now (\d+) accounts", self.pebble.log_text()) if self.pebble else []
+        return int(found[-1]) if found else 0
 
     # ---- states
 
@@ -107,7 +132,7 @@ class Scene:
         """No site, and no state of one."""
         self.nginx.stop()
         run("sh", "-c", f"rm -rf {STATE}/sites/* {STATE}/sites/.[!.]* {STATE}/live/* {STATE}/live/.[!.]* {STATE}/proven/* {STATE}/keeper/*.json "
-                        f"{STATE}/keeper/retired/* {SPOOL}/*/* {ETC}/sites.d/* {COPIES}/*; : > {RUN}/asked")
+                        f"{STATE}/keeper/retired/* {STATE}/issuer/* {STATE}/account/* {SPOOL}/*/* {ETC}/sites.d/* {COPIES}/*; : > {RUN}/asked")
         self.nginx.remove_site(SITE)
         self.nginx.start()
 
@@ -171,8 +196,9 @@ class Scene:
         return sorted(entry for entry in os.listdir(f"{SPOOL}/requests") if not entry.startswith("."))
 
     def asked(self) -> list[str]:
-        """The replies that the CA was asked for so far."""
-        return stage.read(f"{RUN}/asked").split()
+        """What the CA was asked for so far: the stand-in's replies, or Pebble's orders."""
+        orders = [line for line in self.pebble.requests() if "order" in line] if self.pebble else []
+        return stage.read(f"{RUN}/asked").split() if self.stands_in else orders
 
     def arrived(self) -> list[str]:
         """The replies that are in the spool."""
@@ -211,7 +237,20 @@ def wrong_at_any_time(scene: Scene) -> list[str]:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(f"{pair}/fullchain.pem", f"{pair}/privkey.pem")
         except (OSError, ssl.SSLError) as error:
             found.append(f"the live pair does not match: {error}")
-    found += readable_keys()
+    return found + readable_keys() + half_replies()
+
+
+def half_replies() -> list[str]:
+    """Replies that are not whole: not a chain for the key in the CSR."""
+    found = []
+    for entry in os.listdir(f"{SPOOL}/replies"):
+        number = entry.rpartition("@")[2].partition(".")[0]
+        key = f"{STATE}/sites/{SITE}/{number}/privkey.pem"
+        if not entry.startswith(".") and os.path.exists(key):
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(f"{SPOOL}/replies/{entry}", key)
+            except (OSError, ssl.SSLError) as error:
+                found.append(f"half a reply, {entry}: {error}")
     return found
 
 
@@ -228,7 +267,8 @@ def readable_keys() -> list[str]:
                         status = os.fstat(stream.fileno())
                 except FileNotFoundError:
                     continue
-                if secret and (status.st_uid != 0 or status.st_mode & (0o037 if folder == COPIES else 0o077)):
+                owner = pwd.getpwnam("_certdrop").pw_uid if folder == f"{STATE}/account" else 0
+                if secret and (status.st_uid != owner or status.st_mode & (0o037 if folder == COPIES else 0o077)):
                     found.append(f"{path} holds a private key and has mode {status.st_mode & 0o7777:04o}")
     return found
 
@@ -274,7 +314,7 @@ def watch_keys(wrong: list[str]) -> Any:
             return
         status, path = tracer.mode_of(pid, fd), os.readlink(f"/proc/{pid}/fd/{fd}")
         allowed = 0o037 if path.startswith(COPIES) else 0o077
-        if status and (status.st_uid != 0 or status.st_mode & allowed):
+        if status and (status.st_mode & allowed):
             wrong.append(f"a key is written to {path} while its mode is {status.st_mode & 0o7777:04o}")
     return see
 

@@ -80,8 +80,10 @@ class Process:
 class Tracer:
     """One run under the filter. `fault` is KILL or an error's name, to be delivered at `point`; `watch` sees each write."""
 
-    def __init__(self, point: Point | None = None, fault: str = KILL, watch: Callable[[int, int, bytes], None] | None = None) -> None:
+    def __init__(self, point: Point | None = None, fault: str = KILL, watch: Callable[[int, int, bytes], None] | None = None,
+                 worker: str = "keeper") -> None:
         self.point, self.fault, self.watch = point, fault, watch
+        self.worker = worker                              # how the first process's child is called
         self.uses: list[Use] = []
         self.hit = ""                                     # what the point was about, once it was reached
         self.processes: dict[int, Process] = {}
@@ -125,7 +127,7 @@ class Tracer:
             process.children += 1
             child = ctypes.c_ulong()
             _ptrace(_GETEVENTMSG, pid, 0, ctypes.addressof(child))
-            name = "keeper" if process.name == "caller" else f"{process.name}/{process.children}"
+            name = self.worker if process.name == "caller" else f"{process.name}/{process.children}"
             self.processes[child.value] = Process(name)
             if child.value in self.newborn:
                 self.newborn.remove(child.value)
