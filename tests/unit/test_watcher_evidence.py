@@ -36,7 +36,7 @@ ISSUER = 4711                      # a uid that is nobody's
 def make_certificate(names: list[str], begin: float, end: float) -> tuple[bytes, bytes]:
     """(certificate, key) as PEM, self-signed."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
 
     def moment(seconds: float) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc).replace(tzinfo=None)
