@@ -226,13 +226,17 @@ def test_copies_have_owner_group_and_mode(case: Case) -> None:
 
 def test_a_copy_that_is_lost_or_new_is_put(case: Case) -> None:
     """The next run puts it, with the certificate that is live, and does not wait for another."""
+    case.serve()
     number = case.install()
+    assert number == case.host.proven(case.name)
     configure(case, ["nginx"], combined(case.name))
     case.host.run(INSTALL, code=0)
     assert in_copy(case) == case.host.on_disk(case.name)
     stage.write(f"{COPIES}/{case.name}.pem", "spoilt\n")
     case.host.run(INSTALL, code=0)
     assert in_copy(case) == case.host.on_disk(case.name) and case.host.live(case.name) == number
+    case.host.world.nginx.remove_site(case.name)
+    case.host.world.nginx.reload()
 
 
 @pytest.mark.parametrize("harm", ["nowhere", "not root's alone", "no such owner", "a link"])
@@ -245,7 +249,8 @@ def test_a_copy_that_cannot_be_put(case: Case, forger: Forger, harm: str) -> Non
     elif harm == "no such owner":
         copy["owner"] = "no-such-user"
     elif harm == "a link":
-        os.symlink("/tmp", f"{COPIES}/link")
+        os.mkdir(f"{COPIES}/real")
+        os.symlink(f"{COPIES}/real", f"{COPIES}/link")
         copy["path"] = f"{COPIES}/link/x.pem"
     else:
         os.mkdir(f"{COPIES}/open")
