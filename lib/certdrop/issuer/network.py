@@ -5,6 +5,7 @@ Runs as: _certdrop, shut in. Trusts: see orders.py. Reads: requests/, sites/, th
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import ssl
@@ -87,7 +88,11 @@ class Network:
         if not tasks:
             return
         with ThreadPoolExecutor(min(self.config.workers, len(tasks))) as pool:
-            for done in [pool.submit(work, task) for task in tasks]:
+            try:
+                started = [pool.submit(work, task) for task in tasks]
+            except RuntimeError as error:      # "can't start new thread": no memory, or a limit on processes
+                raise OSError(errno.EAGAIN, str(error)) from error
+            for done in started:
                 done.result()
 
     # ---- a worker
