@@ -270,7 +270,7 @@ def test_killed_in_mid_order(host: Host, ca: stage.Pebble) -> None:
     name = waiting(host)
     ca.restart(sleep=5)
     host.configure()
-    process = subprocess.Popen(["certdrop-issue", "--no-install", name], start_new_session=True)
+    process = subprocess.Popen(["/usr/sbin/certdrop-issue", "--no-install", name], start_new_session=True, user="_certdrop", group="_certdrop", extra_groups=[])
     stage.wait_for(lambda: os.listdir(SPOOL + "/challenges"), 20, "a token")
     os.killpg(process.pid, 9)
     process.wait()

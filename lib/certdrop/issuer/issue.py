@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import sys
 import time
 
-from certdrop import jail, site, spool
+from certdrop import site, spool
 from certdrop.issuer import posted
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import HELP, Options, Usage
@@ -35,9 +36,10 @@ def main(argv: list[str]) -> int:
         return say(f"{error}; certdrop-issue --help shows how", os.EX_USAGE)
     try:
         if os.getuid() == 0:
+            from certdrop import jail          # 8 ms, which a run by cron with nothing to do can spare
             jail.detach()                      # away from root's terminal, or whoever takes this process over could type into it (TIOCSTI)
             jail.become(spool.ISSUER)
-        if os.getuid() != jail.user_ids(spool.ISSUER)[0]:
+        if os.getuid() != pwd.getpwnam(spool.ISSUER).pw_uid:
             return say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
         os.umask(0o022)
         os.chdir("/")
@@ -151,6 +153,8 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
 
 def _have_root_look() -> None:
     import subprocess
+
+    from certdrop import jail
     try:
         subprocess.run(SUDO, stdin=subprocess.DEVNULL, env=jail.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -139,7 +139,7 @@ class Network:
             self.reached()
         except ari.Absent as absent:
             ledger.note_no_window(certificate, absent.retry_after, True, time.time(), chance)
-        except (Trouble, OSError, ValueError) as error:
+        except (Trouble, OSError, ValueError, KeyError) as error:
             retry_after = error.retry_after if isinstance(error, Trouble) else 0.0
             ledger.note_no_window(certificate, retry_after, False, time.time(), chance)
             self.log.warning(events.FAILED, site=task.name, kind="renewal information", error=str(error))
@@ -219,7 +219,7 @@ class Network:
         try:
             with open(task.standing.place + "/cert.pem", "rb") as stream:
                 return ari.identifier(stream.read(spool.MAX_REPLY))
-        except (OSError, ValueError, ari.Absent):
+        except (OSError, ValueError, KeyError, ari.Absent):
             return ""
 
     def _rehearse(self, task: Task) -> None:
@@ -281,7 +281,7 @@ def examine(reply: bytes, csr: x509.CertificateSigningRequest) -> x509.Certifica
         blocks = [x509.load_pem_x509_certificate(block) for block in spool.pem_blocks(reply)]
         keys = [key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
                 for key in (blocks[0].public_key(), csr.public_key())]
-    except (spool.Refused, ValueError) as error:
+    except (spool.Refused, ValueError, KeyError) as error:         # KeyError: a kind of string that cryptography does not know
         raise Trouble(REFUSED, f"what the CA sent is no certificate chain ({error})") from error
     if keys[0] != keys[1]:
         raise Trouble(REFUSED, "what the CA sent is for another key")

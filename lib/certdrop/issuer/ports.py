@@ -295,9 +295,9 @@ def leads_to(chain: bytes, name: str) -> bool:
     """Whether the last certificate of a chain names this root (its common name) as its issuer."""
     try:
         last = x509.load_pem_x509_certificate(spool.pem_blocks(chain)[-1])
-    except (spool.Refused, ValueError):
+        return any(part.value == name for part in last.issuer.get_attributes_for_oid(NameOID.COMMON_NAME))
+    except (spool.Refused, ValueError, KeyError):
         return False
-    return any(part.value == name for part in last.issuer.get_attributes_for_oid(NameOID.COMMON_NAME))
 
 
 def _payload(body: bytes) -> dict[str, object]:
