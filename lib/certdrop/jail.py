@@ -128,7 +128,13 @@ def detach() -> None:
         return
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+        if code < 0:
+            print(f"{os.path.basename(sys.argv[0])}: was ended by signal {-code}; the live certificates stay; the next run finishes or undoes its work",
+                  file=sys.stderr, flush=True)
+    except OSError:
+        pass
     os._exit(code if code >= 0 else os.EX_SOFTWARE)
 
 

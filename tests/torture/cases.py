@@ -52,7 +52,7 @@ class Case:
         if os.path.exists(f"{SPOOL}/replies") and scene.posted() != [f"{SITE}@{scene.generations()[-1]:04d}.csr"]:
             return f"posted are {scene.posted()}"
         if self.settings and stage.stage.read(f"{stage.COPIES}/{SITE}.pem") != "".join(
-                stage.stage.read(f"{STATE}/live/{SITE}/{part}") for part in ("fullchain.pem", "privkey.pem")):
+                stage.stage.read(f"{STATE}/live/{SITE}/{part}") for part in ("privkey.pem", "fullchain.pem")):
             return "the copy is another's"
         return ""
 

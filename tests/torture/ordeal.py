@@ -103,6 +103,8 @@ class Ordeal:
             return []
         if "Traceback" in done.text or "internal error" in done.text:
             return ["a traceback"]
+        if trial.fault == KILL and trial.point.process == "keeper":
+            return [] if done.code == os.EX_SOFTWARE and "ended by signal 9" in done.text else ["nobody says that it was killed"]
         if trial.fault == KILL and trial.point.process.startswith(case.worker):
             return []
         if done.code not in OK_CODES:

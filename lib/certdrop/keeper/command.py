@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("certdrop-install: takes no arguments\n" + HELP)
         return os.EX_USAGE
     asked_by_issuer = os.environ.get("SUDO_USER") == spool.ISSUER
-    return guard("certdrop-install", lambda: as_root(lambda: _install(asked_by_issuer)))
+    return guard("certdrop-install", lambda: as_root(lambda: _install(asked_by_issuer)), quiet=not sys.stderr.isatty())
 
 
 def _install(asked_by_issuer: bool) -> int:
@@ -59,8 +59,11 @@ def as_root(work: Callable[[], int]) -> int:
     return work()
 
 
-def guard(program: str, work: Callable[[], int]) -> int:
-    """The exit code of some work; what it raises becomes one line and the right code, and a traceback only where it is our bug."""
+def guard(program: str, work: Callable[[], int], quiet: bool = False) -> int:
+    """The exit code of some work; what it raises becomes one line and the right code, and a traceback only where it is our bug.
+
+    `quiet`, nothing is said of what a later run mends by itself: it is logged.
+    """
     try:
         return work()
     except Usage as error:
@@ -77,6 +80,7 @@ def guard(program: str, work: Callable[[], int]) -> int:
         text, code = f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL
     except Exception as error:                      # our bug: the one case for a traceback
         text, code = f"internal error: {error!r}; the live certificates stay; please report this\n{traceback.format_exc()}", os.EX_SOFTWARE
-    install.say([f"{program}: {text}"])
+    if not quiet or code != os.EX_TEMPFAIL:
+        install.say([f"{program}: {text}"])
     events.Log("keeper").write("error", text=text)
     return code

@@ -83,7 +83,10 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
         except OSError as error:
             run.fail(name, f"{_words(error)}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
     take(run, wanted)
-    switch.switch(run, wanted)
+    try:
+        switch.switch(run, wanted)
+    except OSError as error:
+        run.fail("services", f"{_words(error)}; what they serve stays; the next run goes on from there", os.EX_TEMPFAIL)
     for found in wanted:
         try:
             settle(run, found)

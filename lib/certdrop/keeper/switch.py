@@ -108,7 +108,12 @@ class Change:
 
 def switch(run: Run, wanted: list[site.Site]) -> None:
     """Bring every site that is due to its newest generation."""
-    changes = [Change(found) for found in wanted]
+    changes = []
+    for found in wanted:
+        try:
+            changes.append(Change(found))
+        except OSError as error:                             # one site's trouble holds up no other
+            run.fail(found.name, f"{error}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
     for change in changes:
         if change.stands_in and change.outdated:
             _stand_in(run, change)
