@@ -93,7 +93,16 @@ frontend tls
 
 
 @pytest.fixture
-def haproxy(case: Case) -> Iterator[Case]:
+def free_port(host: Host) -> Iterator[None]:
+    """Port 443 without nginx, which other tests have listen on all addresses."""
+    host.world.nginx.stop()
+    yield
+    if not host.world.nginx.pid():
+        host.world.nginx.start()
+
+
+@pytest.fixture
+def haproxy(free_port: None, case: Case) -> Iterator[Case]:
     """A site that haproxy serves, from its placeholder's copy on."""
     configure(case, ["haproxy"], combined(case.name))
     case.host.run(INSTALL, code=0)
@@ -185,7 +194,7 @@ def test_dovecot_serves_a_combined_copy(case: Case) -> None:
 
 
 @needs("/usr/sbin/apache2")
-def test_apache_serves_a_combined_copy(case: Case) -> None:
+def test_apache_serves_a_combined_copy(free_port: None, case: Case) -> None:
     """Apache shows each certificate; what its test says of a broken configuration is told."""
     configure(case, ["apache2"], combined(case.name))
     case.host.run(INSTALL, code=0)
