@@ -99,6 +99,17 @@ def is_host_name(text: str) -> bool:
     return len(text) <= 253 and len(labels) > 1 and not labels[-1].isdigit() and all(_LABEL.fullmatch(part) for part in labels)
 
 
+def as_a_labels(text: str) -> str:
+    """An internationalized name in its xn-- form (RFC 5891, mapped as browsers do); any other text as it is."""
+    if text.isascii():
+        return text
+    try:
+        import idna                            # python3-idna; few need it
+        return str(idna.encode(text, uts46=True).decode())
+    except (ImportError, UnicodeError):        # IDNAError is one
+        return text
+
+
 def refuse_domain(text: str) -> None:
     """Raise Wrong, saying why, unless text is a name that HTTP-01 can prove (RFC 8555 section 8.3)."""
     if text.startswith("*."):
@@ -149,6 +160,7 @@ def load_site(name: str, config: Config) -> Site:
         raise Wrong(f'{path}: domains is missing; give domains = ["{name}"]')
     if len(site.domains) > MAX_DOMAINS:
         raise Wrong(f"{path}: domains: {len(site.domains)} names; at most {MAX_DOMAINS} fit in one certificate")
+    site.domains = [as_a_labels(domain) for domain in site.domains]
     for domain in site.domains:
         try:
             refuse_domain(domain)

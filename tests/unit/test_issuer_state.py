@@ -324,3 +324,21 @@ def test_a_wrong_command_line(argv):
     """Is refused."""
     with pytest.raises(Usage):
         Options(argv, False)
+
+
+# ---- names
+
+@pytest.mark.parametrize("given, expected", [
+    ("b\u00fccher.example", "xn--bcher-kva.example"), ("B\u00dcCHER.example", "xn--bcher-kva.example"), ("a.example", "a.example"),
+    ("\u4f8b\u3048.\u30c6\u30b9\u30c8", "xn--r8jz45g.xn--zckzah"), ("xn--bcher-kva.example", "xn--bcher-kva.example")])
+def test_internationalized_names(given, expected):
+    """Are asked for as A-labels."""
+    assert site.as_a_labels(given) == expected
+    site.refuse_domain(site.as_a_labels(given))
+
+
+@pytest.mark.parametrize("text", ["\u2764\ufe0f\u200d.", "\u00fc" * 64 + ".example", "\u0661a.example\u3002", "-\u00fc.example"])
+def test_names_that_cannot_be_converted_are_refused(text):
+    """With one line, as any other that is no host name."""
+    with pytest.raises(site.Wrong):
+        site.refuse_domain(site.as_a_labels(text))
