@@ -189,6 +189,8 @@ def test_every_site_settles(wanted: site.Site, harm: list[str], posted: set[tupl
             generations.move("live", NAME, sight.newest or 0)
         elif step in (state.NEXT, state.REPLACE):
             generations.make_next(wanted, sight.highest + 1, None, now=False)
+        elif step == state.WANT:
+            generations.mark(NAME, sight.next or 0, "now")
         elif step == state.POST:
             posted |= state.required(sight)
         elif step == state.WITHDRAW:
@@ -212,3 +214,18 @@ def test_a_key_that_is_too_old_is_replaced(wanted: site.Site) -> None:
     assert look(wanted, (2, "csr"), (2, "now")) == state.REPLACE
     wanted.key_max_age = "181d"
     assert look(wanted, (2, "csr"), (2, "now")) == state.WAIT
+
+
+def test_an_old_key_that_serves_wants_the_next_one(wanted: site.Site) -> None:
+    """Where next has a young key of its own, and the newest certificate's is too old, next is wanted now."""
+    wanted.key_max_age = "180d"
+    settled(wanted)
+    fill(2)
+    generations.make_next(wanted, 3, None, now=False)
+    assert look(wanted, (3, "csr")) == state.WAIT
+    path = pathlib.Path(state.directory(NAME, 2)) / "request.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({**known, "key_created": known["key_created"] - 180 * 86400}))
+    assert look(wanted, (3, "csr")) == state.WANT
+    generations.mark(NAME, 3, "now")
+    assert look(wanted, (3, "csr"), (3, "now")) == state.WAIT

@@ -114,6 +114,8 @@ def settle(run: Run, wanted: site.Site) -> None:
         elif step in (state.NEXT, state.REPLACE):
             stands_in = sight.newest is not None and state.has(name, sight.newest, "placeholder")
             generations.make_next(wanted, sight.highest + 1, key_to_carry(wanted, sight), now=stands_in or step == state.REPLACE)
+        elif step == state.WANT:
+            generations.mark(name, sight.next or 0, "now")
         elif step == state.POST:
             post(run, name, sight)
         elif step == state.WITHDRAW:

@@ -24,6 +24,7 @@ LINK = "5 live := newest complete"
 NEXT = "6 make the next generation"
 REPLACE = "7 make another next: the configuration was changed, or its key is too old"
 POST = "8 post next's request"
+WANT = "7 next is wanted now, for the newest key is too old"
 WITHDRAW = "9 withdraw other requests"
 PRUNE = "10 remove old generations"
 WAIT = "11 settled: take a reply, switch services"
@@ -95,6 +96,8 @@ def step(sight: Sight, wanted: configuration.Site, posted: set[tuple[int, str]])
     known = facts(sight.name, sight.next, "request")
     if known["key"] != wanted.key or known["domains"] != sorted(wanted.domains) or is_old_key(wanted, sight.next):
         return REPLACE
+    if is_old_key(wanted, sight.newest) and not (has(sight.name, sight.newest, "placeholder") or has(sight.name, sight.next, "now")):
+        return WANT
     if not required(sight) <= posted:
         return POST
     if any(entry not in required(sight) for entry in posted if entry[1] != "revoke"):
