@@ -52,7 +52,8 @@ def test_51_arguments(ground: Ground) -> None:
         for argv in ([*SUDO, "--help"], [*SUDO, VICTIM], [*SUDO, ""], [*SUDO, "--", "x"], ["/usr/bin/sudo", "-n", "/usr/sbin/certdrop", "rotate", "--all"],
                      ["/usr/bin/sudo", "-n", "-u", "_certdrop-judge", "/usr/bin/id"], ["/usr/bin/sudo", "-n", "-g", "adm", *SUDO[2:]],
                      ["/usr/bin/sudo", "-n", "-s"], ["/usr/bin/sudo", "-n", "-e", "/etc/passwd"],
-                     ["/usr/bin/sudo", "-n", "-u", "#-1", *SUDO[2:]], ["/usr/bin/sudo", "-n", "-C", "200", *SUDO[2:]], ["/usr/bin/sudo", "-n", "-D", "/tmp", *SUDO[2:]],
+                     ["/usr/bin/sudo", "-n", "-u", "#-1", *SUDO[2:]], ["/usr/bin/sudo", "-n", "-C", "200", *SUDO[2:]], ["/usr/bin/sudo", "-n", "-D", "/tmp",
+                                                                                                                        *SUDO[2:]],
                      ["/usr/bin/sudo", "-n", "-E", *SUDO[2:]], ["/usr/bin/sudo", "-n", "PYTHONPATH=/tmp", *SUDO[2:]]):
             done = ground.run(*argv, user="_certdrop")
             assert done.code == 1 and "reply-accepted" not in ground.events(OTHER), (argv, done)
@@ -70,10 +71,12 @@ def test_52_the_environment(ground: Ground) -> None:
                 stream.write(f"open({planted!r}, 'w')\n")
     ground.act(plant)
     names = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONUSERBASE", "PYTHONBREAKPOINT", "PYTHONWARNINGS", "LD_PRELOAD",
-             "LD_LIBRARY_PATH", "OPENSSL_CONF", "OPENSSL_MODULES", "OPENSSL_ENGINES", "SSL_CERT_FILE", "HOME", "TMPDIR", "XDG_CONFIG_HOME", "BASH_ENV", "ENV", "IFS", "NGINX",
+             "LD_LIBRARY_PATH", "OPENSSL_CONF", "OPENSSL_MODULES", "OPENSSL_ENGINES", "SSL_CERT_FILE", "HOME", "TMPDIR", "XDG_CONFIG_HOME", "BASH_ENV", "ENV",
+             "IFS", "NGINX",
              "TERMINFO", "LOCPATH", "NLSPATH", "GCONV_PATH", "MALLOC_TRACE", "PS4", "SHELLOPTS", "TZ", "LC_ALL", "LANGUAGE", "COLUMNS")
     environment = {name: PLAYGROUND for name in names}
-    environment.update(PATH=PLAYGROUND, SUDO_USER="root", SUDO_UID="0", SUDO_COMMAND="x", NOTIFY_SOCKET=f"{PLAYGROUND}/n", LC_ALL="../../../tmp/attacker/certdrop",
+    environment.update(PATH=PLAYGROUND, SUDO_USER="root", SUDO_UID="0", SUDO_COMMAND="x", NOTIFY_SOCKET=f"{PLAYGROUND}/n",
+                       LC_ALL="../../../tmp/attacker/certdrop",
                        **{"BASH_FUNC_nginx%%": "() { touch /tmp/attacker/planted; }"})
     with ground.stands() as seen:
         done = ground.sudo(env=environment)
@@ -163,7 +166,9 @@ def test_56_niceness_and_scheduling(ground: Ground) -> None:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
             stream.write("1000")
     probe = "/usr/local/sbin/probe"
-    stage.write(probe, f"#!/bin/sh\n(cat /proc/self/stat; cat /proc/self/oom_score_adj; ulimit -a; pwd; umask; env; id; cat /proc/self/status) >{STATE}/keeper/probe\n", 0o755)
+    stage.write(probe,
+                f"#!/bin/sh\n(cat /proc/self/stat; cat /proc/self/oom_score_adj; ulimit -a; pwd; umask; env; id; cat /proc/self/status) >{STATE}/keeper/probe\n",
+                0o755)
     stage.write("/etc/certdrop/services.d/probe.toml", f'test = ["{probe}"]\nreload = ["{probe}"]\nport = 443\n')
     ground.configure(services='["nginx", "probe"]')
     try:

@@ -46,7 +46,8 @@ jail.give_up_privileges()
 libc = ctypes.CDLL(None, use_errno=True)
 parent = os.getpid()
 static = bytes.fromhex("7f454c4602010100000000000000000002003e0001000000780040000000000040000000000000000000000000000000000000004000380001000000000000000100"
-                       "000005000000000000000000000000004000000000000000400000000000880000000000000088000000000000000010000000000000") + bytes.fromhex("b83c000000bf2a0000000f05")
+                       "000005000000000000000000000000004000000000000000400000000000880000000000000088000000000000000010000000000000"
+                       "b83c000000bf2a0000000f05")
 
 def case():
     got = []
@@ -174,7 +175,8 @@ def test_73_a_judge_that_lies_about_what_is_shown(ground: Ground) -> None:
         ground.reply(OTHER)
         real = stage.read(JUDGE)
         text = real.replace("from certdrop.judge import served\n        return served.serve()",
-                            "print('ready', flush=True)\n        [print('f' * 64, flush=True) for line in iter(lambda: os.read(0, 65536), b'')]\n        return 0")
+                            "print('ready', flush=True)\n"
+                            "        [print('f' * 64, flush=True) for line in iter(lambda: os.read(0, 65536), b'')]\n        return 0")
         assert text != real
         with replaced(JUDGE, text, 0o644):
             ground.install()
@@ -250,7 +252,8 @@ def test_75_typing_from_the_issuer_itself(ground: Ground) -> None:
     """Goal: as before, where root runs certdrop-issue by hand, and the network part was taken over."""
     text = stage.read(ISSUE).replace("from certdrop.issuer.issue import main  # noqa: E402",
                                      "from certdrop.issuer import issue\nimport contextlib, fcntl, os, signal, termios\n\n"
-                                     "def hostile(*_):\n    " + TYPE.replace("\n", "\n    ").replace('os.kill(-1, signal.SIGKILL)', "pass").replace('print("\\\\x1b', 'str("\\\\x1b')
+                                     "def hostile(*_):\n    " + TYPE.replace("\n", "\n    ").replace('os.kill(-1, signal.SIGKILL)', "pass")
+                                     .replace('print("\\\\x1b', 'str("\\\\x1b')
                                      + "\n    return 0, False, 0.0\n\nissue._look = hostile\nmain = issue.main")
     text = "\n".join(line for line in text.splitlines() if not line.strip().startswith("print("))
     with ground.stands(other=False, recovers=False, but=(ISSUE, os.path.dirname(ISSUE))):
@@ -407,15 +410,19 @@ def test_80_challenges(ground: Ground) -> None:
 
 
 def get(ground: Ground, token: str) -> str:
-    return str(ground.run("curl", "-sSi", "--path-as-is", "-m", "5", f"http://{VICTIM}/.well-known/acme-challenge/{token}", "--resolve", f"{VICTIM}:80:127.0.0.1").text)
+    return str(ground.run("curl", "-sSi", "--path-as-is", "-m", "5", f"http://{VICTIM}/.well-known/acme-challenge/{token}",
+                          "--resolve", f"{VICTIM}:80:127.0.0.1").text)
 
 
 HOSTILE_STATE: dict[str, Any] = {
     "a pipe": lambda path: os.mkfifo(path), "a link to a secret": lambda path: os.symlink(f"{SECRETS}/state.json", path),
-    "a link to a device": lambda path: os.symlink("/dev/zero", path), "a circle": lambda path: os.symlink(path, path), "a directory": lambda path: os.mkdir(path),
+    "a link to a device": lambda path: os.symlink("/dev/zero", path), "a circle": lambda path: os.symlink(path, path),
+    "a directory": lambda path: os.mkdir(path),
     "10 GB": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644), 10 << 30),
-    "nested": lambda path: pathlib.Path(path).write_text('{"a":' * 8000), "a long number": lambda path: pathlib.Path(path).write_text('{"count": ' + "9" * 50000 + "}"),
-    "escapes": lambda path: pathlib.Path(path).write_text(json.dumps({"count": 3, "class": "\x1b[2J\x07", "last_error": "\x1b]0;x\x07\u202e" + "y" * 50000, "since": 1e308,
+    "nested": lambda path: pathlib.Path(path).write_text('{"a":' * 8000),
+    "a long number": lambda path: pathlib.Path(path).write_text('{"count": ' + "9" * 50000 + "}"),
+    "escapes": lambda path: pathlib.Path(path).write_text(json.dumps({"count": 3, "class": "\x1b[2J\x07", "last_error": "\x1b]0;x\x07\u202e" + "y" * 50000,
+                                                                      "since": 1e308,
                                                                       "next_try": -5, "renew_at": 1e400 if False else 99999999999999, "renew_why": "\x9b31m"})),
     "not text": lambda path: pathlib.Path(path).write_bytes(bytes(range(256)) * 100),
 }

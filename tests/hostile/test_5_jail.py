@@ -62,13 +62,16 @@ def write(path):
         stream.write(b"x")
 
 DEEDS = {
-    "read": lambda path: open(path, "rb").read(1), "list": os.listdir, "write": write, "append": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_APPEND)),
-    "mkdir": os.mkdir, "unlink": os.unlink, "chmod": lambda path: os.chmod(path, 0o777), "link": lambda path: os.link(path, "/var/spool/certdrop/replies/linked"),
+    "read": lambda path: open(path, "rb").read(1), "list": os.listdir, "write": write,
+    "append": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_APPEND)),
+    "mkdir": os.mkdir, "unlink": os.unlink, "chmod": lambda path: os.chmod(path, 0o777),
+    "link": lambda path: os.link(path, "/var/spool/certdrop/replies/linked"),
     "rename": lambda path: os.rename("/var/spool/certdrop/replies/own", path), "symlink": lambda path: os.symlink("/etc/shadow", path),
     "exec": run, "exec own": lambda path: run(static_program(path)), "tcp": lambda port: connect(socket.AF_INET, ["127.0.0.1", port]),
     "tcp6": lambda port: connect(socket.AF_INET6, ["::1", port]), "listen": lambda port: socket.create_server(("127.0.0.1", port)).close(),
     "unix": lambda path: connect(socket.AF_UNIX, path), "abstract": lambda name: connect(socket.AF_UNIX, "\\0" + name),
-    "ptrace": lambda pid: ok(libc.ptrace(16, pid, 0, 0)), "kill": lambda pid: os.kill(pid, 0), "sudo": lambda _: run("/usr/bin/sudo", "-n", "/usr/sbin/certdrop-install"),
+    "ptrace": lambda pid: ok(libc.ptrace(16, pid, 0, 0)), "kill": lambda pid: os.kill(pid, 0),
+    "sudo": lambda _: run("/usr/bin/sudo", "-n", "/usr/sbin/certdrop-install"),
     "setuid": os.setuid, "mount": lambda path: ok(libc.mount(b"none", path.encode(), b"tmpfs", 0, None)), "chroot": os.chroot,
     "fd of": lambda pid: os.listdir(f"/proc/{pid}/fd"), "mem of": lambda pid: open(f"/proc/{pid}/mem", "rb").close(),
 }

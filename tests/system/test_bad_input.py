@@ -12,7 +12,8 @@ from conftest import CONFIG, SPOOL, STATE, Host
 
 def inventory() -> str:
     """Every name, type, owner, mode and link below certdrop's directories, but for the stamp of the last run and locks."""
-    found = subprocess.run(["find", "/etc/certdrop", STATE, SPOOL, "-type", "d", "-printf", "%p %M %u:%g\n", "-o", "-printf", "%p %M %u:%g %s %l\n"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    argv = ["find", "/etc/certdrop", STATE, SPOOL, "-type", "d", "-printf", "%p %M %u:%g\\n", "-o", "-printf", "%p %M %u:%g %s %l\\n"]
+    found = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
     return "\n".join(sorted(line for line in found.splitlines() if not any(part in line for part in ("/last-run", "/lock", "/waiting", "/agenda"))))
 
 

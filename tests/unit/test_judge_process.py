@@ -90,13 +90,15 @@ def test_names_and_uses_are_judged_in_the_booth(place: pathlib.Path) -> None:
     sans: list[x509.GeneralName] = [x509.DNSName("example.org"), x509.IPAddress(ipaddress.ip_address("::1")), x509.RFC822Name("a@b.example"),
                                     x509.RegisteredID(x509.ObjectIdentifier("1.2.3"))]
     extra = [(x509.CertificatePolicies([x509.PolicyInformation(x509.ObjectIdentifier("2.23.140.1.2.1"), ["https://cps.example"])]), False),
-             (x509.AuthorityKeyIdentifier.from_issuer_public_key(CA.intermediate[1].public_key()), False), (x509.TLSFeature([x509.TLSFeatureType.status_request]), False),
+             (x509.AuthorityKeyIdentifier.from_issuer_public_key(CA.intermediate[1].public_key()), False),
+             (x509.TLSFeature([x509.TLSFeatureType.status_request]), False),
              (x509.CRLDistributionPoints([x509.DistributionPoint([x509.UniformResourceIdentifier("http://c.example")], None, None, None)]), False),
              (x509.AuthorityInformationAccess([x509.AccessDescription(x509.ObjectIdentifier("1.3.6.1.5.5.7.48.2"),
                                                                       x509.UniformResourceIdentifier("http://i.example"))]), False)]
     with judges.Judge("chain", str(place / "roots")) as judge:
         assert reason(judge, pem(CA.leaf(KEY.public_key(), NAMES, sans=sans, extra=extra), CA.intermediate[0])) == "names-extra"
-        accepted = judges.ask_chain(judge, QUESTION, pem(CA.leaf(KEY.public_key(), NAMES, extra=extra, usage=forger.usage("digital_signature")), CA.intermediate[0]))
+        accepted = judges.ask_chain(judge, QUESTION, pem(CA.leaf(KEY.public_key(), NAMES, extra=extra, usage=forger.usage("digital_signature")),
+                                                         CA.intermediate[0]))
         assert accepted.not_after > accepted.not_before
         assert reason(judge, pem(CA.leaf(KEY.public_key(), [*NAMES, "ä.example".encode("idna").decode()]), CA.intermediate[0])) == "names-extra"
 
@@ -110,7 +112,8 @@ def test_without_roots_there_is_no_verdict(place: pathlib.Path) -> None:
             assert reason(judge, pem(CA.leaf(KEY.public_key(), NAMES), CA.intermediate[0])) == "judge-failed"
 
 
-@pytest.mark.parametrize("act", ["os._exit(0)", "os.kill(os.getpid(), 11)", "time.sleep(3600)", "print('x' * 100000, flush=True)", "print('accept', flush=True)",
+@pytest.mark.parametrize("act", ["os._exit(0)", "os.kill(os.getpid(), 11)", "time.sleep(3600)", "print('x' * 100000, flush=True)",
+                                 "print('accept', flush=True)",
                                  "print('ready', flush=True); os.read(0, 10); print('accept ' + 'a' * 64 + ' 1 2 3', flush=True)",
                                  "print('ready', flush=True); os.read(0, 10); print('refuse nonsense', flush=True)",
                                  "print('ready', flush=True); os.read(0, 10); print('accept ' + 'a' * 64 + ' 1 2\\nready\\nready', flush=True)",
