@@ -167,7 +167,7 @@ def test_56_niceness_and_scheduling(ground: Ground) -> None:
             stream.write("1000")
     probe = "/usr/local/sbin/probe"
     stage.write(probe,
-                f"#!/bin/sh\n(cat /proc/self/stat; cat /proc/self/oom_score_adj; ulimit -a; pwd; umask; env; id; cat /proc/self/status) >{STATE}/keeper/probe\n",
+                f"#!/bin/sh\n(cat /proc/self/stat /proc/self/oom_score_adj; ulimit -a; pwd; umask; env; id; cat /proc/self/status) >{STATE}/keeper/probe\n",
                 0o755)
     stage.write("/etc/certdrop/services.d/probe.toml", f'test = ["{probe}"]\nreload = ["{probe}"]\nport = 443\n')
     ground.configure(services='["nginx", "probe"]')
