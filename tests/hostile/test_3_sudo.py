@@ -404,7 +404,7 @@ def test_68_state_is_readable_and_no_more(ground: Ground) -> None:
         for folder, folders, names in os.walk("/var/lib/certdrop"):
             for name in names:
                 path = f"{folder}/{name}"
-                if name == "privkey.pem" or "/refused" in path or name in ("lock", "waiting"):
+                if name == "privkey.pem" or "/refused" in path or name in ("lock", "waiting", "waiting-issuer"):
                     with contextlib.suppress(PermissionError):
                         open(path, "rb").close()
                         raise SystemExit(f"{path} was read")

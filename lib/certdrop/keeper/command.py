@@ -33,13 +33,13 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("certdrop-install: takes no arguments\n" + HELP)
         return os.EX_USAGE
     asked_by_issuer = os.environ.get("SUDO_USER") == spool.ISSUER
-    return guard("certdrop-install", lambda: as_root(lambda: _install(asked_by_issuer)), quiet=not sys.stderr.isatty())
+    return guard("certdrop-install", lambda: as_root(lambda: _install(asked_by_issuer)), quiet=sys.stderr is None or not sys.stderr.isatty())
 
 
 def _install(asked_by_issuer: bool) -> int:
     talk = not asked_by_issuer and sys.stderr.isatty()
     try:
-        with lock.Lock(patient=False):
+        with lock.Lock(patient=False, queue="waiting-issuer" if asked_by_issuer else "waiting"):
             run = install.Run("certdrop-install", asked_by_issuer, talk)
             install.reconcile(run)
     except lock.Busy as busy:

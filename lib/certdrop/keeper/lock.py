@@ -1,7 +1,8 @@
 """One keeper at a time: one runs, one waits, others leave (they would find nothing left to do).
 
 The locks are flock on files of root's, 0600, that nobody else can open, so nobody else can hold them; the kernel
-drops them with the process, so there is never one to clean up. Runs as: root. Writes: keeper/lock, keeper/waiting.
+drops them with the process, so there is never one to clean up. Runs as: root. Writes: keeper/lock, keeper/waiting,
+keeper/waiting-issuer.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ class Busy(Exception):
 class Lock:
     """The keeper's lock, as a context. `patient` is an administrator's: waits its turn whoever else waits, and says for whom.
 
-    Only who does all there is to do may be the one that waits for all: an administrator's verb does one site.
+    Only who does all there is to do may be the one that waits for all: an administrator's verb does one site, and a run that the issuer asked
+    for leaves alone what was installed within the hour; so that its runs cannot keep root's own out, they wait in a `queue` of theirs.
     """
 
-    def __init__(self, patient: bool) -> None:
-        self.patient = patient
+    def __init__(self, patient: bool, queue: str = "waiting") -> None:
+        self.patient, self.queue = patient, queue
         self.fd = -1
 
     def __enter__(self) -> Lock:
@@ -46,7 +48,7 @@ class Lock:
         return self
 
     def _wait(self) -> None:
-        waiting = _open("waiting")
+        waiting = _open(self.queue)
         try:
             if not self.patient and not _try(waiting):
                 raise Busy(holder(self.fd))
