@@ -10,25 +10,18 @@ import struct
 import subprocess
 import threading
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import pytest
 from conftest import SPOOL, STATE, Host
+from renewal import ca, gone_afterwards, restart
 
 import world as stage
 
+__all__ = ["ca", "gone_afterwards"]
+
 PORT = 14100
 HOST = "bad.stage.test"
-
-
-@pytest.fixture
-def ca(host: Host) -> Iterator[stage.Pebble]:
-    """The CA, put back as it was after the test."""
-    before = dict(vars(host.world.pebble.options))
-    yield host.world.pebble
-    if vars(host.world.pebble.options) != before:
-        host.world.pebble.restart(**before)
-        host.configure()
 
 
 class BadServer:
@@ -169,7 +162,7 @@ def test_a_tls_certificate_that_does_not_verify(host: Host) -> None:
     assert ledger(name)["class"] == "CA unreachable"
 
 
-def test_no_ca_at_all(host: Host, ca: stage.Pebble) -> None:
+def test_no_ca_at_all(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """Nobody listens: said at once; the next try is a failure's, and with the CA back all is well."""
     name = waiting(host)
     ca.stop()
@@ -181,47 +174,42 @@ def test_no_ca_at_all(host: Host, ca: stage.Pebble) -> None:
     assert host.served(name) == host.on_disk(name)
 
 
-def test_nonces_are_refused(host: Host, ca: stage.Pebble) -> None:
+def test_nonces_are_refused(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """Half of all good nonces refused: the orders pass all the same."""
-    ca.restart(nonce_reject=50)
-    host.configure()
+    restart(host, nonce_reject=50)
     for _ in range(3):
         host.run("certdrop", "renew", waiting(host), code=0)
 
 
 @pytest.mark.parametrize("reuse", [0, 100])
-def test_authorizations_reused_or_not(host: Host, ca: stage.Pebble, reuse: int) -> None:
+def test_authorizations_reused_or_not(host: Host, ca: stage.Pebble, reuse: int) -> None:  # noqa: F811
     """Whether the CA remembers a validation or not, a renewal passes."""
-    ca.restart(authz_reuse=reuse)
-    host.configure()
+    restart(host, authz_reuse=reuse)
     name = waiting(host)
     host.run("certdrop", "renew", name, code=0)
     host.run("certdrop", "renew", name, code=0)
     assert host.live(name) == 3
 
 
-def test_slow_validations(host: Host, ca: stage.Pebble) -> None:
+def test_slow_validations(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """A CA that takes its time, and says how long to wait."""
-    ca.restart(sleep=3, retry_after=(1, 1))
-    host.configure()
+    restart(host, sleep=3, retry_after=(1, 1))
     host.run("certdrop", "renew", waiting(host), code=0)
 
 
-def test_a_ca_that_forgot_us(host: Host, ca: stage.Pebble) -> None:
+def test_a_ca_that_forgot_us(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """Accounts lost between orders: registered again, once, in the same run."""
     name = waiting(host)
     host.run("certdrop", "renew", name, code=0)
-    ca.restart()
-    host.configure()
+    restart(host)
     host.run("certdrop", "renew", name, code=0)
     assert host.live(name) == 3
 
 
-def test_a_ca_that_is_restarted_in_mid_order(host: Host, ca: stage.Pebble) -> None:
+def test_a_ca_that_is_restarted_in_mid_order(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """The order is lost with the account; the next try gets its certificate."""
     name = waiting(host)
-    ca.restart(sleep=5)
-    host.configure()
+    restart(host, sleep=5)
     before = len(ca.requests())
     done: list[str] = []
     runner = threading.Thread(target=lambda: done.append(host.run("certdrop-issue", "--verbose", "--no-install", name).text))
@@ -265,17 +253,15 @@ def test_failures_are_under_a_back_off(host: Host) -> None:
     host.run("certdrop-issue", "--no-install", "--force", name, code=None)
 
 
-def test_killed_in_mid_order(host: Host, ca: stage.Pebble) -> None:
+def test_killed_in_mid_order(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """kill -9 leaves a token; the next run removes it, and gets the certificate."""
     name = waiting(host)
-    ca.restart(sleep=5)
-    host.configure()
+    restart(host, sleep=5)
     process = subprocess.Popen(["/usr/sbin/certdrop-issue", "--no-install", name], start_new_session=True, user="_certdrop", group="_certdrop", extra_groups=[])
     stage.wait_for(lambda: os.listdir(SPOOL + "/challenges"), 20, "a token")
     os.killpg(process.pid, 9)
     process.wait()
     assert os.listdir(SPOOL + "/challenges") != []
-    ca.restart(sleep=0)
-    host.configure()
+    restart(host, sleep=0)
     host.run("certdrop", "renew", name, code=0)
     assert os.listdir(SPOOL + "/challenges") == [] and host.served(name) == host.on_disk(name)

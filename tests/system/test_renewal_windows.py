@@ -6,27 +6,15 @@ import json
 import os
 import time
 from datetime import datetime, timedelta, timezone
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 from conftest import STATE, Host
+from renewal import ca, gone_afterwards, restart
 
 import world as stage
 
-
-@pytest.fixture
-def ca(host: Host) -> Iterator[stage.Pebble]:
-    """The CA, put back as it was after the test."""
-    before = dict(vars(host.world.pebble.options))
-    yield host.world.pebble
-    if vars(host.world.pebble.options) != before:
-        restart(host, **before)
-
-
-def restart(host: Host, **options: Any) -> None:
-    """Another CA with the same address; the configuration knows its roots."""
-    host.world.pebble.restart(**options)
-    host.configure()
+__all__ = ["ca", "gone_afterwards"]
 
 
 def ledger(name: str) -> dict[str, Any]:
@@ -133,19 +121,20 @@ def test_a_replaced_certificate_is_not_named_twice(host: Host) -> None:
     assert '"replaces": false' in stage.read("/var/log/certdrop/issuer.log").splitlines()[-1]
 
 
-def test_a_profile_is_asked_for(host: Host, ca: stage.Pebble) -> None:
+def test_a_profile_is_asked_for(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """The profile of a site decides about the lifetime; a short one leaves a half, not a third."""
     restart(host, profiles={"shortlived": 160 * 3600, "classic": 90 * 86400})
     name = host.name()
     host.run("certdrop", "add", name, "--no-issue", code=0)
     with open(f"/etc/certdrop/sites.d/{name}.toml", "a") as stream:
         stream.write('profile = "shortlived"\n')
-    host.run("certdrop", "renew", name)
+    host.serve(name)
+    host.run("certdrop", "renew", name, code=0)
     found = json.loads(stage.read(f"{STATE}/live/{name}/cert.json"))
     assert abs(found["not_after"] - found["not_before"] - 160 * 3600) < 3700
 
 
-def test_an_unknown_profile_lists_what_there_is(host: Host, ca: stage.Pebble) -> None:
+def test_an_unknown_profile_lists_what_there_is(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """Refused here, with the names of those that the CA offers, and without an order."""
     restart(host, profiles={"shortlived": 160 * 3600, "classic": 90 * 86400})
     host.configure(profile='"tlsserver"')
@@ -157,14 +146,14 @@ def test_an_unknown_profile_lists_what_there_is(host: Host, ca: stage.Pebble) ->
     assert not [line for line in asked(host, before) if "order" in line]
 
 
-def test_an_alternate_chain(host: Host, ca: stage.Pebble) -> None:
+def test_an_alternate_chain(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """The chain that leads to the preferred root is taken."""
     restart(host, alternate_roots=2)
     roots = stage.read(ca.root())
     wanted = roots.split("-----END CERTIFICATE-----\n")[1] + "-----END CERTIFICATE-----\n"
     common_name = openssl(host, wanted, "-subject").rpartition("= ")[2].strip()
     host.configure(preferred_chain=f'"{common_name}"')
-    name = host.add(host.name(), serve=False)
+    name = host.add(host.name())
     chain = stage.read(f"{STATE}/live/{name}/chain.pem")
     last = chain[chain.rindex("-----BEGIN"):]
     assert common_name in openssl(host, last, "-issuer")
