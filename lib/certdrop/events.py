@@ -52,7 +52,7 @@ class Log:
     """The log of one principal. Opening or writing it never fails a run."""
 
     def __init__(self, principal: str) -> None:
-        self.run = f"{int(time.time()):x}-{os.getpid():x}"
+        self.run = f"{time.time_ns() // 1000000:x}-{os.getpid():x}"
         try:
             self.fd = os.open(f"{LOGS}/{principal}.log", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:

@@ -25,8 +25,8 @@ def test_cron_renews_and_is_silent(host: Host) -> None:
     host.world.pebble.restart(validity=40)
     host.configure()
     text = stage.read(TABLE)
+    name = host.add(host.name())
     try:
-        name = host.add(host.name())
         age(name)
         before = host.served(name)
         host.world.mail.clear()
@@ -42,6 +42,9 @@ def test_cron_renews_and_is_silent(host: Host) -> None:
         host.world.cron.stop()
         stage.write(TABLE, text)
         host.world.pebble.restart(validity=None)
+        host.world.nginx.remove_site(name)
+        host.world.nginx.reload()
+        host.run("certdrop", "remove", name, code=0)
 
 
 def test_a_tick_without_work_does_not_call_sudo(host: Host) -> None:
