@@ -11,6 +11,7 @@ import re
 import signal
 import struct
 import subprocess
+import time
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -18,9 +19,14 @@ from certdrop import events, jail, site
 
 TIMEOUT = 60                       # seconds for a test or a reload
 SAID = 16384                       # bytes of what it says that are read
+FRESH = 0.25                       # seconds for which a look at who listens is good: the kernel takes 20 ms for one, and each site asks
 
 _WRONG = re.compile(r"emerg|alert|fatal|error|invalid|unknown", re.IGNORECASE)
 _NOTHING = re.compile(r"test failed|error log may have|errors found in", re.IGNORECASE)      # after the line that says what it was
+
+
+_NEVER: tuple[float, set[tuple[int, bool, str]]] = -1.0, set()
+_looked = _NEVER
 
 
 class Failed(Exception):
@@ -52,6 +58,8 @@ class Service:
 
     def reload(self) -> None:
         """Have it read its certificates again. Raises Failed where the command says so; only a handshake proves that it did."""
+        global _looked
+        _looked = _NEVER
         if self.unit and os.path.isdir("/run/systemd/system"):
             _run(["/usr/bin/systemctl", "reload", self.unit])
         else:
@@ -108,21 +116,30 @@ def addresses(service: Service, probe: str) -> list[Place]:
     if probe not in ("", "proxy-protocol"):
         host, _, port = probe.rpartition(":")
         return [Place(host.strip("[]"), int(port), service.starttls)]
-    found: set[tuple[bool, str]] = set()         # whether root listens there, and where
-    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(path, encoding="ascii") as stream:
-                lines = stream.readlines()[1:]
-        except FileNotFoundError:
-            continue                             # a kernel without IPv6
-        for line in lines:
-            local, state = line.split()[1], line.split()[3]
-            address, port = local.split(":")
-            if state == "0A" and int(port, 16) == service.port:    # TCP_LISTEN
-                found.add((line.split()[7] == "0", _address(address)))
+    found = {(is_root, address) for port, is_root, address in _listeners() if port == service.port}
     # At a high port anybody can listen too, on another address, and show what he likes: where root's services listen, they alone are asked.
     roots = {address for is_root, address in found if is_root}
     return [Place(address, service.port, probe or service.starttls) for address in sorted(roots or {address for _, address in found})]
+
+
+def _listeners() -> set[tuple[int, bool, str]]:
+    """(port, whether root listens there, address) of all that listen: looked at again after FRESH seconds, and after each reload."""
+    global _looked
+    if time.monotonic() > _looked[0] + FRESH:
+        found = set()
+        for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+            try:
+                with open(path, encoding="ascii") as stream:
+                    lines = stream.readlines()[1:]
+            except FileNotFoundError:
+                continue                         # a kernel without IPv6
+            for line in lines:
+                words = line.split()
+                if words[3] == "0A":             # TCP_LISTEN
+                    address, port = words[1].split(":")
+                    found.add((int(port, 16), words[7] == "0", _address(address)))
+        _looked = time.monotonic(), found
+    return _looked[1]
 
 
 def _address(text: str) -> str:
