@@ -1,0 +1,315 @@
+"""The parts of the benchmark, each a function (rounds, large) -> numbers.  Runs as root inside the stage."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import pathlib
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Iterator, Sequence
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests" / "stage"))
+
+import world as stage  # noqa: E402
+
+import clients  # noqa: E402
+import measure  # noqa: E402
+from forge import Forge, put  # noqa: E402
+
+PORT = 14001                       # where clients find the CA: through the proxy
+SIZES = (1, 100, 1000, 10000)
+PATIENCE = 15.0                    # seconds; a command that takes longer is measured once
+BUDGET = 200.0                     # seconds that a tick may be expected to take; beyond that it is left out
+WORKERS = 16
+TRIES = 12
+INTERPRETER = ["/usr/bin/python3", "-I", "-S", "-c", "pass"]
+
+
+def versions() -> dict[str, str]:
+    names = ("certdrop", *(rival.package for rival in clients.RIVALS), "nginx", "python3", "python3-cryptography", "openssl", "sudo")
+    return {**{name: clients.version(name) for name in names}, "pebble": pebble_version()}
+
+
+def pebble_version() -> str:
+    found = re.search(r"^Version: (\S+)", subprocess.run(["sh", "-c", "cat /opt/stage/DEBIAN/control /opt/stage/pebble.version 2>/dev/null"],
+                                                         stdout=subprocess.PIPE, text=True, check=False).stdout, re.MULTILINE)
+    return found[1] if found else "Debian testing's"
+
+
+class Place:
+    """The world with a CA that is as far away as wanted, and nginx, which serves the challenges of all clients."""
+
+    def __init__(self, world: stage.World) -> None:
+        self.world = world
+        self.counts = "/tmp/world/connections"
+        self.proxy: subprocess.Popen[bytes] | None = None
+        shutil.copy(world.pebble.ca_bundle, "/usr/local/share/ca-certificates/world.crt")
+        clients.call("update-ca-certificates")
+        os.makedirs(clients.CHALLENGES)
+        os.chmod(clients.CHALLENGES, 0o1777)
+        text = pathlib.Path("/etc/nginx/nginx.conf").read_text()
+        put("/etc/nginx/nginx.conf", text.replace("error_log /var/log/nginx/error.log;", "error_log /var/log/nginx/error.log notice;"))
+        world.nginx.add_site("default", f"server {{ listen 80 default_server; root {clients.WEBROOT}; }}\n")
+        world.nginx.start(80)
+        self.distance(0.0)
+
+    @property
+    def url(self) -> str:
+        return f"https://{self.world.pebble.host}:{PORT}/dir"
+
+    def distance(self, seconds: float) -> None:
+        """Put the CA at this round trip."""
+        self.near()
+        self.proxy = subprocess.Popen([str(HERE / "proxy.py"), str(PORT), str(self.world.pebble.port), str(seconds), self.counts])
+        stage.wait_listening(PORT)
+
+    def near(self) -> None:
+        if self.proxy:
+            self.proxy.terminate()
+            self.proxy.wait()
+            self.proxy = None
+
+    def connections(self) -> int:
+        return os.path.getsize(self.counts)
+
+    def requests(self) -> list[str]:
+        return self.world.pebble.requests()
+
+
+@contextlib.contextmanager
+def placed() -> Iterator[Place]:
+    with stage.World() as world:
+        place = Place(world)
+        try:
+            yield place
+        finally:
+            place.near()
+
+
+def made(kinds: Sequence[type[clients.Client]], place: Place) -> list[clients.Client]:
+    """The clients, each with an account; one that cannot have one here is left out, and said so."""
+    found = []
+    for kind in kinds:
+        client = kind(place.url, place.world.pebble.root())
+        try:
+            client.prepare()
+            found.append(client)
+        except RuntimeError as error:
+            say(f"{client.name}: left out: {error}")
+    return found
+
+
+def say(text: str) -> None:
+    print(f"bench: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def cost_of(cost: measure.Cost) -> dict[str, float]:
+    return {"wall": cost.wall, "cpu": cost.cpu, "memory": cost.memory}
+
+
+def tick(rounds: int, large: bool) -> dict[str, Any]:
+    """A run that finds nothing to do."""
+    numbers: dict[str, Any] = {"sizes": list(SIZES), "costs": {}}
+    with placed() as place:
+        known, expected, forge = made((clients.Certdrop, *clients.RIVALS), place), dict[str, float](), Forge()
+        call_root()
+        for size, before in zip(SIZES, (0, *SIZES)):
+            names = [f"s{number:05d}.example.org" for number in range(size)]
+            commands: dict[str, tuple[list[str], str]] = {"python3 -I -S -c pass": (INTERPRETER, "")}
+            for client in list(known):
+                if size > client.tick_most or expected.get(client.name, 0.0) * size > BUDGET:
+                    known.remove(client)
+                    continue
+                client.forge(names[before:], forge)
+                commands[client.name] = ["sh", "-c", client.tick(names)], client.run_as
+            commands["certdrop, sudo certdrop-install after it"] = (["sh", "-c", "certdrop-issue --cron; sudo -n /usr/sbin/certdrop-install"], "_certdrop")
+            commands["certdrop-install, by root's cron"] = (["/usr/sbin/certdrop-install"], "")
+            say(f"tick: {size} sites")
+            measured = {name: functools.partial(measure.run, *command) for name, command in commands.items()}
+            for name, cost in measure.rounds(measured, rounds, PATIENCE).items():
+                numbers["costs"].setdefault(name, {})[str(size)] = cost_of(cost)
+                expected[name] = cost.wall / size
+    return numbers
+
+
+def call_root() -> None:
+    """Nothing may wait when ticks are measured."""
+    clients.call("certdrop-install")
+
+
+class Asked:
+    """What a piece of work asked of the CA."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.connections, self.requests = place, place.connections(), len(place.requests())
+
+    def since(self) -> tuple[int, int]:
+        """(requests, connections)"""
+        return len(self.place.requests()) - self.requests, self.place.connections() - self.connections
+
+
+def issue(rounds: int, large: bool) -> dict[str, Any]:
+    """One certificate, and many, with the CA near and far."""
+    numbers: dict[str, Any] = {"one": {}, "many": {}}
+    with placed() as place:
+        known = made((clients.Certdrop, *clients.RIVALS), place)
+        certdrop = known[0]
+        fresh = (f"i{number:05d}.example.org" for number in range(100000))
+        for trip in (0.0, 0.1):
+            place.distance(trip)
+            rows = {client.name: _one(place, client, fresh) for client in known}
+            rows["certdrop, without root's part"] = _one(place, certdrop, fresh, certdrop.one("NAME") + " --no-install")
+            numbers["one"][str(trip)] = found = _measured(rows, rounds)
+            say(f"one certificate at {trip * 1000:.0f} ms: " + ", ".join(f"{name} {row['wall']:.2f}" for name, row in found.items()))
+            fastest = min((client for client in known[1:] if not client.trips), key=lambda client: float(found[client.name]["wall"]))
+            many: dict[str, Callable[[], dict[str, float]]] = {}
+            for client in known:
+                if client.trips:
+                    continue
+                count = 50 if client in (certdrop, fastest) else 5
+                many[client.name] = _many(place, client, fresh, count, client.many)
+            many["certdrop, without root's part"] = _many(place, certdrop, fresh, 50, lambda names: certdrop.many(names) + " --no-install")
+            many[f"{fastest.name}, xargs -P {WORKERS}"] = _many(place, fastest, fresh, 50, lambda names: fastest.xargs(names, WORKERS))
+            if large:
+                many["certdrop, 500"] = _many(place, certdrop, fresh, 500, certdrop.many)
+                many[f"{fastest.name}, 500, xargs -P {WORKERS}"] = _many(place, fastest, fresh, 500, lambda names: fastest.xargs(names, WORKERS))
+            numbers["many"][str(trip)] = found = _measured(many, min(rounds, 3))
+            say(f"many at {trip * 1000:.0f} ms: " + ", ".join(f"{name} {row['wall']:.2f}" for name, row in found.items()))
+    return numbers
+
+
+def _one(place: Place, client: clients.Client, fresh: Iterator[str], command: str = "") -> Callable[[], dict[str, float]]:
+    def work() -> dict[str, float]:
+        name = next(fresh)
+        client.expect([name])
+        row = _issue(place, client, [name], (command or client.one("NAME")).replace("NAME", name))
+        for name in itertools.islice(fresh, TRIES if client.trips else 0):
+            if not row["failed"]:
+                break
+            row = _issue(place, client, [name], client.one(name))
+        return row
+    return work
+
+
+def _many(place: Place, client: clients.Client, fresh: Iterator[str], count: int, command: Callable[[Sequence[str]], str]) -> Callable[[], dict[str, float]]:
+    def work() -> dict[str, float]:
+        names = [next(fresh) for _ in range(count)]
+        client.expect(names)
+        return _issue(place, client, names, command(names))
+    return work
+
+
+def _issue(place: Place, client: clients.Client, names: Sequence[str], command: str) -> dict[str, float]:
+    asked = Asked(place)
+    try:
+        cost = measure.run(["sh", "-c", command], client.run_as)
+    except measure.Failed as error:
+        if not client.trips:
+            say(f"{client.name}: {error}")
+        return {"wall": float("nan"), "count": len(names), "failed": 1}
+    requests, connections = asked.since()
+    missing = [name for name in names if not _there(client, name)]
+    client.forget(names)
+    if missing:
+        say(f"{client.name}: no certificate for {len(missing)} of {len(names)}, the first {missing[0]}")
+    return {"wall": cost.wall, "cpu": cost.cpu, "requests": requests, "connections": connections, "count": len(names), "failed": len(missing)}
+
+
+def _there(client: clients.Client, name: str) -> bool:
+    if isinstance(client, clients.Certdrop):
+        return os.path.exists(client.has(name)) or os.path.exists(f"/var/lib/certdrop/live/{name}/cert.json") and \
+            not os.path.exists(f"/var/lib/certdrop/live/{name}/placeholder")
+    return os.path.exists(client.has(name))
+
+
+def _measured(commands: dict[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, dict[str, float]]:
+    """The medians, of all that went well; commands that take long run once."""
+    import statistics
+    rows: dict[str, list[dict[str, float]]] = {}
+    for _ in range(rounds):
+        for name, work in commands.items():
+            so_far = rows.setdefault(name, [])
+            if so_far and so_far[0]["wall"] > PATIENCE:
+                continue
+            so_far.append(work())
+    found = {}
+    for name, runs in rows.items():
+        good = [run for run in runs if not run["failed"]] or runs
+        found[name] = {key: statistics.median(run.get(key, 0.0) for run in good) for key in ("wall", "cpu", "requests", "connections", "count")}
+        found[name].update(runs=len(runs), bad=sum(1 for run in runs if run["failed"]))
+    return found
+
+
+class Visitor(threading.Thread):
+    """Shakes hands with each of the sites in turn, all the time."""
+
+    def __init__(self, names: Sequence[str], roots: str) -> None:
+        super().__init__(daemon=True)
+        self.names, self.context = names, ssl.create_default_context(cafile=roots)
+        self.count, self.failures, self.slowest = 0, list[str](), 0.0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            for name in self.names:
+                began = time.monotonic()
+                try:
+                    with socket.create_connection(("127.0.0.1", 443), 5) as raw, self.context.wrap_socket(raw, server_hostname=name):
+                        self.count += 1
+                except OSError as error:
+                    self.failures.append(f"{name}: {error}")
+                self.slowest = max(self.slowest, time.monotonic() - began)
+
+
+def rotate(rounds: int, large: bool) -> dict[str, Any]:
+    """New keys for 50 sites at once, while somebody shakes hands with all of them."""
+    numbers: dict[str, Any] = {}
+    with placed() as place:
+        certdrop = made((clients.Certdrop,), place)[0]
+        for kind in ("ecdsa-p256", "rsa-4096"):
+            names = [f"{kind}-{number:02d}.example.org" for number in range(50)]
+            clients.Certdrop.key = kind
+            certdrop.expect(names)
+            clients.call("certdrop", "renew", *names)
+            visitor = Visitor(names, place.world.pebble.root())
+            visitor.start()
+            stage.wait_for(lambda: visitor.count > 50, 20, "the visitor")
+            count, reloads, asked, before = visitor.count, _reloads(), Asked(place), _keys(names)
+            cost = measure.run(["certdrop", "rotate", *names])
+            visitor.ended.set()
+            visitor.join()
+            requests, connections = asked.since()
+            numbers[kind] = {**cost_of(cost), "sites": len(names), "changed": len(_keys(names) - before), "reloads": _reloads() - reloads,
+                             "handshakes": visitor.count - count, "failed": len(visitor.failures), "slowest": visitor.slowest,
+                             "requests": requests, "connections": connections}
+            say(f"rotate: {kind}: {numbers[kind]}")
+            for failure in visitor.failures[:3]:
+                say(failure)
+            clients.call("sh", "-c", "rm -f " + " ".join(f"/etc/nginx/sites-enabled/{name}" for name in names))
+    return numbers
+
+
+def _reloads() -> int:
+    return stage.read("/var/log/nginx/error.log").count("reconfiguring")
+
+
+def _keys(names: Sequence[str]) -> set[str]:
+    return {stage.read(f"/var/lib/certdrop/live/{name}/privkey.pem") for name in names}
+
+
+def profile(rounds: int, large: bool) -> dict[str, Any]:
+    """Where the time goes."""
+    import where
+    with placed() as place:
+        certdrop = made((clients.Certdrop,), place)[0]
+        return where.profile(place, certdrop, rounds)
