@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 import socket
 import ssl
@@ -146,6 +147,24 @@ def test_nginx_does_not_know_the_name_yet(case: Case) -> None:
     assert case.standing() == (number, number, number + 1)
 
 
+@pytest.fixture
+def alone(host: Host) -> Iterator[None]:
+    """nginx without the sites of other tests: where one listens on all addresses, nginx binds no single one."""
+    enabled, nginx = pathlib.Path("/etc/nginx/sites-enabled"), host.world.nginx
+    kept = {entry.name: os.readlink(entry) for entry in enabled.iterdir()}
+    nginx.stop()
+    for name in kept:
+        (enabled / name).unlink()
+    nginx.start()
+    yield
+    nginx.stop()
+    for name, target in kept.items():
+        if not (enabled / name).is_symlink():
+            (enabled / name).symlink_to(target)
+    nginx.start()
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_listener_on_one_address_of_several(case: Case) -> None:
     """A site that is bound to one address is proven there; what others show on other addresses of the same port is theirs."""
     case.serve("127.0.0.2:443 ssl")
@@ -198,6 +217,7 @@ def test_ipv6_only(case: Case) -> None:
     assert stage.fingerprint(stage.served_certificate(case.name, "::1")) == case.host.on_disk(case.name)
 
 
+@pytest.mark.usefixtures("alone")
 def test_proxy_protocol(case: Case) -> None:
     """probe = "proxy-protocol" says the PROXY line first, without which nginx answers nothing."""
     probe(case, "proxy-protocol")
