@@ -23,7 +23,7 @@ class Forge:
         builder = self._builder(self.name, self.ca_key.public_key()).add_extension(x509.BasicConstraints(True, None), True)
         self.root = builder.sign(self.ca_key, hashes.SHA256())
         self.root_pem = self.root.public_bytes(serialization.Encoding.PEM)
-        self.key_pem = pem_of(self.key)
+        self.key_pem = self.key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
         self.spki = self.key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
@@ -37,10 +37,6 @@ class Forge:
         builder = self._builder(subject, key or self.key.public_key()).add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False)
         builder = builder.add_extension(authority, False).add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), False)
         return builder.sign(self.ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def put(path: str, data: bytes | str, mode: int = 0o644) -> None:

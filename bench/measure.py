@@ -6,9 +6,12 @@ import os
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from typing import Callable, Mapping, Sequence
+
+LONGEST = 900.0                    # seconds
 
 
 class Failed(Exception):
@@ -34,7 +37,10 @@ def run(argv: Sequence[str], user: str = "", with_memory: bool = False) -> Cost:
         began = time.monotonic()
         process = subprocess.Popen([*wrapper, *argv], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd="/",
                                    **more)  # type: ignore[call-overload]
+        alarm = threading.Timer(LONGEST, process.kill)
+        alarm.start()
         _, status, usage = os.wait4(process.pid, 0)
+        alarm.cancel()
         wall = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:

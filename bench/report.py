@@ -62,7 +62,7 @@ def _tick(part: dict[str, Any]) -> list[str]:
 
 
 def _cell(cost: dict[str, float] | None) -> str:
-    return "" if cost is None else f"{seconds(cost['wall'])} ({seconds(cost['cpu'])}), {cost['memory']:.0f}"
+    return "" if cost is None or math.isnan(cost["wall"]) else f"{seconds(cost['wall'])} ({seconds(cost['cpu'])}), {cost['memory']:.0f}"
 
 
 def _issue(part: dict[str, Any]) -> list[str]:
