@@ -45,7 +45,7 @@ ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/
 ROOT_LINES_AIM = 700
 SECONDS_OF_FUZZING = 3600
 
-.PHONY: help deps check root-lines readme-lines unit test demo torture fuzz deb lint-deb install install-files install-snippets install-units uninstall clean
+.PHONY: help deps check root-lines readme-lines unit test demo torture fuzz bench model deb lint-deb install install-files install-snippets install-units uninstall clean
 
 help:
 	@echo "make deps       install what building and linting needs (apt)"
@@ -55,6 +55,8 @@ help:
 	@echo "make root-lines, readme-lines   that count file by file; write it into README.md"
 	@echo "make unit       the unit tests alone"
 	@echo "make torture    kill and fail the keeper at every single point, on the stage (long)"
+	@echo "make bench      certdrop beside other clients, on the stage: bench/RESULTS.md"
+	@echo "make model      the recovery table, model-checked (spin, gcc)"
 	@echo "make fuzz       every reader of hostile input, for SECONDS_OF_FUZZING=$(SECONDS_OF_FUZZING) seconds"
 	@echo "make deb        $(DEB)"
 	@echo "make install    without the package: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR=$(DESTDIR); make uninstall undoes it"
@@ -98,6 +100,14 @@ demo: deps deb
 torture: deps deb
 	@$(STAGE) fetch
 	@$(STAGE) run --deb $(DEB) -- tests/torture/torture --all
+
+# Beside the other clients, on the stage; writes bench/RESULTS.md. Wants a quiet machine.
+bench: deps deb
+	@bench/bench
+
+# The recovery table, model-checked; needs spin and gcc.
+model:
+	@model/check
 
 fuzz: deps
 	@tests/fuzz/run $(SECONDS_OF_FUZZING)
