@@ -312,7 +312,7 @@ def rotate(rounds: int, large: bool) -> Iterator[dict[str, Any]]:
 
 
 def _reloads() -> int:
-    return stage.read("/var/log/nginx/error.log").count("reconfiguring")
+    return stage.read("/var/log/nginx/error.log").count("(SIGHUP) received")
 
 
 def _keys(names: Sequence[str]) -> set[str]:
