@@ -156,8 +156,10 @@ byte noted;                     /* "this one is installed" */
 #endif
 #ifdef VARIANT_ROW_13_STAYS
 #define FALLBACK        0
+#elif defined(VARIANT_ROW_12_STAYS)
+#define FALLBACK        (to != live -> 0 : (proven && proven != to -> proven : lower))
 #else
-#define FALLBACK        (to != live -> 0 : (proven && proven != to -> proven : below))
+#define FALLBACK        (proven == live -> 0 : (proven -> proven : (lower -> lower : (to != live -> to : 0))))
 #endif
 #ifdef VARIANT_EVERY_FAILURE_COUNTS
 #define NOTES_ALL       1
@@ -187,10 +189,11 @@ byte noted;                     /* "this one is installed" */
 
 /* The keeper's sight, taken anew before every step: N, C, the generations to remove, and the row of the table that applies. */
 inline look() { d_step {
-	n = 0; c = 0; below = 0; third = 0; had = 0;
+	n = 0; c = 0; below = 0; third = 0; lower = 0; had = 0;
 	for (i : 1 .. G) {
 		if :: has(dirs, i) -> n = i :: else fi;
 		if :: has(conf, i) && !has(withdrawn, i) -> third = (KEPT > 2 -> below : 0); below = c; c = i :: else fi;
+		if :: has(conf, i) && !has(withdrawn, i) && i < live -> lower = i :: else fi;
 		if :: has(conf, i) && chain[i] && chain[i] <= G -> put(had, chain[i]) :: else fi
 	}
 	i = 0;
@@ -283,7 +286,7 @@ inline use_newest() {
 	if
 	:: atomic { !passes && TESTS_BEFORE -> tried = to; back = FALLBACK; failed = (NOTES_ALL -> 1 : failed) };
 		if
-		:: back -> move(back); want = 1                /* row 13: live may be where a killed run moved it, untested. Whose fault */
+		:: back -> move(back); want = 1                /* live is not proven: a killed run may have moved it, untested. Whose fault */
 		:: else                                        /* it is, row 12 finds out; else not the certificate's: nothing moves */
 		fi
 	:: else ->
@@ -353,6 +356,11 @@ inline take() {
 }
 
 /* The administrator's verbs. Each ends in a run of the table. */
+inline remember_gone() {
+	for (i : live + 1 .. G) { if :: has(conf, i) -> put(gone, i) :: else fi };
+	i = 0
+}
+
 inline rollback() {
 	atomic { back = 0;
 		for (i : 1 .. G) { if :: has(conf, i) && !has(withdrawn, i) && !has(standin, i) && i < live -> back = i :: else fi }
@@ -362,13 +370,12 @@ inline rollback() {
 	:: back ->
 		verbs++;
 		make_next(0);
-		atomic { for (i : live + 1 .. G) { if :: has(conf, i) -> put(gone, i) :: else fi }; i = 0 };
 #ifdef VARIANT_ROLLBACK_MARKS_UPWARDS
 		m = back + 1;
-		do :: m <= G -> if :: has(conf, m) -> put(withdrawn, m) :: else fi; m++ :: else -> break od;
+		do :: m <= G -> if :: has(conf, m) -> atomic { put(withdrawn, m); remember_gone() } :: else fi; m++ :: else -> break od;
 #else
 		m = G;                                             /* the newest first: killed in between, it goes at least not forward */
-		do :: m > back -> if :: has(conf, m) -> put(withdrawn, m) :: else fi; m-- :: else -> break od;
+		do :: m > back -> if :: has(conf, m) -> atomic { put(withdrawn, m); remember_gone() } :: else fi; m-- :: else -> break od;
 #endif
 		m = 0; back = 0
 	:: else
@@ -404,7 +411,7 @@ inline finish_removal() {
 }
 
 proctype keeper() {
-	byte n, c, below, third, had, old, row, i, m, r, to, back, before, tried;
+	byte n, c, below, third, lower, had, old, row, i, m, r, to, back, before, tried;
 	bit was_aside, judged;
 	do
 	:: {
@@ -448,11 +455,11 @@ proctype keeper() {
 			fi
 		od;
 		claim(UNDONE, !uses || broken || passes || !(proven && matches(proven) && !has(unfit, proven)));
-		atomic { n = 0; c = 0; below = 0; third = 0; had = 0; old = 0; row = 0; tried = 0; was_aside = 0; judged = 0;
+		atomic { n = 0; c = 0; below = 0; third = 0; lower = 0; had = 0; old = 0; row = 0; tried = 0; was_aside = 0; judged = 0;
 			if :: lock == _pid -> lock = 0 :: else fi }
 	} unless {
 		atomic { killed == _pid -> killed = 0; if :: lock == _pid -> lock = 0 :: else fi;
-			n = 0; c = 0; below = 0; third = 0; had = 0; old = 0; row = 0; i = 0; m = 0; r = 0; to = 0; back = 0; before = 0; tried = 0; was_aside = 0; judged = 0 }
+			n = 0; c = 0; below = 0; third = 0; lower = 0; had = 0; old = 0; row = 0; i = 0; m = 0; r = 0; to = 0; back = 0; before = 0; tried = 0; was_aside = 0; judged = 0 }
 	}
 	od
 }
