@@ -88,8 +88,9 @@ def test_ignored_signals_hide_nothing(host: Host) -> None:
 def test_tiny_limits_hurt_nobody(host: Host, limit: str, value: int) -> None:
     """Root sets its own limits: the caller's stop neither the run nor what it starts. Where root may not (a container), it is 75, logged, and the next run is well."""
     code, text = sudo(host, INSTALL, preexec_fn=lambda: resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (value, value)))
-    may_raise = int(re.findall(r"CapEff:\t([0-9a-f]+)", pathlib.Path("/proc/self/status").read_text())[0], 16) >> 24 & 1      # CAP_SYS_RESOURCE
-    assert (code, text) == (0, "") or (not may_raise and (code, text) == (os.EX_TEMPFAIL, "")), (code, text)
+    capabilities = re.findall(r"CapEff:\t([0-9a-f]+)", pathlib.Path("/proc/self/status").read_text())[0]
+    may_raise = int(capabilities, 16) >> 24 & 1                    # CAP_SYS_RESOURCE
+    assert (code, text) == (0, "") or (not may_raise and (code, text) == (os.EX_TEMPFAIL, ""))
     host.run(INSTALL, code=0)
 
 
