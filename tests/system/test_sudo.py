@@ -86,7 +86,8 @@ def test_ignored_signals_hide_nothing(host: Host) -> None:
 
 @pytest.mark.parametrize("limit,value", [("NOFILE", 10), ("FSIZE", 0), ("CPU", 1), ("NPROC", 60), ("CORE", 0), ("STACK", 1 << 20)])
 def test_tiny_limits_hurt_nobody(host: Host, limit: str, value: int) -> None:
-    """Root sets its own limits: the caller's stop neither the run nor what it starts. Where root may not (a container), it is 75, logged, and the next run is well."""
+    """Root sets its own limits: the caller's stop neither the run nor what it starts. Where root may not
+    (a container), it is 75, logged, and the next run is well."""
     code, text = sudo(host, INSTALL, preexec_fn=lambda: resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (value, value)))
     capabilities = re.findall(r"CapEff:\t([0-9a-f]+)", pathlib.Path("/proc/self/status").read_text())[0]
     may_raise = int(capabilities, 16) >> 24 & 1                    # CAP_SYS_RESOURCE
