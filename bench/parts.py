@@ -284,14 +284,15 @@ class Visitor(threading.Thread):
 
 
 def rotate(rounds: int, large: bool) -> Iterator[dict[str, Any]]:
-    """New keys for 50 sites at once, while somebody shakes hands with all of them."""
+    """New keys for 50 sites at once, all of ECDSA or ten of them of RSA 4096, while somebody shakes hands with all of them."""
     numbers: dict[str, Any] = {}
     with placed() as place:
         certdrop = made((clients.Certdrop,), place)[0]
-        for kind in ("ecdsa-p256", "rsa-4096"):
-            names = [f"{kind}-{number:02d}.example.org" for number in range(50)]
-            clients.Certdrop.key = kind
-            certdrop.expect(names)
+        for kind, slow in (("50 ecdsa-p256", 0), ("40 ecdsa-p256, 10 rsa-4096", 10)):
+            names = [f"slow{slow}-{number:02d}.example.org" for number in range(50)]
+            for key, some in (("rsa-4096", names[:slow]), ("ecdsa-p256", names[slow:])):
+                clients.Certdrop.key = key
+                certdrop.expect(some)
             clients.call("certdrop", "renew", *names)
             visitor = Visitor(names, place.world.pebble.root())
             visitor.start()
