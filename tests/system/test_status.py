@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -54,12 +55,26 @@ def test_served_is_seen_by_a_handshake_with_nginx(host: Host, site: str) -> None
 def test_root_becomes_the_watcher_before_it_reads_or_connects(host: Host, site: str) -> None:
     """As root, what the issuer wrote is opened, and nginx is asked, by a process that is _certdrop-watch, in a session of its own."""
     as_issuer(f"open({STATE + '/issuer/' + site + '.json'!r}, 'w').write('{{}}')")
-    text = host.run("strace", "-f", "-y", "-e", "trace=openat,setresuid,setsid,connect", "certdrop-status").text
+    text = host.run("strace", "-f", "-y", "-e", "trace=openat,setreuid,setsid,connect,execve", "certdrop-status").text
     uid = pwd.getpwnam("_certdrop-watch").pw_uid
-    changed = text.index(f"setresuid({uid}, {uid}, {uid})")
-    assert "setsid()" in text[:changed]
+    changed = text.index(f"setreuid({uid}, {uid})")
+    assert "setsid()" in text[:changed] and "execve(" in text[changed:]
     touched = [match.start() for match in re.finditer(rf"{site}\.json|/sites/{site}|sin_port=htons\(443\)", text)]
     assert touched and min(touched) > changed
+
+
+@pytest.mark.parametrize("program", ["certdrop-status", "certdrop-check", "certdrop-watch"])
+def test_root_keeps_its_terminal(host: Host, program: str, tmp_path: Path) -> None:
+    """At a terminal the watcher has pipes: root alone reads and writes there, and shows lines and colours."""
+    calls = str(tmp_path / "calls")
+    done = host.run("script", "-qec", f"strace -f -yy -o {calls} -e trace=%desc {program}", "/dev/null", env={**os.environ, "TERM": "xterm"})
+    assert done.text.strip() and "Traceback" not in done.text
+    assert program != "certdrop-status" or "\33[" in done.text
+    with open(calls, encoding="utf-8", errors="replace") as stream:
+        lines = stream.readlines()
+    root = lines[0].split()[0]
+    shown = {line.split()[0] for line in lines if re.search(r" (write|read)\(\d+<[^>]*/dev/(pts/|tty)", line)}
+    assert shown == {root}
 
 
 HOSTILE: dict[str, Callable[[str], str]] = {

@@ -383,7 +383,7 @@ def test_prometheus_file_is_replaced_whole(world: World, tmp_path: Path, monkeyp
     target = place / "certdrop.prom"
     target.write_text("old\n")
     world.usual("example.org")
-    monkeypatch.setattr(status, "as_watcher", lambda _program, work, _otherwise: work())
+    monkeypatch.setattr(status, "as_watcher", lambda _program, _argv, work, *_, **__: work())
     assert 0 == status.main(["--no-probe", "--prometheus", str(target)])
     assert target.read_text().endswith("\n") and "certdrop_sites 1" in target.read_text() and 0o644 == target.stat().st_mode & 0o777
     before = target.read_text()

@@ -13,7 +13,7 @@ import sys
 from certdrop import events
 from certdrop.watcher import check_kernel, check_paths, check_sites, check_users
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
-from certdrop.watcher.principal import as_watcher
+from certdrop.watcher.principal import as_watcher, seen_by_root
 
 USAGE = "usage: certdrop-check [--json]"
 MARKS = {OK: "ok     ", WARNING: "warning", FAILED: "failed "}
@@ -29,9 +29,15 @@ def main(argv: list[str]) -> int:
         return os.EX_USAGE
     privileged = check_users.as_root() if os.geteuid() == 0 else None
     try:
-        return as_watcher("certdrop-check", lambda: show(everything(privileged), bool(argv)), os.EX_SOFTWARE)
+        return as_watcher("certdrop-check", argv, lambda: show(everything(_handed_over()), bool(argv)), os.EX_SOFTWARE, json.dumps(privileged).encode())
     except KeyError as error:
         return show([*everything(privileged), Line(FAILED, "users", events.clean(error), "install the package again")], bool(argv))
+
+
+def _handed_over() -> list[Line] | None:
+    """What root saw, where it started this."""
+    seen = seen_by_root()
+    return None if seen is None else [Line(*line) for line in json.loads(seen)]
 
 
 def everything(privileged: list[Line] | None) -> list[Line]:

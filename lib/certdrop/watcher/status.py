@@ -8,6 +8,7 @@ file that --prometheus names.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -17,7 +18,7 @@ from certdrop import site as configuration
 from certdrop.watcher import handshake, report, table, verdict
 from certdrop.watcher.evidence import Evidence, Reader
 from certdrop.watcher.places import Places
-from certdrop.watcher.principal import as_watcher
+from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
 USAGE = """usage: certdrop-status [--no-probe] [--warning PERCENT] [--critical PERCENT]
@@ -71,8 +72,8 @@ def main(argv: list[str]) -> int:
         return verdict.OK
     try:
         if options.file:
-            return _to_file(options)
-        return as_watcher("certdrop-status", lambda: show(options, sys.stdout), verdict.UNKNOWN)
+            return _to_file(options, argv)
+        return as_watcher("certdrop-status", argv, lambda: show(options, sys.stdout), verdict.UNKNOWN)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)           # what is still buffered has nowhere to go
         return verdict.UNKNOWN
@@ -113,7 +114,7 @@ def show(options: Options, out: TextIO) -> int:
     elif not sites:
         print("no site yet: certdrop add DOMAIN... adds one", file=out)
     else:
-        colour = out.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        colour = at_terminal(out) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         print("\n".join(table.render(sites, now, _width(out), colour)), file=out)
         print(table.summary(sites, keeper, issuer, watcher, now), file=out)
     if silent and options.form == "table":
@@ -137,7 +138,7 @@ def served(sites: list[Evidence], places: Places) -> dict[str, set[str]]:
     return {name: {answers[question] for question in questions} for name, questions in asked.items() if all(q in answers for q in questions)}
 
 
-def _to_file(options: Options) -> int:
+def _to_file(options: Options, argv: list[str]) -> int:
     """Write whole or not at all. Started by root, root opens and renames, the watcher writes."""
     temporary = f"{options.file}.{os.getpid()}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -147,7 +148,8 @@ def _to_file(options: Options) -> int:
                 code = show(options, out)
                 out.flush()
                 return code
-            code = as_watcher("certdrop-status", work, verdict.UNKNOWN)
+            again = [word for word in argv if word != options.file]
+            code = as_watcher("certdrop-status", again, work, verdict.UNKNOWN, out=fd)
         if code != verdict.UNKNOWN:
             os.chmod(temporary, 0o644)
             os.rename(temporary, options.file)
@@ -164,7 +166,7 @@ def _width(out: TextIO) -> int:
     try:
         return os.get_terminal_size(out.fileno()).columns
     except (OSError, ValueError):
-        return table.NARROW
+        return shutil.get_terminal_size((table.NARROW, 0)).columns if at_terminal(out) else table.NARROW
 
 
 def _share(word: str, rest: list[str]) -> float:

@@ -24,7 +24,7 @@ from certdrop import spool
 from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, status, verdict
 from certdrop.watcher.evidence import Mouth, Reader
 from certdrop.watcher.places import Places
-from certdrop.watcher.principal import as_watcher
+from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
 USAGE = "usage: certdrop-watch [--test | --check]"
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         return os.EX_OK
     work = {"--test": send_test, "--check": check}.get(argv[0], run) if argv else run
     try:
-        return as_watcher("certdrop-watch", lambda: _guarded(work), os.EX_SOFTWARE)
+        return as_watcher("certdrop-watch", argv, lambda: _guarded(work), os.EX_SOFTWARE)
     except KeyError as error:
         return _say(f"{events.clean(error)}; install the package again", os.EX_NOPERM)
 
@@ -182,7 +182,7 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     spool.write(own, "state.json", json.dumps(noted).encode(), 0o644)
     journal.info("looked", sites=len(sites), problems=len(problems))
     transmit(pipes[1], {"do": "done"})
-    if sys.stdout.isatty():
+    if at_terminal(sys.stdout):
         for problem in problems:
             print(f"certdrop-watch: {problem.subject}")
         told = f"mailed to {route.words()}" if kind and not after.failed else "nothing new to mail"
@@ -285,6 +285,6 @@ def _pipes() -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _say(text: str, code: int) -> int:
     """One line for people; under cron and timers only where somebody must act (70, 77, 78)."""
-    if sys.stderr.isatty() or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG):
+    if at_terminal(sys.stderr) or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG):
         print(f"certdrop-watch: {events.clean(text)}", file=sys.stderr, flush=True)
     return code
