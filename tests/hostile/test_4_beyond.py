@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import subprocess
+import textwrap
 import time
 from typing import Any, Callable, Iterator
 
@@ -174,7 +175,7 @@ def test_73_a_judge_that_lies_about_what_is_shown(ground: Ground) -> None:
         before = ground.live(OTHER)
         ground.reply(OTHER)
         real = stage.read(JUDGE)
-        text = real.replace("from certdrop.judge import served\n        return served.serve()",
+        text = real.replace("from certdrop.judge import served\n        return served.serve(argv[1])",
                             "print('ready', flush=True)\n"
                             "        [print('f' * 64, flush=True) for line in iter(lambda: os.read(0, 65536), b'')]\n        return 0")
         assert text != real
@@ -184,6 +185,17 @@ def test_73_a_judge_that_lies_about_what_is_shown(ground: Ground) -> None:
         ground.an_hour_passes()
         ground.install(code=0)
         assert ground.live(OTHER) == before + 1 == ground.proven(OTHER)
+
+
+def test_85_a_chain_of_the_right_key_that_nobody_trusts(ground: Ground) -> None:
+    """Goal: with hostile code in the place of the judge of replies, have the site's own key certified by a CA that no browser knows: it is undone."""
+    with ground.stands(other=False, but=(JUDGE, os.path.dirname(JUDGE))):
+        ground.reply(VICTIM, signer=ground.ca.stranger, above=[ground.ca.stranger[0]])
+        real = stage.read(JUDGE)
+        liar = LIAR.replace("LIE", "hashlib.sha256(der).hexdigest()").replace("SHOWN", "pass")
+        with replaced(JUDGE, real.replace("def main(", f'if sys.argv[1] == "chain":{textwrap.indent(liar, "    ")}\n\ndef main('), 0o644):
+            assert ground.install().code == os.EX_TEMPFAIL
+        assert "issued-not-served" in ground.events() and "does not verify" in ground.notes(VICTIM)["install"]["error"]
 
 
 def hostile_issuer(body: str) -> str:

@@ -1,4 +1,4 @@
-"""The judge's process: `python3 -I -S .../judge/__main__.py chain ROOTS` or `... served`, started by the keeper only.
+"""The judge's process: `python3 -I -S .../judge/__main__.py chain ROOTS` or `... served ROOTS`, started by the keeper only.
 
 Runs as: _certdrop-judge, which owns no file; refuses to be root. Reads: the trusted roots, then pipes.
 """
@@ -19,9 +19,9 @@ def main(argv: list[str]) -> int:
         sys.path.append("/usr/lib/python3/dist-packages")       # cryptography and OpenSSL, which -S leaves out
         from certdrop.judge import chain
         return chain.serve(argv[1])
-    if argv == ["served"]:
+    if argv[:1] == ["served"] and len(argv) == 2:
         from certdrop.judge import served
-        return served.serve()
+        return served.serve(argv[1])
     return os.EX_USAGE
 
 

@@ -40,7 +40,7 @@ def _exactly(fd: int, size: int) -> bytes:
     return data
 
 
-def hear(case: Callable[[], str]) -> str:
+def hear(case: Callable[[], str], limit: int = LIMIT) -> str:
     """The one line that `case` answers in a child that is shut in; "" where it gives none in time."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -51,13 +51,13 @@ def hear(case: Callable[[], str]) -> str:
             os.close(0)
             os.close(1)
             shut_in()
-            os.write(writer, case().encode("ascii", "replace")[:LIMIT])
+            os.write(writer, case().encode("ascii", "replace")[:limit])
             status = 0
         finally:
             os._exit(status)
     os.close(writer)
     try:
-        return _answer(reader)
+        return _answer(reader, limit)
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)
@@ -73,11 +73,11 @@ def shut_in() -> None:
     jail.forbid(NOFILE=0)          # last: Landlock's own descriptor was the final one
 
 
-def _answer(fd: int) -> str:
+def _answer(fd: int, limit: int) -> str:
     end = time.monotonic() + DEADLINE
     data = b""
-    while len(data) <= LIMIT and select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
-        more = os.read(fd, LIMIT + 1)
+    while len(data) <= limit and select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+        more = os.read(fd, limit + 1)
         if not more:
             return data.decode("ascii", "replace")
         data += more

@@ -24,21 +24,28 @@ PREFACES = {                       # what is said before the handshake, and how 
 }
 
 
-def serve() -> int:
-    """One line a case: the leaf's SHA-256 in hex, or `nobody` (no connection), or `nothing` (no handshake)."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False                      # what is shown is compared by root, whoever may trust it
-    context.verify_mode = ssl.CERT_NONE
+def serve(roots: str) -> int:
+    """One line a case: the leaf's SHA-256 in hex, or `nobody` (no connection), or `nothing` (no handshake).
+
+    Where the case says `verify`, there is no handshake unless OpenSSL's TLS client finds name and chain good, up to these roots: a second
+    opinion on what was accepted, by other code, in a process that never saw the reply.
+    """
+    contexts = {False: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
+    contexts[False].check_hostname = False              # what is shown is compared by root, whoever may trust it
+    contexts[False].verify_mode = ssl.CERT_NONE
     booth.say("ready")
     for (question,) in booth.frames():
         asked = json.loads(question)
+        if asked["verify"] and True not in contexts:
+            contexts[True] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            contexts[True].load_verify_locations(roots)
         try:
             connection = socket.create_connection((asked["address"], asked["port"]), CONNECT)
         except OSError:
             booth.say("nobody")
             continue
         with connection:
-            booth.say(booth.hear(lambda: shown(context, connection, asked["name"], asked["preface"])) or "nothing")
+            booth.say(booth.hear(lambda: shown(contexts[asked["verify"]], connection, asked["name"], asked["preface"])) or "nothing")
     return os.EX_OK
 
 

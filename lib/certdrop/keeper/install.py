@@ -11,9 +11,8 @@ import base64
 import hashlib
 import json
 import os
+import select
 import shutil
-import signal
-import sys
 import time
 
 from certdrop import events, jail, site, spool
@@ -22,6 +21,7 @@ from certdrop.keeper.state import Sight
 
 HOURLY = 3600                      # seconds between two installations of a site that the issuer asked for
 OUTPUT = 30                        # seconds for somebody to read what is printed
+PATIENCE = 600                     # seconds that a run goes on asking judges; what is left waits for the next
 
 
 class Run:
@@ -32,6 +32,7 @@ class Run:
         self.asked_by_issuer = asked_by_issuer
         self.talk = talk
         self.log = events.Log("keeper")
+        self.end = time.monotonic() + PATIENCE
         self.config = site.load_config()
         self.issuer, self.group = jail.user_ids(spool.ISSUER)
         self.posted: dict[str, set[tuple[int, str]]] = {}
@@ -162,7 +163,10 @@ def withdraw(run: Run, name: str, number: int, kind: str) -> None:
 def take(run: Run, wanted: list[site.Site]) -> None:
     """Read the replies that wait, have them judged, and write what is accepted into its generation."""
     with judges.Judge("chain", run.config.trust_roots) as judge:
-        for found in wanted:
+        # Who cost time before comes last: nobody's replies can keep another's from being judged.
+        for found in sorted(wanted, key=lambda found: notes.Notes(found.name).refused.get("reason") == "judge-failed"):
+            if time.monotonic() > run.end:
+                break
             try:
                 _take_one(run, found, judge)
             except OSError as error:
@@ -183,7 +187,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
     except spool.Refused as refused:
         unreadable = refused
     known = notes.Notes(name)
-    if run.asked_by_issuer and not state.has(name, number, "now") and time.time() < known.installed_at + HOURLY:
+    if run.asked_by_issuer and (known.waits(number) or not state.has(name, number, "now") and time.time() < known.installed_at + HOURLY):
         return                                               # root's own run takes it, at the latest
     request = state.facts(name, number, "request")
     expected = json.dumps([request["spki_sha256"], request["domains"], _identity(run.config.trust_roots)])
@@ -217,13 +221,12 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
 
 def say(lines: list[str]) -> None:
     """Print lines to standard error, and give up after a while where nobody reads."""
-    signal.alarm(OUTPUT)
+    end, rest = time.monotonic() + OUTPUT, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
     try:
-        for line in lines:
-            print(line, file=sys.stderr, flush=True)
+        while rest and select.select([], [2], [], max(0.0, end - time.monotonic()))[1]:
+            rest = rest[os.write(2, rest[:4096]):]           # as much as a pipe takes at once
     except OSError:
         pass
-    signal.alarm(0)
 
 
 def finish_removals() -> None:

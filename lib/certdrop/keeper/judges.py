@@ -33,6 +33,8 @@ class Accepted:
 class Judge:
     """One of the judge's two tasks, as something to ask. Use as a context."""
 
+    program, limit = "judge/__main__.py", 200  # what it runs, and the longest answer
+
     def __init__(self, *task: str) -> None:
         self.task = task
         self.process: subprocess.Popen[bytes] | None = None
@@ -75,7 +77,7 @@ class Judge:
 
     def _start(self) -> None:
         jail.user_ids(USER)
-        program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "judge", "__main__.py")
+        program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), self.program)
         self.process = subprocess.Popen(
             ["/usr/bin/python3", "-I", "-S", program, *self.task], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, preexec_fn=self._lose_privileges)
@@ -84,7 +86,7 @@ class Judge:
 
     def _lose_privileges(self) -> None:
         """Between fork and exec. Popen's own `user` would come before preexec_fn, and then no namespace can be made any more."""
-        if self.task[0] == "chain":
+        if self.task[0] != "served":
             jail.leave_network()
         jail.become(USER)
 
@@ -100,7 +102,7 @@ class Judge:
         end, data = time.monotonic() + DEADLINE, b""
         stream = self.process.stdout if self.process else None
         while stream and not data.endswith(b"\n"):
-            if len(data) > 200 or not select.select([stream], [], [], max(0.0, end - time.monotonic()))[0]:
+            if len(data) > self.limit or not select.select([stream], [], [], max(0.0, end - time.monotonic()))[0]:
                 return ""
             more = os.read(stream.fileno(), 256)
             if not more:
@@ -119,8 +121,8 @@ def ask_chain(judge: Judge, expected: dict[str, object], reply: bytes) -> Accept
     raise spool.Refused(reason if answer.startswith("refuse ") and reason in spool.REASONS else "judge-failed")
 
 
-def ask_served(judge: Judge, address: str, port: int, name: str, preface: str) -> str:
-    """The SHA-256 in hex of the leaf shown there for `name`, or `nobody` (no connection), or `nothing` (no handshake)."""
-    question = json.dumps({"address": address, "port": port, "name": name, "preface": preface})
+def ask_served(judge: Judge, place: tuple[str, int, str], name: str, verify: bool = False) -> str:
+    """The SHA-256 in hex of the leaf shown there for `name`, or `nobody` (no connection), or `nothing` (no handshake; with `verify`, no good one)."""
+    question = json.dumps({"address": place[0], "port": place[1], "name": name, "preface": place[2], "verify": verify})
     answer = judge.ask(question.encode())
     return answer if _SHOWN.fullmatch(answer) else "nothing"

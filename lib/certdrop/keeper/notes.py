@@ -52,11 +52,15 @@ class Notes:
         same = (known.get("number"), known.get("reply_sha256"), known.get("expected_sha256")) == (number, _sha256(reply), _sha256(expected.encode()))
         return same and (known.get("reason") not in spool.HEALED_BY_TIME or time.time() < int(str(known.get("next_try", 0))))
 
+    def waits(self, number: int) -> bool:
+        """Whether a reply for this number was refused just now: another is not looked at at once, however often the issuer asks."""
+        return self.refused.get("number") == number and time.time() < int(str(self.refused.get("next_try", 0)))
+
     def refuse(self, number: int, reply: bytes, expected: str, reason: str) -> None:
         """Remember a refusal by reply and expectations, and keep the reply for the administrator."""
         now = int(time.time())
         again = self.refused.get("number") == number and self.refused.get("reason") == reason
-        tries = int(str(self.refused.get("tries", 0))) + 1 if again else 1
+        tries = int(str(self.refused.get("tries", 0))) + 1 if self.refused.get("number") == number else 1
         self.refused = {"number": number, "reason": reason, "reply_sha256": _sha256(reply), "expected_sha256": _sha256(expected.encode()),
                         "since": self.refused["since"] if again else now, "tries": tries, "next_try": now + _pause(tries)}
         keep_refused(self.name, number, reason, reply)

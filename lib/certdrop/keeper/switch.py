@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from certdrop.keeper.install import Run
 
 PATIENCE = 5.0                     # seconds for a reload to show; as many more for each second that the tests took beyond the first
+LATE = 300                         # seconds after a run's end for what it moved to be shown
 GRACE = 1.0                        # the same, for a site that nobody showed before
 
 
@@ -32,6 +33,7 @@ class Change:
         self.to = self.sight.newest or 0
         self.own: set[str] = set()                             # the fingerprints of all its generations
         self.before: dict[services.Place, str] = {}            # what was shown before anything was changed
+        self.untrusted = False                                 # it is shown, and no good
         self.outdated = self.back is not None and copies.differ(wanted, self.back)
 
     @property
@@ -93,7 +95,7 @@ class Change:
     def shown(self, judge: judges.Judge, used: dict[str, services.Service]) -> dict[services.Place, str]:
         """What its services show for this site, on each of their addresses where somebody listens."""
         places = {place for name in self.wanted.services for place in services.addresses(used[name], self.wanted.probe)}
-        found = {place: judges.ask_served(judge, place.address, place.port, self.wanted.domains[0], place.preface) for place in sorted(places)}
+        found = {place: judges.ask_served(judge, place, self.wanted.domains[0]) for place in sorted(places)}
         return {place: leaf for place, leaf in found.items() if leaf != "nobody"}
 
     def is_shown(self, now: dict[services.Place, str]) -> bool:
@@ -104,6 +106,12 @@ class Change:
         new, shown = self.sha256(self.to), set(now.values())
         known = [place for place, leaf in self.before.items() if leaf in self.own]
         return new in shown and shown.isdisjoint(self.own - {new}) and all(now.get(place, new) == new for place in known)
+
+    def is_trusted(self, now: dict[services.Place, str], judge: judges.Judge) -> bool:
+        """Whether a TLS client that trusts our roots is content with what is shown: whatever was said of the reply, it is a good certificate."""
+        new = self.sha256(self.to)
+        self.untrusted = judges.ask_served(judge, next(place for place, leaf in now.items() if leaf == new), self.wanted.domains[0], True) != new
+        return not self.untrusted
 
 
 def switch(run: Run, wanted: list[site.Site]) -> None:
@@ -129,9 +137,13 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
                 _put_off(run, change, "service-failed", f"{broken[name]}; not this certificate's fault: nothing was changed")
                 break
     changes = [change for change in changes if not broken.keys() & set(change.wanted.services)]
-    with judges.Judge("served") as judge:
-        for change in changes:
-            change.look(judge, used)
+    with judges.Judge("served", run.config.trust_roots) as judge:
+        looked: list[Change] = []
+        for change in changes:                               # what no longer fits into this run is next in the next one
+            if time.monotonic() < run.end or not looked:
+                change.look(judge, used)
+                looked.append(change)
+        changes = looked
         moved = _move(run, changes, used)
         failed = _reload(run, [change for change in moved if change.reloads], used)
         asked = [change for change in moved if not _reload_is_missed(run, change, used, failed)]
@@ -232,7 +244,7 @@ def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], ju
     while True:
         asked = time.monotonic() - began                     # what counts is an answer to a question asked late enough
         waiting = [change for change in waiting if not _is_served(run, change, used, judge)]
-        if all(asked >= change.patience * stretch for change in waiting):
+        if time.monotonic() > run.end + LATE or all(asked >= change.patience * stretch for change in waiting):
             return waiting
         if asked > PATIENCE * stretch / 2 and not again:      # somebody who restarted the service may have swallowed the first
             again = True
@@ -245,7 +257,10 @@ def _is_served(run: Run, change: Change, used: dict[str, services.Service], judg
         _installed(run, change, "nobody is to be asked")
         generations.move("proven", change.name, change.to)
         return True
-    if not change.is_shown(change.shown(judge, used)):
+    if time.monotonic() > run.end + LATE:                    # a service that hangs costs a deadline each time that it is asked
+        return False
+    now = change.shown(judge, used)
+    if not change.is_shown(now) or not change.is_trusted(now, judge):
         return False
     generations.move("proven", change.name, change.to)
     run.log.write(events.SERVING, site=change.name, number=change.to, sha256=change.sha256(change.to))
@@ -260,7 +275,8 @@ def _not_served(run: Run, change: Change) -> None:
         return
     services_named = ", ".join(change.wanted.services)
     follows = "the one before serves again" if change.goes_back else "it stays in place"
-    _put_off(run, change, "issued-not-served", f"{services_named} reloaded, and generation {change.to:04d} is not shown; {follows}")
+    what = "does not verify, for a client that trusts trust_roots" if change.untrusted else "is not shown"
+    _put_off(run, change, "issued-not-served", f"{services_named} reloaded, and generation {change.to:04d} {what}; {follows}")
 
 
 def _installed(run: Run, change: Change, why: str) -> None:
