@@ -24,7 +24,7 @@ def make_placeholder(wanted: configuration.Site, number: int) -> None:
     key = keys.make(wanted.key)
     pem, fingerprint, begin, end = keys.placeholder(key, wanted.domains)
     files = _requested(wanted, key, wanted.key, int(time.time()))
-    files.update(_certified(wanted.name, number, pem, b"", Accepted(fingerprint, begin, end)))
+    files.update(certified(wanted.name, number, pem, b"", Accepted(fingerprint, begin, end)))
     files["placeholder"] = b""
     _make(wanted.name, number, files)
 
@@ -46,7 +46,7 @@ def make_next(wanted: configuration.Site, number: int, carry: int | None, now: b
 
 def complete(name: str, number: int, blocks: list[bytes], accepted: Accepted) -> None:
     """Write an accepted chain into its generation; whole only when nginx.conf is there."""
-    for entry, data in _certified(name, number, blocks[0], b"".join(blocks[1:]), accepted).items():
+    for entry, data in certified(name, number, blocks[0], b"".join(blocks[1:]), accepted).items():
         _put(directory(name, number), entry, data, 0o644)
 
 
@@ -106,7 +106,8 @@ def _requested(wanted: configuration.Site, key: bytes, kind: str, created: int) 
     return {"privkey.pem": key, "request.csr": keys.request(key, wanted.domains), "request.json": json.dumps(known).encode()}
 
 
-def _certified(name: str, number: int, leaf: bytes, intermediates: bytes, accepted: Accepted) -> dict[str, bytes]:
+def certified(name: str, number: int, leaf: bytes, intermediates: bytes, accepted: Accepted) -> dict[str, bytes]:
+    """The files that make a generation complete."""
     path = directory(name, number)
     known = {"sha256": accepted.sha256, "not_before": accepted.not_before, "not_after": accepted.not_after}
     lines = f"ssl_certificate {path}/fullchain.pem;\nssl_certificate_key {path}/privkey.pem;\n"
