@@ -24,12 +24,13 @@ OURS = {
     "issuer": {"spool", "site", "jail", "events"},
     "keeper": {"spool", "site", "jail", "events"},
     "judge": {"spool", "jail"},
-    "watcher": {"spool", "site", "jail", "events", "layout"},
-    "admin": {"spool", "site", "jail", "events", "layout", "keeper"},
+    "watcher": {"spool", "site", "jail", "events", "layout", "nginxconf"},
+    "admin": {"spool", "site", "jail", "events", "layout", "nginxconf", "keeper"},
     "spool": set(),
     "events": set(),
     "jail": set(),
     "layout": set(),
+    "nginxconf": set(),
     "site": {"spool"},
     "__init__": set(),
 }
@@ -42,6 +43,7 @@ NOT_THEIRS = {
     "events": NEVER_AS_ROOT | {"cryptography", "json", "logging"},
     "jail": NEVER_AS_ROOT | {"cryptography"},
     "layout": NEVER_AS_ROOT | {"cryptography"},
+    "nginxconf": NEVER_AS_ROOT | {"cryptography"},
     "site": NEVER_AS_ROOT | {"cryptography"},
     "__init__": NEVER_AS_ROOT,
 }
