@@ -72,7 +72,7 @@ def test_remove_is_refused_while_nginx_needs_the_site(host: Host) -> None:
     name = host.add(host.name())
     number = host.next(name)
     done = host.run("certdrop", "remove", name, code=os.EX_DATAERR)
-    assert "still in use" in done.text
+    assert f"still in use: nginx's configuration names {STATE}/live/{name}/" in done.text
     assert host.served(name) == host.on_disk(name)
     host.world.nginx.remove_site(name)
     host.world.nginx.reload()

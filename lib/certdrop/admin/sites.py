@@ -147,6 +147,9 @@ def remove(name: str) -> int:
         run, live = install.Run(PROGRAM, False, True), site.STATE + "/live"
         sight = Sight(name)
         used = _used(run, name)
+        for service in used:
+            if f"{live}/{name}/" in _shown(service):         # seen without touching anything: a kill leaves nothing aside that is in use
+                raise Refused(f"{name}: still in use: {service.name}'s configuration names {live}/{name}/; take the site out of it first")
         if sight.live is not None:
             os.rename(f"{live}/{name}", f"{live}/.{name}.aside")
             try:
@@ -205,6 +208,18 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
                 run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, posted[name] or 0)}")
     run.flush()
     return run.exit_code() if only_post else issue(posted)
+
+
+def _shown(service: services.Service) -> str:
+    """A service's whole configuration, where it can show it."""
+    if not service.show_command:
+        return ""
+    try:
+        done = subprocess.run(service.show_command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=jail.ENVIRONMENT,
+                              cwd="/", timeout=services.TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""                              # the test that follows tells
+    return done.stdout.decode("utf-8", "replace")
 
 
 def _used(run: install.Run, name: str) -> list[services.Service]:

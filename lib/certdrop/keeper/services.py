@@ -48,6 +48,7 @@ class Service:
         self.name = name
         self.test_command: list[str] = []      # "test": must end with 0 before and after a change
         self.reload_command: list[str] = []    # "reload": has it read its certificates again
+        self.show_command: list[str] = []      # "show": prints all of its configuration; not needed
         self.unit = ""                         # where systemd runs, `systemctl reload UNIT` takes reload's place
         self.port = 443                        # where it is asked; 0: it cannot be, and what counts is how its reload ends
         self.starttls = ""                     # "smtp", "imap", "pop3" before the handshake
@@ -69,7 +70,7 @@ class Service:
 def find(name: str) -> Service:
     """The service of that name. Raises Failed where this host does not have it, or nobody described it; site.Wrong where that is done badly."""
     service, path = Service(name), f"{site.ETC}/services.d/{name}.toml"
-    keys = {"test": "test_command", "reload": "reload_command", "unit": "unit", "port": "port", "starttls": "starttls"}
+    keys = {"test": "test_command", "reload": "reload_command", "show": "show_command", "unit": "unit", "port": "port", "starttls": "starttls"}
     try:
         site.fill(path, service, keys)
     except site.Missing as error:

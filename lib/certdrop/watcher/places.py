@@ -20,7 +20,7 @@ class Service:
 
     def __init__(self) -> None:
         self.port, self.starttls = 443, ""
-        self.unit, self.test, self.reload = "", list[str](), list[str]()
+        self.unit, self.test, self.reload, self.show = "", list[str](), list[str](), list[str]()
 
 
 class Places:
