@@ -13,9 +13,6 @@ import threading
 import time
 import urllib.parse
 
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-
 from certdrop import site, spool
 from certdrop.issuer.transport import Answer, Transport
 from certdrop.issuer.trouble import LOCAL, REFUSED, UNREACHABLE, Trouble, from_answer
@@ -35,6 +32,8 @@ class Key:
     """The account key. All that is asked of it is to sign; a process of its own could answer just so."""
 
     def __init__(self, pem: bytes) -> None:
+        from cryptography.hazmat.primitives import serialization           # here and below: see opening.py
+        from cryptography.hazmat.primitives.asymmetric import rsa
         found = serialization.load_pem_private_key(pem, None)
         if not isinstance(found, rsa.RSAPrivateKey):
             raise Trouble(LOCAL, "the account key is no RSA key, which acme-tiny needs")
@@ -43,6 +42,8 @@ class Key:
 
     def sign(self, data: bytes) -> bytes:
         """RS256 (RFC 7518 section 3.3)."""
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import padding
         return self._key.sign(data, padding.PKCS1v15(), hashes.SHA256())
 
     def jwk(self) -> dict[str, str]:
@@ -53,6 +54,8 @@ class Key:
 
 def make_key() -> bytes:
     """A new account key, PEM."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
     key = rsa.generate_private_key(65537, BITS)
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
@@ -69,9 +72,17 @@ class Account:
         self.known: dict[str, object] = {}     # directory, directory_at, account, contact
         self._entry = f"{host}-{hashlib.sha256(directory_url.encode()).hexdigest()[:8]}"
         self._keep = keep
-        self.key = self._load_key() if keep else Key(make_key())
+        self._key: Key | None = None
         if keep:
             self._load()
+
+    @property
+    def key(self) -> Key:
+        """The account key, loaded (or made) when it is first needed. Raises Trouble, OSError."""
+        with self.lock:
+            if self._key is None:
+                self._key = self._load_key() if self._keep else Key(make_key())
+            return self._key
 
     def note(self, **facts: object) -> None:
         """Remember what the CA said. Raises OSError."""
@@ -122,6 +133,7 @@ class Session:
 
     def __init__(self, account: Account, transport: Transport) -> None:
         self.account, self.transport = account, transport
+        self.ahead = 0                         # requests that were made before there was an order to count them for
         self._nonce = ""
 
     def directory(self, fresh: bool = False) -> dict[str, object]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import ssl
 import threading
 import time
 import types
@@ -23,9 +22,10 @@ from cryptography.x509.oid import NameOID
 from certdrop import events, site, spool
 from certdrop.issuer import ari, budget, log, ports
 from certdrop.issuer.account import Account, Session
+from certdrop.issuer.opening import Opening
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
-from certdrop.issuer.transport import Gate, Transport
+from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.trouble import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Trouble
 
 CODES = {REFUSED: os.EX_DATAERR}       # what another try will hardly heal; everything else: later
@@ -35,22 +35,21 @@ IN_VAIN = 3                        # orders that could not reach the CA, one aft
 class Network:
     """The talk of one run with one CA: configuration, log, the account, and what all workers must know."""
 
-    def __init__(self, options: Options, config: site.Config) -> None:
+    def __init__(self, options: Options, config: site.Config, opening: Opening | None = None) -> None:
         self.options, self.config = options, config
         self.log = log.logger()
-        self.gate = Gate()
+        self.gate = opening.gate if opening else Gate()
         self.codes: set[int] = set()
         self.lock = threading.Lock()
         self.budget = budget.Budget(config, time.time())
         self.down: Trouble | None = None       # the CA cannot be reached, or wants to be left alone
         self.in_vain = 0
         self._mine = threading.local()
-        self._account: Account | None = None
-        try:
-            self.context = ssl.create_default_context(cafile=config.ca_bundle)
-        except (OSError, ssl.SSLError) as error:
-            raise site.Wrong(f"{site.ETC}/certdrop.toml: ca_bundle: {config.ca_bundle}: {getattr(error, 'strerror', None) or error}") from error
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._account = opening.account if opening else None
+        self._opening = opening
+        self._sessions: list[Session] = []     # all that there are,
+        self._idle: list[Session] = []         # and those whose worker has ended
+        self.context = opening.context if opening else context(config.ca_bundle)
 
     def unconfined(self) -> None:
         """Say once that the kernel does not help."""
@@ -94,6 +93,7 @@ class Network:
                 raise OSError(errno.EAGAIN, str(error)) from error
             for done in started:
                 done.result()
+        self._sessions, self._idle = [], self._sessions + self._idle
 
     # ---- a worker
 
@@ -109,9 +109,17 @@ class Network:
         """This worker's session, with a new deadline."""
         found = getattr(self._mine, "session", None)
         if not isinstance(found, Session):
-            found = self._mine.session = Session(self.account, Transport(self.context, 0.0, self.gate, self.config.proxy))
+            found = self._mine.session = self._idle_session() or Session(self.account, Transport(self.context, 0.0, self.gate, self.config.proxy))
+            self._sessions.append(found)
         found.transport.deadline = time.monotonic() + ports.ORDER
         return found
+
+    def _idle_session(self) -> Session | None:
+        with self.lock:
+            opening, self._opening = self._opening, None
+            if opening is None:
+                return self._idle.pop() if self._idle else None
+        return opening.take()
 
     def _module(self) -> types.ModuleType:
         found = getattr(self._mine, "module", None)
@@ -180,7 +188,8 @@ class Network:
         refusal, until = self.budget.refusal(order.names, bool(replaces), now)
         if refusal:
             raise Trouble(RATE_LIMITED, refusal, until - now, "budget")
-        begin, before = time.monotonic(), session.transport.requests
+        begin, before = time.monotonic(), session.transport.requests - session.ahead
+        session.ahead = 0
         account = session.kid()
         if session.account.registered_now:
             session.account.registered_now = False

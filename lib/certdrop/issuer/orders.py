@@ -21,7 +21,8 @@ from certdrop.issuer.posted import Request
 if TYPE_CHECKING:
     from certdrop.issuer.network import Network
 
-LIBRARIES = ("/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/usr/local/share", "/dev/urandom", "/dev/null", "/etc/ssl")
+OURS = os.path.dirname(os.path.dirname(os.path.abspath(site.__file__)))
+LIBRARIES = (OURS, "/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/usr/local/share", "/dev/urandom", "/dev/null", "/etc/ssl")
 NAMES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services", "/run/systemd/resolve")
 
 
@@ -38,7 +39,7 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     plan.tidy(stale)
     code, done = os.EX_OK, 0
     if any(task.when <= now or task.wants_window(now) for task in tasks):
-        network = _network(options)
+        network = _network(options, any(task.when <= now for task in tasks))
         code, done = network.work(tasks, now)
     elif options.loud:
         from certdrop.issuer import log
@@ -49,13 +50,17 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     return code, plan.finish(tasks, listed, agenda, code, done)
 
 
-def _network(options: Options) -> Network:
-    """The part that talks to the CA, shut in."""
+def _network(options: Options, ordering: bool = False) -> Network:
+    """The part that talks to the CA, shut in. `ordering`: an order will be placed, whatever else is found out."""
     config = site.load_config()
-    from certdrop.issuer import network, ports                 # all that is loaded is loaded before the door closes
-    ports.load()
-    made = network.Network(options, config)
     abi = shut_in(config, [config.staging_url if options.dry_run else config.directory_url, config.proxy])
+    opened = None
+    if ordering:
+        from certdrop.issuer.opening import Opening
+        opened = Opening(config)                   # while it waits for the CA,
+    from certdrop.issuer import network, ports     # the rest is loaded
+    ports.load()
+    made = network.Network(options, config, opened)
     if abi == 0:
         made.unconfined()
     return made

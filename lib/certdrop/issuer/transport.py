@@ -15,7 +15,8 @@ import threading
 import time
 import urllib.parse
 
-from certdrop import VERSION
+from certdrop import VERSION, site
+from certdrop.issuer import dial
 from certdrop.issuer.trouble import RATE_LIMITED, UNREACHABLE, Trouble, seconds_of
 
 REQUEST = 30.0                     # seconds for one request, from the name's lookup to the last byte
@@ -65,15 +66,26 @@ class Gate:
             time.sleep(left)
 
 
+def context(ca_bundle: str) -> ssl.SSLContext:
+    """What the CA's own server is verified against. Raises site.Wrong."""
+    try:
+        made = ssl.create_default_context(cafile=ca_bundle)
+    except (OSError, ssl.SSLError) as error:
+        raise site.Wrong(f"{site.ETC}/certdrop.toml: ca_bundle: {ca_bundle}: {getattr(error, 'strerror', None) or error}") from error
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    return made
+
+
 class Transport:
     """Connections that one worker keeps. Not for two threads."""
 
-    def __init__(self, context: ssl.SSLContext, deadline: float, gate: Gate, proxy: str = "") -> None:
+    def __init__(self, context: ssl.SSLContext, deadline: float, gate: Gate, proxy: str = "", dialled: dial.Dial | None = None) -> None:
         self.context, self.gate = context, gate
         self.deadline = deadline               # time.monotonic() by which all must be done
         self.requests = 0
         found = urllib.parse.urlsplit(proxy)
         self.proxy = (found.hostname, found.port or 3128) if found.hostname else None
+        self._dialled = dialled                # a connection that is being made already
         self._open: dict[tuple[str, int], http.client.HTTPSConnection] = {}
 
     def close(self) -> None:
@@ -124,12 +136,16 @@ class Transport:
             connection.set_tunnel(*place)
         return connection
 
+    def _connect(self, end: float, address: tuple[str, int], *_: object, **__: object) -> socket.socket:
+        dialled, self._dialled = self._dialled, None
+        return dialled.take(end) if dialled and dialled.address == address else dial.connect(end, address)
+
     def _once(self, connection: http.client.HTTPSConnection, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         end = min(self.deadline, time.monotonic() + REQUEST)
         if end <= time.monotonic():
             raise Trouble(UNREACHABLE, "the order was not finished within its time")
         connection.timeout = end - time.monotonic()
-        setattr(connection, "_create_connection", functools.partial(_connect, end))
+        setattr(connection, "_create_connection", functools.partial(self._connect, end))
         setattr(connection, "response_class", functools.partial(_Response, end))
         if connection.sock:
             connection.sock.settimeout(connection.timeout)
@@ -182,27 +198,6 @@ class _Response(http.client.HTTPResponse):
             super().close()
         finally:
             self._file.close()
-
-
-def _connect(end: float, address: tuple[str, int], *_: object, **__: object) -> socket.socket:
-    """A TCP connection by `end`: every address of the host gets its share of the time."""
-    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-    failure: OSError = TimeoutError("timed out")
-    for number, (family, kind, protocol, _name, place) in enumerate(found):
-        left = end - time.monotonic()
-        if left <= 0:
-            break
-        made = socket.socket(family, kind, protocol)
-        try:
-            made.settimeout(left / (len(found) - number))
-            made.connect(place)
-            made.settimeout(max(0.001, end - time.monotonic()))
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return made
-        except OSError as error:
-            made.close()
-            failure = error
-    raise failure
 
 
 def _split(url: str) -> urllib.parse.SplitResult:
