@@ -165,7 +165,7 @@ def test_72_a_judge_that_speaks_of_another_leaf(ground: Ground, lie: str) -> Non
     with ground.stands(other=False, but=(JUDGE, os.path.dirname(JUDGE))):
         ground.reply(VICTIM)
         with replaced(JUDGE, LIAR.replace("LIE", lie).replace("SHOWN", "print('nobody', flush=True)"), 0o644):
-            assert ground.install().code == os.EX_DATAERR
+            assert ground.install().code == os.EX_TEMPFAIL
         assert ground.reason() == "judge-failed"
 
 

@@ -192,7 +192,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
     request = state.facts(name, number, "request")
     expected = json.dumps([request["spki_sha256"], request["domains"], _identity(run.config.trust_roots)])
     if known.is_refused(number, reply, expected):
-        run.failures.add(os.EX_DATAERR)
+        run.failures.add(_code(str(known.refused["reason"])))
         return
     try:
         if unreadable:
@@ -209,14 +209,19 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
         known.refuse(number, reply, expected, refused.reason)
         known.save()
         run.log.write(events.REFUSED, site=name, number=number, reason=refused.reason)
+        follows = "a later run judges it again" if refused.reason in spool.HEALED_BY_TIME else "the issuer asks again by itself"
         run.fail(name, f"the reply for request {number:04d} is refused ({refused.reason}); the live certificate stays; "
-                 "the issuer asks again by itself, certdrop-spool(5) explains the reason", os.EX_DATAERR)
+                 f"{follows}, certdrop-spool(5) explains the reason", _code(refused.reason))
         return
     generations.complete(name, number, blocks, accepted)
     known.spent[accepted.sha256] = accepted.not_after
     known.refused = {}
     known.save()
     run.log.write(events.ACCEPTED, site=name, number=number, sha256=accepted.sha256, not_after=events.stamp(accepted.not_after))
+
+
+def _code(reason: str) -> int:
+    return os.EX_TEMPFAIL if reason == "judge-failed" else os.EX_DATAERR
 
 
 def say(lines: list[str]) -> None:
