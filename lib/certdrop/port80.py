@@ -1,0 +1,168 @@
+"""What nginx would do with a request of the CA's for a challenge, by its configuration: which block answers, and what is in the way.
+
+Follows nginx's own order: the server block's return, rewrite and if come first, then one location is chosen. What cannot be
+known from the text (a variable of somebody else's) is passed over: a real request tells. Runs as: anyone. Trusts, reads, writes: nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from certdrop import spool
+from certdrop.nginxconf import Configuration, Directive, Server, answering
+
+PATH = "/.well-known/acme-challenge/"
+TOKEN = "certdrop-looks-for-the-way-to-its-challenges"
+SNIPPET = "include /etc/nginx/snippets/certdrop-challenge.conf;"
+HANDLERS = ("proxy_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass", "return", "memcached_pass")
+
+
+class Way(NamedTuple):
+    """What becomes of a challenge: the block that answers; what is in the way ("" where nothing is) and how to mend it; the locations chosen."""
+
+    server: Server | None
+    why: str = ""
+    mend: str = ""
+    locations: tuple[Directive, ...] = ()
+
+
+def way(config: Configuration, address: str, name: str) -> Way:
+    """For a name, asked for at an address of this host ("192.0.2.1", "[2001:db8::1]")."""
+    server = answering(config.servers, address, 80, name)
+    if server is None:
+        return Way(None, f"nginx does not listen on port 80 at {address}", f"certdrop-nginx {name} prints a server block that does")
+    path = PATH + TOKEN
+    known = {"host": name, "http_host": name, "scheme": "http", "https": "", "server_port": "80", "request_uri": path, "uri": path,
+             "document_uri": path, "request_method": "GET", "args": "", "server_name": name}
+    early = _early(server.inside, config, path, known)
+    if early:
+        return Way(server, f"{early.place}: {_words(early)} of the server block comes before every location",
+                   f"move it into a location / {{ }}, and add to {_block(server)}: {SNIPPET}")
+    chosen = _locate(config, server.inside, path)
+    if not chosen:
+        return Way(server, f"{_block(server)} answers for {name} and has no challenge location", f"add to it: {SNIPPET}")
+    for inner in config.expand(chosen[-1].block):          # of an outer location such a handler is not handed down
+        if inner.name in HANDLERS:
+            return Way(server, f"{inner.place}: {_words(inner)} takes the challenges for {name}", f"add to {_block(server)}: {SNIPPET}", chosen)
+    if _file(config, server, chosen, path) != f"{spool.challenges()}/{TOKEN}":
+        return Way(server, f"{_block(server)} answers for {name}, and its location at {chosen[-1].place} does not lead to {spool.challenges()}",
+                   f"add to it, before any location that takes the challenges: {SNIPPET}", chosen)
+    return Way(server, locations=chosen)
+
+
+def _block(server: Server) -> str:
+    return f"the server block at {server.directive.place}"
+
+
+def _words(one: Directive) -> str:
+    return " ".join([one.name, *one.args])[:120]
+
+
+def _early(inside: list[Directive], config: Configuration, path: str, known: dict[str, str]) -> Directive | None:
+    """The directive of the rewrite phase that takes the request, if any."""
+    for one in inside:
+        if one.name == "return":
+            return one
+        if one.name == "rewrite" and len(one.args) > 1 and _search(one.value, path):
+            return one
+        if one.name == "if" and _holds(one.args, known):
+            taken = _early(config.expand(one.block), config, path, known)
+            if taken:
+                return taken
+    return None
+
+
+def _holds(args: list[str], known: dict[str, str]) -> bool:
+    """Whether an `if` is true for such a request; False where that cannot be known."""
+    words = " ".join(args).strip()
+    if not words.startswith("(") or not words.endswith(")"):
+        return False
+    parts = words[1:-1].split(None, 2)
+    value = known.get(parts[0][1:].strip("{}")) if parts and parts[0].startswith("$") else None
+    if value is None:
+        return False
+    if len(parts) == 1:
+        return value not in ("", "0")
+    if len(parts) == 2:
+        parts.append("")
+    _, operator, other = parts
+    if operator in ("=", "!="):
+        return (value == other) == (operator == "=")
+    if operator.lstrip("!") in ("~", "~*"):
+        return _search(other, value, operator.endswith("*")) != operator.startswith("!")
+    return False
+
+
+def _search(pattern: str, text: str, ignoring_case: bool = False) -> bool:
+    return _match(pattern, text, ignoring_case) is not None
+
+
+def _match(pattern: str, text: str, ignoring_case: bool = False) -> re.Match[str] | None:
+    try:
+        return re.search(re.sub(r"\(\?<(?=[A-Za-z_])", "(?P<", pattern).replace(r"\z", r"\Z"), text, re.IGNORECASE if ignoring_case else 0)
+    except (re.error, RecursionError, OverflowError):
+        return None
+
+
+def _locate(config: Configuration, inside: list[Directive], path: str, depth: int = 8) -> tuple[Directive, ...]:
+    """The locations that take a path, the outermost first (nginx's manual of `location`)."""
+    locations = [one for one in inside if one.name == "location" and one.args and one.block is not None]
+    best: Directive | None = None
+    for one in locations:
+        kind, where = _kind(one)
+        if kind == "=" and where == path:
+            return (one,)
+        if kind in ("", "^~") and path.startswith(where) and (best is None or len(where) > len(_kind(best)[1])):
+            best = one
+    inner = _locate(config, config.expand(best.block), path, depth - 1) if best and depth else ()
+    if best and inner and _kind(inner[-1])[0] in ("~", "~*", "="):
+        return (best, *inner)
+    if best is None or _kind(best)[0] != "^~":
+        for one in locations:
+            kind, where = _kind(one)
+            if kind in ("~", "~*") and _search(where, path, kind == "~*"):
+                return (one, *(_locate(config, config.expand(one.block), path, depth - 1) if depth else ()))
+    return (best, *inner) if best else ()
+
+
+def _kind(one: Directive) -> tuple[str, str]:
+    """The modifier of a location, and what it names."""
+    if len(one.args) > 1:
+        return one.args[0], one.args[1]
+    found = re.match(r"(\^~|=|~\*|~)?(.*)", one.value, re.DOTALL)
+    return (found[1] or "", found[2]) if found else ("", one.value)
+
+
+def _file(config: Configuration, server: Server, chosen: tuple[Directive, ...], path: str) -> str:
+    """The file that is served for a path, as far as the text says."""
+    for one in reversed(chosen):
+        for inner in config.expand(one.block):
+            if inner.name == "root":
+                return _plain(inner.value) + path
+            if inner.name == "alias":
+                kind, where = _kind(one)
+                found = _match(where, path, kind == "~*") if kind.startswith("~") else None
+                return _filled(inner.value, found) if found else inner.value + path[len(where):]
+    roots = config.settings(server, "root")
+    return _plain(roots[0].value) + path if roots else ""
+
+
+def _plain(root: str) -> str:
+    return root.rstrip("/")
+
+
+def _filled(text: str, found: re.Match[str]) -> str:
+    """A path with the groups of a regular expression put in for $1 to $9."""
+    groups = ["", *(group or "" for group in found.groups()), *[""] * 9]
+    return re.sub(r"\$\{?([1-9])\}?", lambda number: groups[int(number[1])], text)
+
+
+def setting(config: Configuration, found: Way, name: str) -> Directive | None:
+    """The directive of that name that holds where a challenge is served."""
+    for one in reversed(found.locations):
+        for inner in config.expand(one.block):
+            if inner.name == name:
+                return inner
+    there = config.settings(found.server, name) if found.server else []
+    return there[0] if there else None
