@@ -269,6 +269,13 @@ def configured(directory: str = "letsencrypt", **limits: int) -> site.Config:
     return config
 
 
+def test_what_was_noted_a_moment_ago_counts(disk):
+    """The journal has whole seconds; none of them lies ahead of the moment that it stands for."""
+    for _ in range(5):
+        budget.Budget(configured(), NOW + 0.6).note(budget.FAILED, "a.test", NOW + 0.6)
+    assert budget.Budget(configured(), NOW + 0.7).refusal(["a.test"], False, NOW + 0.7)[0]
+
+
 def test_the_budget_refuses_before_the_ca_would(disk):
     """Let's Encrypt's five failed validations of a name in an hour; it says until when, and what overrides it."""
     for number in range(5):

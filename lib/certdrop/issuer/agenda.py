@@ -54,6 +54,6 @@ class Agenda:
                 known.append(f"{request.name} {math.ceil(when)} {math.ceil(order_at)} {found}\n")
         fd = spool.open_directory(site.STATE + "/issuer")
         try:
-            spool.write(fd, "agenda", f"{now:.0f}\n{''.join(known)}".encode("ascii"), 0o644)
+            spool.write(fd, "agenda", f"{int(now)}\n{''.join(known)}".encode("ascii"), 0o644)
         finally:
             os.close(fd)

@@ -73,7 +73,7 @@ class Budget:
             except OSError:
                 return
             try:
-                os.write(fd, f"{now:.0f} {self.ca} {kind} {key}\n".encode("ascii", "backslashreplace"))
+                os.write(fd, f"{int(now)} {self.ca} {kind} {key}\n".encode("ascii", "backslashreplace"))
             except OSError:
                 pass
             finally:
