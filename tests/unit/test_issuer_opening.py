@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certdrop import site
-from certdrop.issuer import dial, opening
+from certdrop.issuer import dial, opening, signer
 from certdrop.issuer.trouble import UNREACHABLE, Trouble
 
 
 def test_it_loads_little():
     """What has to be there before the first packet leaves is quickly loaded: neither cryptography nor structlog is among it."""
-    program = "import sys; from certdrop.issuer import opening, account, transport; print({name.partition('.')[0] for name in sys.modules})"
+    program = "import sys; from certdrop.issuer import opening, account, signer, transport; print({name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": sys.path[0] + os.pathsep + os.pathsep.join(sys.path)},
                           capture_output=True, text=True, check=True)
     assert "'ssl'" in done.stdout
@@ -89,10 +89,15 @@ def server(tmp_path, monkeypatch):
         made.shutdown()
 
 
+def nobody_asks() -> signer.Signer:
+    """A signer's socket, at the other end of which nobody is."""
+    return signer.Signer(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)[0])
+
+
 def test_the_first_order_finds_a_nonce(server):
     """One connection, made ahead; over it the directory where it is not known, and one nonce; the order asks for neither again."""
     config, asked, connections = server
-    session = opening.Opening(config).take()
+    session = opening.Opening(config, nobody_asks()).take()
     assert [("GET", "/dir"), ("HEAD", "/newNonce")] == asked
     assert "nonce2" == session.nonce()
     assert 2 == len(asked) == session.ahead == session.transport.requests
@@ -107,7 +112,7 @@ def test_a_failure_is_told_to_who_takes_it(server):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         config.directory = f"https://127.0.0.1:{nobody.getsockname()[1]}/dir"
-        opened = opening.Opening(config)
+        opened = opening.Opening(config, nobody_asks())
         with pytest.raises(Trouble) as told:
             opened.take()
     assert UNREACHABLE == told.value.kind

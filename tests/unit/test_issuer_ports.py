@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certdrop import spool
-from certdrop.issuer import account, ports
+from certdrop.issuer import account, keyring, ports
 from certdrop.issuer.transport import Answer
 from certdrop.issuer.trouble import AccountUnknown, Trouble
 
@@ -91,14 +91,12 @@ def ca(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def key():
-    return account.Key(account.make_key())
+    return keyring.Key(keyring.make_key())
 
 
 @pytest.fixture
-def session(ca, key, monkeypatch):
-    monkeypatch.setattr(account, "make_key", lambda: b"")
-    monkeypatch.setattr(account, "Key", lambda pem: key)
-    return account.Session(account.Account(BASE + "/dir", ["a@example.org"], keep=False), ca)
+def session(ca, key):
+    return account.Session(account.Account(BASE + "/dir", ["a@example.org"], key, keep=False), ca)
 
 
 def place(session, extra=None, names=("a.example.org",)):

@@ -1,88 +1,44 @@
-"""The ACME account: its key, made on first use, and what the CA called it (RFC 8555 section 7.3).
+"""The ACME account: made on first use, and what the CA called it (RFC 8555 section 7.3). Its key is the signer's; here is who asks for signatures.
 
-Runs as: _certdrop. Trusts: its own directory. Reads and writes: /var/lib/certdrop/account, a .key and a .json for each CA's directory.
+Runs as: _certdrop, shut in. Trusts: of its own notes, nothing but their form. Reads and writes: issuer/account@ENTRY.json for each CA's directory.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import os
 import threading
 import time
-import urllib.parse
+from typing import TYPE_CHECKING
 
-from certdrop import site, spool
+from certdrop import site
+from certdrop.issuer import jose, ledger
+from certdrop.issuer.jose import b64
 from certdrop.issuer.transport import Answer, Transport
-from certdrop.issuer.trouble import LOCAL, REFUSED, UNREACHABLE, Trouble, from_answer
+from certdrop.issuer.trouble import REFUSED, UNREACHABLE, AccountUnknown, Trouble, from_answer
 
-BITS = 3072                        # acme-tiny knows RSA alone
+if TYPE_CHECKING:
+    from certdrop.issuer.keyring import Key
+    from certdrop.issuer.signer import Signer
+
 JOSE = "application/jose+json"
 NONCES = 50                        # tries at a request whose nonce is refused (RFC 8555 section 6.5)
 DIRECTORY_AGE = 86400.0            # seconds after which the CA's directory is asked for again
 
 
-def b64(data: bytes) -> str:
-    """base64url without padding (RFC 7515 section 2)."""
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-class Key:
-    """The account key. All that is asked of it is to sign; a process of its own could answer just so."""
-
-    def __init__(self, pem: bytes) -> None:
-        from cryptography.hazmat.primitives import serialization           # here and below: see opening.py
-        from cryptography.hazmat.primitives.asymmetric import rsa
-        found = serialization.load_pem_private_key(pem, None)
-        if not isinstance(found, rsa.RSAPrivateKey):
-            raise Trouble(LOCAL, "the account key is no RSA key, which acme-tiny needs")
-        self._key = found
-        self.numbers = found.public_key().public_numbers()
-
-    def sign(self, data: bytes) -> bytes:
-        """RS256 (RFC 7518 section 3.3)."""
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import padding
-        return self._key.sign(data, padding.PKCS1v15(), hashes.SHA256())
-
-    def jwk(self) -> dict[str, str]:
-        """The public key as a JWK (RFC 7517)."""
-        e, n = self.numbers.e, self.numbers.n
-        return {"e": b64(e.to_bytes((e.bit_length() + 7) // 8, "big")), "kty": "RSA", "n": b64(n.to_bytes((n.bit_length() + 7) // 8, "big"))}
-
-
-def make_key() -> bytes:
-    """A new account key, PEM."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
-    key = rsa.generate_private_key(65537, BITS)
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-
-
 class Account:
-    """The account at one CA, and the CA's directory. For several threads. With `keep` false nothing is read or written: an account to throw away."""
+    """The account at one CA, and the CA's directory. For several threads. With a key in place of a signer nothing is kept: an account to throw away."""
 
-    def __init__(self, directory_url: str, contact: list[str], keep: bool = True) -> None:
-        host = urllib.parse.urlsplit(directory_url).hostname or "ca"
+    def __init__(self, directory_url: str, contact: list[str], key: Signer | Key, keep: bool = True) -> None:
         self.directory_url = directory_url
         self.contact = [f"mailto:{address}" for address in contact]
+        self.key = key
         self.lock = threading.RLock()
         self.registered_now = False
-        self.known: dict[str, object] = {}     # directory, directory_at, account, contact
-        self._entry = f"{host}-{hashlib.sha256(directory_url.encode()).hexdigest()[:8]}"
+        self.known: dict[str, object] = {}     # directory, directory_at, account, contact, changing (the key)
+        self._entry = f"account@{jose.entry(directory_url)}.json"
         self._keep = keep
-        self._key: Key | None = None
         if keep:
             self._load()
-
-    @property
-    def key(self) -> Key:
-        """The account key, loaded (or made) when it is first needed. Raises Trouble, OSError."""
-        with self.lock:
-            if self._key is None:
-                self._key = self._load_key() if self._keep else Key(make_key())
-            return self._key
 
     def note(self, **facts: object) -> None:
         """Remember what the CA said. Raises OSError."""
@@ -96,21 +52,9 @@ class Account:
                 self.known = {}
                 self._save()
 
-    def _load_key(self) -> Key:
-        path = f"{site.STATE}/account/{self._entry}.key"
-        try:
-            with open(path, "rb") as stream:
-                return Key(stream.read())
-        except FileNotFoundError:
-            pem = make_key()
-            self._put(".key", pem)
-            return Key(pem)
-        except ValueError as error:
-            raise Trouble(LOCAL, f"{path}: not a private key: {error}") from error
-
     def _load(self) -> None:
         try:
-            with open(f"{site.STATE}/account/{self._entry}.json", encoding="utf-8") as stream:
+            with open(f"{site.STATE}/issuer/{self._entry}", encoding="utf-8") as stream:
                 found = json.load(stream)
         except (FileNotFoundError, ValueError):
             return
@@ -118,14 +62,7 @@ class Account:
 
     def _save(self) -> None:
         if self._keep:
-            self._put(".json", json.dumps(self.known).encode())
-
-    def _put(self, ending: str, data: bytes) -> None:
-        fd = spool.open_directory(site.STATE + "/account")
-        try:
-            spool.write(fd, self._entry + ending, data, 0o600)
-        finally:
-            os.close(fd)
+            ledger.put(self._entry, json.dumps(self.known).encode())
 
 
 class Session:
@@ -160,14 +97,14 @@ class Session:
         """The account's URL; registers it, or its new contact, where that is due. Raises Trouble."""
         account = self.account
         with account.lock:
-            known = account.known.get("account")
-            if isinstance(known, str) and account.known.get("contact") == account.contact:
+            known = str(account.known.get("account") or "")
+            if account.known.get("changing") or (not known and account.key.has_other):
+                known = self.find()
+            if known and account.known.get("contact") == account.contact:
                 return known
-            if isinstance(known, str):
-                place, update = known, True
-            else:
-                payload: dict[str, object] = {"termsOfServiceAgreed": True, **({"contact": account.contact} if account.contact else {})}
-                answer = self.post(self.url("newAccount"), payload, "")
+            place, update = known, True
+            if not known:
+                answer = self.post(self.url("newAccount"), self._registration(), "")
                 place = str(answer.headers.get("Location") or "")
                 if not place:
                     raise Trouble(UNREACHABLE, "the CA did not say the account's URL")
@@ -178,14 +115,41 @@ class Session:
             account.note(account=place, contact=account.contact)
             return place
 
-    def post(self, url: str, payload: object, kid: str | None = None) -> Answer:
-        """A signed request (RFC 8555 section 6.2), by the account of `kid` (ours unless given; "" by the key alone), tried again where its
-        nonce is refused. Raises Trouble."""
-        who: dict[str, object] = {"jwk": self.account.key.jwk()} if kid == "" else {"kid": kid or self.kid()}
+    def find(self) -> str:
+        """The account's URL as the CA knows it, by the key or, after a change of keys that was killed, by the other (RFC 8555 section 7.3.1);
+        "" where the CA knows neither. Raises Trouble."""
+        account, place = self.account, ""
+        for other in (False, True) if account.key.has_other else (False,):
+            try:
+                answer = self.post(self.url("newAccount"), {"onlyReturnExisting": True}, "", other=other)
+            except AccountUnknown:
+                continue
+            if other:
+                account.key.exchange()
+            place = str(answer.headers.get("Location") or "")
+            break
+        account.note(account=place, changing=False)
+        return place
+
+    def _registration(self) -> dict[str, object]:
+        wanted: dict[str, object] = {"termsOfServiceAgreed": True, **({"contact": self.account.contact} if self.account.contact else {})}
+        binding = self.account.key.binding(self.url("newAccount"))
+        if binding:
+            return {**wanted, "externalAccountBinding": json.loads(binding)}
+        meta = self.directory().get("meta")
+        if isinstance(meta, dict) and meta.get("externalAccountRequired") is True:
+            raise Trouble(REFUSED, f"{self.account.directory_url} makes no account without an external account binding; put what it gave you "
+                          f"into {site.ETC}/eab.toml, see certdrop-account(8)", problem="externalAccountRequired")
+        return wanted
+
+    def post(self, url: str, payload: object, kid: str | None = None, request: str = "", other: bool = False) -> Answer:
+        """A signed request (RFC 8555 section 6.2), by the account of `kid` (ours unless given; "" by the key alone, or the other one), tried again
+        where its nonce is refused. `request` is the entry of requests/ that it is for, where it is for one. Raises Trouble."""
+        who: dict[str, object] = {"jwk": self.account.key.jwk(other)} if kid == "" else {"kid": kid or self.kid()}
         for _ in range(NONCES):
             first = b64(json.dumps({"alg": "RS256", "nonce": self.nonce(), "url": url, **who}).encode())
             second = "" if payload is None else b64(json.dumps(payload).encode())
-            signature = b64(self.account.key.sign(f"{first}.{second}".encode()))
+            signature = b64(self.account.key.sign(f"{first}.{second}".encode(), request))
             answer = self.send(url, json.dumps({"protected": first, "payload": second, "signature": signature}).encode())
             if answer.status < 300:
                 return answer

@@ -1,6 +1,6 @@
 """What the child does with the CA: asks for renewal windows and places orders, several at a time, within the budget and the CA's Retry-After.
 
-Runs as: _certdrop, shut in. Trusts: see orders.py. Reads: requests/, sites/, the account. Writes: replies/, challenges/, ledger, log.
+Runs as: _certdrop, shut in. Trusts: see orders.py. Reads: requests/, sites/, notes of the account. Writes: replies/, challenges/, ledger, log.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from cryptography.x509.oid import NameOID
 from certdrop import events, site, spool
 from certdrop.issuer import ari, budget, log, ports
 from certdrop.issuer.account import Account, Session
+from certdrop.issuer.keyring import Key, make_key
 from certdrop.issuer.opening import Opening
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
+from certdrop.issuer.signer import Signer
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.trouble import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Trouble
 
@@ -35,7 +37,7 @@ IN_VAIN = 3                        # orders that could not reach the CA, one aft
 class Network:
     """The talk of one run with one CA: configuration, log, the account, and what all workers must know."""
 
-    def __init__(self, options: Options, config: site.Config, opening: Opening | None = None) -> None:
+    def __init__(self, options: Options, config: site.Config, opening: Opening | None = None, holder: Signer | None = None) -> None:
         self.options, self.config = options, config
         self.log = log.logger()
         self.gate = opening.gate if opening else Gate()
@@ -46,7 +48,7 @@ class Network:
         self.in_vain = 0
         self._mine = threading.local()
         self._account = opening.account if opening else None
-        self._opening = opening
+        self._opening, self._holder = opening, holder
         self._sessions: list[Session] = []     # all that there are,
         self._idle: list[Session] = []         # and those whose worker has ended
         self.context = opening.context if opening else context(config.ca_bundle)
@@ -54,7 +56,8 @@ class Network:
     def unconfined(self) -> None:
         """Say once that the kernel does not help."""
         self.log.warning(events.UNCONFINED, text="this kernel has no Landlock")
-        log.say("this kernel has no Landlock: the network part runs with all rights of its user", self.options.loud)
+        log.say("this kernel has no Landlock: the network part runs with all rights of its user, and the signer protects nothing, "
+                "because that part can read the account key", self.options.loud)
 
     # ---- a run
 
@@ -78,7 +81,7 @@ class Network:
 
     def rehearse(self, tasks: list[Task]) -> int:
         """Place whole orders with the CA's staging, for a key, a request and an account to throw away."""
-        self._account = Account(self.config.staging_url, self.config.contact, keep=False)
+        self._account = Account(self.config.staging_url, self.config.contact, Key(make_key()), keep=False)
         log.say(f"dry run with {self.config.staging_url}", self.options.loud)
         self._each(tasks, self._rehearse)
         return max(self.codes, default=os.EX_OK)
@@ -99,10 +102,12 @@ class Network:
 
     @property
     def account(self) -> Account:
-        """The account, loaded (or made) when it is first needed. Raises Trouble, OSError."""
+        """The account, loaded when it is first needed."""
         with self.lock:
             if self._account is None:
-                self._account = Account(self.config.directory_url, self.config.contact)
+                if self._holder is None:
+                    raise Trouble(LOCAL, "this run has no signer")
+                self._account = Account(self.config.directory_url, self.config.contact, self._holder)
             return self._account
 
     def _session(self) -> Session:
@@ -184,7 +189,7 @@ class Network:
         replaces = self._replaces(task, session)
         if replaces:
             extra["replaces"] = replaces
-        order = ports.Order(session, request.csr(), extra, self.config.self_check, self.config.preferred_chain)
+        order = ports.Order(session, request.csr(), extra, self.config.self_check, self.config.preferred_chain, request.entry)
         refusal, until = self.budget.refusal(order.names, bool(replaces), now)
         if refusal:
             raise Trouble(RATE_LIMITED, refusal, until - now, "budget")

@@ -2,7 +2,7 @@
 
 That is three round trips in which there is nothing to do but wait, and loading takes about as long. So nothing that is imported here may
 load `cryptography` or `structlog`; a test looks. Nothing is asked but what the first order asks for.
-Runs as: _certdrop, shut in before: a thread that was started earlier would not be. Trusts: see transport.py. Reads: the account's directory.
+Runs as: _certdrop, shut in before: a thread that was started earlier would not be. Trusts: see transport.py. Reads: notes of the account.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from certdrop.issuer.dial import Dial
 
 if TYPE_CHECKING:
     from certdrop.issuer.account import Session
+    from certdrop.issuer.signer import Signer
 
 REQUEST = 30.0                     # seconds, as for any other request
 OPENING = 60.0                     # seconds for all of it
@@ -25,14 +26,14 @@ OPENING = 60.0                     # seconds for all of it
 class Opening:
     """A session with the CA at `directory_url`, in the making. What goes wrong is told to whoever takes it, as if he had tried himself."""
 
-    def __init__(self, config: site.Config) -> None:
+    def __init__(self, config: site.Config, holder: Signer) -> None:
         proxy, place = (urllib.parse.urlsplit(url) for url in (config.proxy, config.directory_url))
         address = (proxy.hostname, proxy.port or 3128) if proxy.hostname else (str(place.hostname), place.port or 443)
         dialled = Dial(address, REQUEST)
         from certdrop.issuer import transport                  # 40 ms, in which the first packet is on its way
         from certdrop.issuer.account import Account, Session
         self.context, self.gate = transport.context(config.ca_bundle), transport.Gate()
-        self.account = Account(config.directory_url, config.contact)
+        self.account = Account(config.directory_url, config.contact, holder)
         line = transport.Transport(self.context, time.monotonic() + OPENING, self.gate, config.proxy, dialled)
         self._session = Session(self.account, line)
         self._failure: Exception | None = None

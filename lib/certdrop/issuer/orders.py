@@ -1,7 +1,8 @@
 """A run, in the child: what is due is decided, and ordered in parallel; what comes is put into the spool.
 
-Before the first packet and the first thread the child shuts itself in (shut_in); a run with nothing for the network does not even load that part.
-Runs as: _certdrop. Trusts: root's requests; of the CA, what TLS and the chain's own key say. Reads: requests/, sites/, keeper/, the account.
+Before the first packet and the first thread the child forks the signer, which holds the account key, and shuts itself in (shut_in); a run with
+nothing for the network does not even load that part.
+Runs as: _certdrop. Trusts: root's requests; of the CA, what TLS and the chain's own key say. Reads: requests/, sites/, keeper/, notes of the account.
 Writes: replies/, challenges/, ledger, log.
 """
 
@@ -53,14 +54,20 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
 def _network(options: Options, ordering: bool = False) -> Network:
     """The part that talks to the CA, shut in. `ordering`: an order will be placed, whatever else is found out."""
     config = site.load_config()
+    holder = None
+    if not options.dry_run:
+        from certdrop.issuer import signer
+        holder = signer.start(config)              # before the door closes: it has what must stay outside
+        if ordering:
+            holder.wake()
     abi = shut_in(config, [config.staging_url if options.dry_run else config.directory_url, config.proxy])
     opened = None
-    if ordering:
+    if ordering and holder:
         from certdrop.issuer.opening import Opening
-        opened = Opening(config)                   # while it waits for the CA,
+        opened = Opening(config, holder)                   # while it waits for the CA,
     from certdrop.issuer import network, ports     # the rest is loaded
     ports.load()
-    made = network.Network(options, config, opened)
+    made = network.Network(options, config, opened, holder)
     if abi == 0:
         made.unconfined()
     return made
@@ -72,8 +79,9 @@ def shut_in(config: site.Config, urls: list[str]) -> int:
     jail.give_up_privileges()
     jail.forbid(CORE=0, FSIZE=64 << 20)
     state = [f"{site.STATE}/{name}" for name in ("sites", "live", "keeper")]
-    write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", site.STATE + "/account", "/var/log/certdrop/issuer.log")
+    public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d")]       # not eab.toml, and not account/: those are the signer's
+    write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
     try:
-        return jail.landlock((spool.requests(), *state, site.ETC, config.ca_bundle, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
+        return jail.landlock((spool.requests(), *state, *public, config.ca_bundle, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
     except jail.Unconfined:
         return 0

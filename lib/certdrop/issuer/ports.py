@@ -59,10 +59,12 @@ def load() -> types.ModuleType:
 
 
 class Order:
-    """One order, as acme-tiny places it. `csr` is PEM; `extra` goes into the order's payload (profile, replaces); `chain` names a root to prefer."""
+    """One order, as acme-tiny places it. `csr` is PEM; `extra` goes into the order's payload (profile, replaces); `chain` names a root to prefer,
+    `request` the entry of requests/ that the signer shall look at."""
 
-    def __init__(self, session: Session, csr: bytes, extra: dict[str, str], self_check: str = "off", chain: str = "") -> None:
-        self.session, self.extra, self.self_check, self.chain = session, dict(extra), self_check, chain
+    def __init__(self, session: Session, csr: bytes, extra: dict[str, str], self_check: str = "off", chain: str = "",
+                 request: str = "") -> None:
+        self.session, self.extra, self.self_check, self.chain, self.request = session, dict(extra), self_check, chain, request
         self.csr = x509.load_pem_x509_csr(csr)
         self.names = names_of(self.csr)
         self.warnings: list[str] = []
@@ -70,6 +72,7 @@ class Order:
         self._challenges: dict[str, str] = {}  # URL: token
         self._said: dict[str, Answer] = {}     # what was said of an order before it was asked
         self._nonce = ""
+        self._sent = True                      # whether what acme-tiny signs next is sent
         self._finalize = ""
         self._order = ""
         self._certificate = ""
@@ -139,13 +142,13 @@ class Order:
             del self.extra["replaces"]         # RFC 9773 section 5
             payload = _payload(body)
             payload.pop("replaces", None)
-            return self.session.post(url, payload)
+            return self.session.post(url, payload, request=self.request)
         if url == self._finalize and trouble.problem == "orderNotReady":
             while True:
                 self._sleep(1.0)
                 found = as_object(self.session.post(self._order, None)).get("status")
                 if found in ("ready", "invalid"):
-                    return self.session.post(url, _payload(body))
+                    return self.session.post(url, _payload(body), request=self.request)
                 if found != "pending":
                     raise trouble
         raise trouble
@@ -248,6 +251,8 @@ class Order:
     def _dumps(self, value: object, **how: object) -> str:
         if isinstance(value, dict) and "identifiers" in value:
             value = {**value, **self.extra}
+        if isinstance(value, dict) and "nonce" in value:
+            self._sent = "jwk" not in value    # only newAccount is signed by the key alone, and the account is known
         return json.dumps(value, sort_keys=bool(how.get("sort_keys")), separators=(",", ":") if "separators" in how else None)
 
     # ---- time, subprocess
@@ -268,7 +273,7 @@ class Order:
             if argv[1:3] == ["rsa", "-in"]:
                 return self._key_text().encode(), b""
             if argv[1:2] == ["dgst"]:
-                return self.session.account.key.sign(data or b""), b""
+                return self.session.account.key.sign(data or b"", self.request) if self._sent else b"", b""
             if argv[1:2] == ["req"] and "DER" in argv:
                 return self.csr.public_bytes(Encoding.DER), b""
             if argv[1:2] == ["req"] and "-text" in argv:

@@ -23,6 +23,11 @@ class Request:
         self.answered = False                  # a reply lies in the spool
 
     @property
+    def entry(self) -> str:
+        """Its own file name."""
+        return spool.entry(self.name, self.number, "csr")
+
+    @property
     def reply(self) -> str:
         """The file name of its reply."""
         return spool.entry(self.name, self.number, "pem")
