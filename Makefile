@@ -17,7 +17,9 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share/certdrop
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/certdrop
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
-COMPLETIONDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
+FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 ETCDIR = $(DESTDIR)$(SYSCONFDIR)
 
 # What there is.  Programs that do not exist yet are passed over.
@@ -29,15 +31,14 @@ PACKAGES = $(filter-out lib/certdrop/__pycache__/,$(sort $(wildcard lib/certdrop
 MODULES = $(sort $(wildcard lib/certdrop/*.py $(addsuffix *.py,$(PACKAGES))))
 SNIPPETS = nginx/certdrop-challenge.conf nginx/certdrop-tls.conf
 MAN = $(sort $(wildcard man/*.[158]))
-COMPLETIONS = $(sort $(wildcard completions/*))
 UNITS = $(sort $(wildcard systemd/*))
 SERVICES = $(sort $(wildcard services.d/*))
-SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage .ci/root-lines)
+SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage .ci/root-lines completions/make)
 SHELL_SCRIPTS = lib/setup .ci/run .ci/test $(wildcard debian/postinst debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
-DEPS = acme-tiny adduser ca-certificates debhelper dh-python dpkg-dev fakeroot flake8 git iproute2 lintian make mandoc mypy \
-	python3 python3-cryptography python3-hypothesis python3-idna python3-openssl python3-pytest python3-structlog shellcheck ucf util-linux
+DEPS = acme-tiny adduser ca-certificates debhelper dh-python dpkg-dev fakeroot fish flake8 git iproute2 lintian make mandoc mypy \
+	python3 python3-cryptography python3-hypothesis python3-idna python3-openssl python3-pytest python3-structlog shellcheck ucf util-linux zsh
 
 # All code that cron or sudo can have run as root, and the judge that root starts.
 ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/certdrop/events.py \
@@ -136,7 +137,7 @@ install: install-files install-snippets install-units
 	else echo "Now run $(PREFIX)/share/certdrop/setup as root: it makes the users and directories."; fi
 
 install-files:
-	install -d $(SBINDIR) $(BINDIR) $(SHAREDIR)/certdrop $(SHAREDIR)/nginx $(DOCDIR)/examples $(COMPLETIONDIR)
+	install -d $(SBINDIR) $(BINDIR) $(SHAREDIR)/certdrop $(SHAREDIR)/nginx $(DOCDIR)/examples $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -d $(ETCDIR)/certdrop/services.d $(ETCDIR)/sudoers.d $(ETCDIR)/cron.d $(ETCDIR)/logrotate.d
 	install -m 755 $(SBIN) $(SBINDIR)
 	install -m 755 $(BIN) $(BINDIR)
@@ -145,7 +146,10 @@ install-files:
 	for module in $(MODULES); do install -D -m 644 $$module $(SHAREDIR)/$${module#lib/} || exit 1; done
 	install -m 644 $(SNIPPETS) $(SHAREDIR)/nginx
 	for page in $(MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
-	[ -z "$(COMPLETIONS)" ] || install -m 644 $(COMPLETIONS) $(COMPLETIONDIR)
+	completions/make completions/table build/completions
+	for name in $(notdir $(SBIN) $(BIN)); do \
+		install -m 644 build/completions/bash/$$name $(BASHDIR) && install -m 644 build/completions/fish/$$name.fish $(FISHDIR) || exit 1; done
+	install -m 644 build/completions/zsh/_certdrop $(ZSHDIR)
 	install -m 644 etc/certdrop.toml etc/site.toml $(DOCDIR)/examples
 	install -m 644 $(SERVICES) $(ETCDIR)/certdrop/services.d
 	install -m 440 sudoers.d/certdrop $(ETCDIR)/sudoers.d
@@ -170,7 +174,8 @@ install-units:
 uninstall:
 	rm -f $(addprefix $(SBINDIR)/,$(notdir $(SBIN))) $(addprefix $(BINDIR)/,$(notdir $(BIN)))
 	rm -f $(ETCDIR)/sudoers.d/certdrop $(ETCDIR)/cron.d/certdrop $(ETCDIR)/logrotate.d/certdrop
-	rm -f $(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) $(addprefix $(COMPLETIONDIR)/,$(notdir $(COMPLETIONS)))
+	rm -f $(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
+	rm -f $(addprefix $(BASHDIR)/,$(notdir $(SBIN) $(BIN))) $(addsuffix .fish,$(addprefix $(FISHDIR)/,$(notdir $(SBIN) $(BIN)))) $(ZSHDIR)/_certdrop
 	rm -f $(addprefix $(UNITDIR)/,$(notdir $(UNITS)))
 	rm -rf $(SHAREDIR) $(DOCDIR)
 	@echo "These stay, because services may use them: $(ETCDIR)/nginx/snippets/certdrop-*.conf, /etc/certdrop, /var/lib/certdrop, /var/spool/certdrop,"

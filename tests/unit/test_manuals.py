@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from certdrop import site, spool
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAN = ROOT / "man"
+completions = runpy.run_path(str(ROOT / "completions" / "make"))
 PROGRAMS = sorted(path.name for path in (ROOT / "bin").iterdir() if path.is_file())
 
 
@@ -47,12 +49,50 @@ def test_help_and_manual_name_the_same_options(program):
     assert shown <= set(re.findall(r"Fl -([a-z][a-z-]+)", page_of(program)))
 
 
-def test_completion_knows_the_options():
-    """Of certdrop, all that --help shows."""
-    text = (ROOT / "completions" / "certdrop").read_text(encoding="ascii")
-    shown = set(re.findall(r"--[a-z][a-z-]+", help_of("certdrop")))
-    assert shown - set(re.findall(r"--[a-z][a-z-]+", text)) == set()
-    assert [kind for kind in site.KEYS if kind not in text] == []
+def table() -> dict[str, list[str]]:
+    """What completions/table says may follow each program and verb."""
+    return dict(completions["read"](str(ROOT / "completions" / "table")))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_completion_knows_the_options(program):
+    """All that --help shows, and nothing that it does not."""
+    words = {word.partition("=")[0] for place, follow in table().items() if place.split()[0] == program for word in follow}
+    text = help_of(program)
+    shown = set(re.findall(r"--[a-z][a-z-]+", text))
+    assert shown - words == set() and {word for word in words if word.startswith("--")} - shown <= {"--help", "--version"}
+    verbs = {place.split()[1] for place in table() if place.startswith(f"{program} ")}
+    assert verbs == set(re.findall(rf"(?:usage:|^)\s+{program} ([a-z]+)\b", text, re.M)) if verbs else True
+
+
+def test_completion_knows_the_kinds_of_key():
+    """As the configuration has them."""
+    assert list(site.KEYS) == completions["WORDS"]["KIND"].split()
+
+
+ZSH = """compadd() { [[ $1 == -a ]] && print -l -- ${(P)2} }; _files() { print FILES }; _users() { print USERS }
+words=(%s ''); CURRENT=$#words; service=$words[1]; source %s"""
+BASH = """source %s; COMP_WORDS=(%s ''); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _certdrop; printf '%%s\\n' "${COMPREPLY[@]}\""""
+FISH = "source %s; complete -C '%s'"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("typed, offered", [
+    ("certdrop", "rotate"), ("certdrop rotate", "rotate: --all"), ("certdrop add --key", "ecdsa-p256"), ("certdrop dhparam", "4096"),
+    ("certdrop-status", "--json")])
+def test_completion_in_each_shell(shell, typed, offered, tmp_path):
+    """The files that the table becomes, asked by the shells themselves."""
+    completions["main"]([str(ROOT / "completions" / "table"), str(tmp_path)])
+    program, offered = typed.split()[0], offered.rpartition(" ")[2]
+    if shell == "bash":
+        text = BASH % (tmp_path / "bash" / program, typed)
+    elif shell == "zsh":
+        text = ZSH % (typed, tmp_path / "zsh" / "_certdrop")
+    else:
+        text = FISH % (tmp_path / "fish" / f"{program}.fish", typed + " " + "--" * offered.startswith("--"))
+    done = subprocess.run([shell, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+                          env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
+    assert offered in [line.split("\t")[0] for line in done.stdout.splitlines()], done
 
 
 def test_every_reason_is_explained():
