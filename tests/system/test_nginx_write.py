@@ -1,0 +1,189 @@
+"""certdrop-nginx --write on the real nginx: a new server block, or nothing at all; and from package to HTTPS in three commands."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+from typing import Iterator
+
+import pytest
+import world as stage
+from conftest import Done, Host
+
+NGINX = pathlib.Path("/etc/nginx")
+
+
+@pytest.fixture
+def name(host: Host) -> Iterator[str]:
+    """A site with a placeholder, that nginx knows nothing of; what a test put into nginx's directories is taken out again."""
+    before = listing()
+    found = host.name()
+    host.run("certdrop", "add", found, "--no-issue", code=0)
+    yield found
+    for path in listing() - before:
+        os.unlink(path)
+    host.world.nginx.reload()
+    host.run("certdrop", "remove", found, code=0)
+
+
+def listing() -> set[str]:
+    """All entries of nginx's directories for sites."""
+    return {str(path) for folder in ("sites-available", "sites-enabled", "conf.d") for path in (NGINX / folder).iterdir()}
+
+
+def write(host: Host, *argv: str, code: int | None = None) -> Done:
+    """certdrop-nginx ... --write --no-issue."""
+    return host.run("certdrop-nginx", *argv, "--write", "--no-issue", code=code)
+
+
+def test_from_nothing_to_https(host: Host) -> None:
+    """add, which says what is missing, since nothing answers for the name; then --write; and a browser is content."""
+    name, before = host.name(), listing()
+    host.world.nginx.add_site("00-debian", "server { listen 80 default_server; root /var/www/html; location / { try_files $uri =404; } }\n")
+    host.world.nginx.reload()
+    done = host.run("certdrop", "add", name, "www." + name)
+    assert done.code != 0 and f"the server block at {NGINX}/sites-enabled/00-debian:1 answers for {name}" in done.text, done
+    assert "include /etc/nginx/snippets/certdrop-challenge.conf;" in done.text and f"certdrop-nginx {name} --write" in done.text, done
+    done = host.run("certdrop-nginx", name, "--write", code=0)
+    assert [words in done.text for words in (f"wrote {NGINX}/sites-available/{name}", "linked", "nginx reloaded", "installed, and served")] == [True] * 4, done
+    host.fetch(name)
+    host.fetch("www." + name)
+    assert os.readlink(NGINX / "sites-enabled" / name) == f"../sites-available/{name}"
+    again = write(host, name, code=0)
+    assert "wrote" not in again.text and "next: certdrop-status" in again.text, again
+    for path in listing() - before:
+        os.unlink(path)
+    host.world.nginx.reload()
+    host.run("certdrop", "remove", name, code=0)
+
+
+def test_dry_run_changes_nothing(host: Host, name: str) -> None:
+    """It shows the text, and where it would go."""
+    before = listing()
+    done = write(host, name, "--dry-run", code=0)
+    assert f"would write {NGINX}/sites-available/{name}" in done.text and f"server_name {name};" in done.text
+    assert listing() == before
+
+
+def test_only_root_writes(host: Host, name: str) -> None:
+    """Anybody else is told so; printing is for all."""
+    before = listing()
+    assert write(host, name, code=os.EX_NOPERM) and listing() == before if os.geteuid() else True
+    done = host.run("certdrop-nginx", name, "--write", user="_certdrop-watch", code=os.EX_NOPERM)
+    assert "must be run as root" in done.text and listing() == before
+    host.run("certdrop-nginx", name, user="_certdrop-watch", code=0)
+
+
+def test_a_failed_test_takes_all_back(host: Host, name: str) -> None:
+    """nginx refuses the new block (here: two limits of the same zone); no file stays, and nginx was not reloaded."""
+    (NGINX / "conf.d" / "zone.conf").write_text("ssl_session_cache shared:certdrop:1m;\n")
+    before, workers = listing(), host.world.nginx.workers()
+    done = write(host, name, code=os.EX_DATAERR)
+    assert "all was taken back" in done.text and "certdrop" in done.text, done
+    assert (listing(), host.world.nginx.workers()) == (before, workers)
+
+
+def test_a_broken_nginx_is_left_alone(host: Host, name: str) -> None:
+    """Where nginx does not pass its test already, nothing is written, and its words are shown."""
+    broken = NGINX / "conf.d" / "broken.conf"
+    broken.write_text("nonsense on;\n")
+    before = listing()
+    try:
+        done = write(host, name, code=os.EX_UNAVAILABLE)
+        assert 'unknown directive "nonsense"' in done.text and listing() == before
+    finally:
+        broken.unlink()
+
+
+def test_an_existing_file_is_never_changed(host: Host, name: str) -> None:
+    """Not one that is not enabled, not a link, and not where the link's name is taken."""
+    path = NGINX / "sites-available" / name
+    path.write_text("# mine\n")
+    assert "is there already" in write(host, name, code=os.EX_DATAERR).text
+    assert path.read_text() == "# mine\n"
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    assert "is there already" in write(host, name, code=os.EX_DATAERR).text
+    path.unlink()
+    elsewhere = NGINX / "sites-enabled" / name
+    elsewhere.write_text("# mine\n")
+    assert "leads elsewhere" in write(host, name, code=os.EX_DATAERR).text
+    assert (elsewhere.read_text(), path.exists()) == ("# mine\n", False)
+
+
+@pytest.mark.parametrize("listen, words", [
+    ("listen 443 ssl; ssl_certificate /var/lib/certdrop/live/NAME/fullchain.pem; ssl_certificate_key /var/lib/certdrop/live/NAME/privkey.pem;",
+     "include /var/lib/certdrop/live/NAME/nginx.conf;"),
+    ("listen 80; location / { return 301 https://$host$request_uri; }", "include /etc/nginx/snippets/certdrop-challenge.conf;"),
+])
+def test_a_name_that_has_a_block_is_refused(host: Host, name: str, listen: str, words: str) -> None:
+    """With the file and the line of that block, and the line it lacks."""
+    (NGINX / "conf.d" / "mine.conf").write_text(f"\nserver {{ server_name {name}; {listen.replace('NAME', name)} }}\n")
+    before = listing()
+    done = write(host, name, code=os.EX_DATAERR)
+    assert f"{NGINX}/conf.d/mine.conf:2" in done.text and words.replace("NAME", name) in done.text, done
+    assert listing() == before
+
+
+def test_a_block_that_answers_challenges_keeps_port_80(host: Host, name: str) -> None:
+    """Only the block for port 443 is written, and the certificate comes by the administrator's own block."""
+    (NGINX / "conf.d" / "mine.conf").write_text(f"server {{ listen 80; server_name {name}; include snippets/certdrop-challenge.conf; }}\n")
+    host.run("certdrop-nginx", name, "--write", code=0)
+    assert "listen 80" not in (NGINX / "sites-available" / name).read_text()
+    host.fetch(name)
+
+
+def test_without_sites_enabled_conf_d_is_used(host: Host, name: str) -> None:
+    """As nginx.org's packages are laid out."""
+    main = NGINX / "nginx.conf"
+    kept = main.read_text()
+    try:
+        main.write_text(kept.replace("include /etc/nginx/sites-enabled/*;", ""))
+        done = write(host, name, code=0)
+        assert f"wrote {NGINX}/conf.d/{name}.conf" in done.text and not (NGINX / "sites-available" / name).exists()
+        main.write_text(kept.replace("include /etc/nginx/sites-enabled/*;", "").replace("include /etc/nginx/conf.d/*.conf;", ""))
+        os.unlink(NGINX / "conf.d" / f"{name}.conf")
+        assert "nginx includes neither" in write(host, name, code=os.EX_DATAERR).text
+    finally:
+        main.write_text(kept)
+
+
+def test_a_stopped_nginx_gets_its_block(host: Host, name: str) -> None:
+    """The file stays, since the test passed; that nginx must be started is said."""
+    host.world.nginx.stop()
+    done = write(host, name, code=os.EX_TEMPFAIL)
+    assert "nginx was not reloaded" in done.text and (NGINX / "sites-enabled" / name).exists()
+    host.world.nginx.start()
+    assert host.served(name) == host.on_disk(name)
+
+
+def test_killed_it_goes_on_from_there(host: Host, name: str) -> None:
+    """Written and not enabled, as a kill leaves it: the next run finishes; and a leftover of its own is no obstacle."""
+    text = host.run("certdrop-nginx", name, code=0).text
+    (NGINX / "sites-available" / name).write_text(text)
+    (NGINX / "sites-available" / f".{name}.certdrop-new").write_text("half")
+    write(host, name, code=0)
+    assert (NGINX / "sites-enabled" / name).exists() and not (NGINX / "sites-available" / f".{name}.certdrop-new").exists()
+
+
+def test_ended_in_the_middle_nothing_stays(host: Host, name: str) -> None:
+    """SIGTERM while nginx tests the new block: the block is taken back."""
+    service = pathlib.Path("/etc/certdrop/services.d/nginx.toml")
+    kept, gate = service.read_text(), pathlib.Path("/tmp/world/gate")
+    slow = pathlib.Path("/usr/local/sbin/slow-test")
+    slow.write_text(f"#!/bin/sh\nif [ -e {NGINX}/sites-enabled/{name} ]; then touch {gate}; sleep 60; fi\n")
+    slow.chmod(0o755)
+    before = listing()
+    try:
+        service.write_text(kept.replace('["/usr/sbin/nginx", "-t", "-q"]', f'["{slow}"]'))
+        process = subprocess.Popen(["certdrop-nginx", name, "--write", "--no-issue"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        stage.wait_for(gate.exists, what="the test")
+        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGTERM)
+        said = process.communicate(timeout=60)[0]
+        assert "ended by signal 15" in said and listing() == before, said
+    finally:
+        service.write_text(kept)
+        gate.unlink(missing_ok=True)
