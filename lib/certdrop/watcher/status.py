@@ -23,6 +23,20 @@ from certdrop.watcher.verdict import Thresholds, Verdict
 
 USAGE = """usage: certdrop-status [--no-probe] [--warning PERCENT] [--critical PERCENT]
                        [--json | --nagios | --prometheus [FILE]] [NAME...]"""
+HELP = USAGE + """
+
+  shows what is on disk, what the services of this host show, when each certificate is renewed, and the last error
+
+  --json               a list of objects, for programs
+  --nagios             one line, exit code 0, 1, 2 or 3, performance data
+  --prometheus [FILE]  metrics; into FILE, whole or not at all, for node_exporter's textfile collector
+  --no-probe           ask no service
+  --warning, --critical PERCENT    of the lifetime that is left
+
+certdrop-status                     all sites, a line each
+certdrop-status example.org         all that is known of one
+
+See certdrop-status(1)."""
 
 
 class Usage(Exception):
@@ -68,7 +82,7 @@ def main(argv: list[str]) -> int:
         print(f"certdrop-status: {error}\n{USAGE}", file=sys.stderr)
         return verdict.UNKNOWN
     if options.help:
-        print(USAGE)
+        print(HELP)
         return verdict.OK
     try:
         if options.file:

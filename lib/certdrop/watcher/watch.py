@@ -28,6 +28,14 @@ from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
 USAGE = "usage: certdrop-watch [--test | --check]"
+HELP = USAGE + """
+
+  looks at all sites, and sends one mail when there is something to tell; runs hourly by itself
+
+  --test    send a message now, and say where it went
+  --check   say whether there is a way out, without using it
+
+Where mail goes stands in [mail] of /etc/certdrop/certdrop.toml. See certdrop-watch(8)."""
 TIME = 240                         # seconds for the reader
 FRAME = 128 * 1024                 # bytes of a message by pipe
 CONFIRM = 3.0                      # seconds until a service that does not show the certificate is asked once more
@@ -40,7 +48,7 @@ def main(argv: list[str]) -> int:
         print(USAGE, file=sys.stderr)
         return os.EX_USAGE
     if argv == ["--help"]:
-        print(USAGE)
+        print(HELP)
         return os.EX_OK
     work = {"--test": send_test, "--check": check}.get(argv[0], run) if argv else run
     try:
