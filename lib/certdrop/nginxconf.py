@@ -148,10 +148,17 @@ class Configuration:
 
     def included(self, pattern: str) -> list[str]:
         """The files that an `include` brings, in the order of glob(3)."""
-        path = os.path.normpath(os.path.join(os.path.dirname(self.main), pattern))
+        path = self._absolute(pattern)
         if path in self.parsed:
             return [path]
-        return sorted(known for known in self.parsed if _matches(known, path)) if re.search(r"[*?\[]", path) else []
+        return sorted(known for known in self.parsed if matches(known, path)) if re.search(r"[*?\[]", path) else []
+
+    def patterns(self) -> list[str]:
+        """What the http part itself includes, as absolute patterns, whether there is a file or not."""
+        return [self._absolute(one.value) for part in self.top if part.name == "http" for one in part.block or [] if one.name == "include"]
+
+    def _absolute(self, pattern: str) -> str:
+        return os.path.normpath(os.path.join(os.path.dirname(self.main), pattern))
 
     def expand(self, block: list[Directive] | None) -> list[Directive]:
         """The directives of a block, what its includes bring in their place."""
@@ -247,7 +254,8 @@ def _rank(pattern: str, name: str) -> tuple[int, int] | None:
     return None
 
 
-def _matches(path: str, pattern: str) -> bool:
+def matches(path: str, pattern: str) -> bool:
+    """Whether an absolute pattern of `include` names this path, as glob(3) has it."""
     parts, wanted = path.split("/"), pattern.split("/")
     return len(parts) == len(wanted) and all(
         fnmatch.fnmatchcase(part, want) and not (part.startswith(".") and not want.startswith(".")) for part, want in zip(parts, wanted))

@@ -27,6 +27,18 @@ class Way(NamedTuple):
     locations: tuple[Directive, ...] = ()
 
 
+def addresses(config: Configuration) -> list[str]:
+    """Where nginx listens at port 80, the wildcards as the loopback's; the loopback where it does not."""
+    places = {"*": "127.0.0.1", "[::]": "[::1]"}
+    found = {places.get(one.address, one.address) for server in config.servers for one in server.listens if one.port == 80}
+    return sorted(found, key=lambda address: (address.startswith("["), address)) or ["127.0.0.1"]
+
+
+def first_trouble(config: Configuration, name: str) -> Way | None:
+    """The first way to this name, at any address that nginx listens at, that is not free."""
+    return next((found for address in addresses(config) if (found := way(config, address, name)).why), None)
+
+
 def way(config: Configuration, address: str, name: str) -> Way:
     """For a name, asked for at an address of this host ("192.0.2.1", "[2001:db8::1]")."""
     server = answering(config.servers, address, 80, name)
@@ -36,7 +48,7 @@ def way(config: Configuration, address: str, name: str) -> Way:
     known = {"host": name, "http_host": name, "scheme": "http", "https": "", "server_port": "80", "request_uri": path, "uri": path,
              "document_uri": path, "request_method": "GET", "args": "", "server_name": name}
     early = _early(server.inside, config, path, known)
-    if early:
+    if early and early.name != "break":                    # which spares it the rest of the block's own
         return Way(server, f"{early.place}: {_words(early)} of the server block comes before every location",
                    f"move it into a location / {{ }}, and add to {_block(server)}: {SNIPPET}")
     chosen = _locate(config, server.inside, path)
@@ -62,7 +74,7 @@ def _words(one: Directive) -> str:
 def _early(inside: list[Directive], config: Configuration, path: str, known: dict[str, str]) -> Directive | None:
     """The directive of the rewrite phase that takes the request, if any."""
     for one in inside:
-        if one.name == "return":
+        if one.name in ("return", "break"):
             return one
         if one.name == "rewrite" and len(one.args) > 1 and _search(one.value, path):
             return one

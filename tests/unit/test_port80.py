@@ -27,6 +27,7 @@ GOOD = {
     "before a regular expression": "server { listen 80; CHALLENGE; location ~ . { return 301 https://x/; } }",
     "an if for another host": "server { listen 80; if ($host = b.test) { return 301 https://$host$request_uri; } CHALLENGE; }",
     "an if that spares challenges": "server { listen 80; if ($request_uri !~ ^/\\.well-known/) { return 301 https://x; } CHALLENGE; }",
+    "a break for challenges": "server { listen 80; CHALLENGE; if ($uri ~ ^/\\.well-known/acme-challenge/) { break; } return 301 https://x; }",
     "an if on what is not known": "server { listen 80; if ($http_user_agent ~ bot) { return 403; } CHALLENGE; }",
     "a rewrite of something else": "server { listen 80; rewrite ^/old /new; CHALLENGE; }",
     "the default answers": "server { listen 80 default_server; server_name _; CHALLENGE; }",
@@ -41,7 +42,7 @@ def test_the_way_is_free(what):
 
 
 BAD = {
-    "no challenge location": ("server { listen 80; server_name a.test; location / { return 301 https://$host; } }", "takes the challenges", "certdrop-challenge"),
+    "a redirect": ("server { listen 80; server_name a.test; location / { return 301 https://$host; } }", "takes the challenges", "certdrop-challenge"),
     "nothing at all": ("server { listen 80; server_name a.test; root /var/www/html; }", "has no challenge location", "certdrop-challenge"),
     "a static site": ("server { listen 80; server_name a.test; root /srv; location / { try_files $uri =404; } }", "does not lead to", "certdrop-challenge"),
     "a redirect before": ("server { listen 80; server_name a.test; CHALLENGE; return 301 https://$host$request_uri; }",
@@ -55,7 +56,7 @@ BAD = {
     "a proxy": ("server { listen 80; location / { proxy_pass http://127.0.0.1:8080; } }", "proxy_pass http://127.0.0.1:8080 takes", "certdrop-challenge"),
     "a regular expression before": ("server { listen 80; location /.well-known/acme-challenge/ { alias /var/spool/certdrop/challenges/; }"
                                     " location ~ /\\. { deny all; return 404; } }", "return 404 takes", "certdrop-challenge"),
-    "another client's webroot": ("server { listen 80; location ^~ /.well-known/acme-challenge/ { root /var/www/letsencrypt; } }", "does not lead to", "challenge"),
+    "another client's webroot": ("server { listen 80; location ^~ /.well-known/acme-challenge/ { root /srv/acme; } }", "does not lead to", "challenge"),
     "only port 443": ("server { listen 443 ssl; server_name a.test; CHALLENGE; }", "does not listen on port 80", "certdrop-nginx"),
     "another block has the name": ("server { listen 80; CHALLENGE; } server { listen 80; server_name a.test; }",
                                    "has no challenge location", "certdrop-challenge"),

@@ -1,6 +1,6 @@
-"""Prints server blocks for sites, right for the nginx and the OpenSSL that are installed here.
+"""certdrop-nginx: prints server blocks for sites, right for the nginx and the OpenSSL that are installed here; nginx_write.py puts them in place.
 
-Runs as: anyone. Trusts: the configuration, and what `nginx -V` says. Reads: /etc/certdrop. Writes: standard output.
+Runs as: anyone; root to write. Trusts: the configuration, and what `nginx -V` says. Reads: /etc/certdrop. Writes: standard output.
 Sources: Mozilla's server-side TLS guideline 6.0; nginx's CHANGES for 1.25.1 (http2) and its manual of ssl_ecdh_curve.
 """
 
@@ -17,17 +17,26 @@ from certdrop import VERSION, site
 
 NGINX = "/usr/sbin/nginx"
 TIMEOUT = 30                       # seconds for nginx -V
+OPTIONS = ("--write", "--dry-run", "--no-issue")
+PLAIN, TLS = "plain", "tls"        # the two server blocks
 CLASSIC_CURVES = "X25519:prime256v1:secp384r1"
 HYBRID_CURVES = "X25519MLKEM768:" + CLASSIC_CURVES       # an OpenSSL before 3.5 refuses the name, and nginx would not start
 
 HELP = """\
-usage: certdrop-nginx NAME...
+usage: certdrop-nginx NAME... [--write [--dry-run] [--no-issue]]
 
 Prints nginx server blocks for these sites: port 80 with the challenge location before
 the redirect, port 443 with the live certificate. Sites with the same domains (one with
 ECDSA, one with RSA) share their blocks.
 
-  certdrop-nginx example.org > /etc/nginx/sites-available/example.org
+  --write     as root: write them to a new file in /etc/nginx, enable it, test nginx, reload
+              it; then get the first certificate. A test that fails takes all of it back,
+              and a file that is there is never changed
+  --dry-run   only say what --write would do
+  --no-issue  do not ask the CA afterwards
+
+  certdrop-nginx example.org
+  certdrop-nginx example.org --write
 
 See certdrop-nginx(1).
 """
@@ -35,6 +44,10 @@ See certdrop-nginx(1).
 
 class Absent(Exception):
     """nginx is not here, or does not say what it is; the text says so."""
+
+
+class Refused(Exception):
+    """What was asked cannot be done; the text says why, and nothing was changed."""
 
 
 class Build(NamedTuple):
@@ -59,12 +72,14 @@ def main(argv: list[str]) -> int:
     """`certdrop-nginx`. Returns a code of sysexits.h."""
     try:
         return run(argv)
-    except site.Missing as error:
+    except (site.Missing, Refused) as error:
         text, code = str(error), os.EX_DATAERR
     except site.Wrong as error:
         text, code = str(error), os.EX_CONFIG
     except Absent as error:
         text, code = str(error), os.EX_UNAVAILABLE
+    except PermissionError as error:
+        text, code = str(error), os.EX_NOPERM
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)      # else Python complains once more at its end
         return os.EX_OK
@@ -84,14 +99,21 @@ def run(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"certdrop-nginx {VERSION}")
         return os.EX_OK
-    wrong = [word for word in argv if word.startswith("-")]
-    if wrong or not argv:
-        text = f"{wrong[0]!a:.80}: no such option" if wrong else "which site? give its name (certdrop-status lists them)"
+    names, options = [word for word in argv if not word.startswith("-")], {word for word in argv if word.startswith("-")}
+    wrong = sorted(options.difference(OPTIONS))
+    if wrong or not names or (options and "--write" not in options):
+        text = f"{wrong[0]!a:.80}: no such option" if wrong else \
+            f"{min(options)} goes with --write" if names else "which site? give its name (certdrop-status lists them)"
         print(f"certdrop-nginx: {text}; certdrop-nginx --help shows how", file=sys.stderr)
         return os.EX_USAGE
-    sites = [load(name) for name in dict.fromkeys(argv)]
-    build = detect()
-    texts = [blocks(group, build) for group in same_domains(sites)]
+    if "--write" in options and os.geteuid() != 0:
+        raise PermissionError("--write must be run as root; try sudo (without it the blocks are printed)")
+    sites = [load(name) for name in dict.fromkeys(names)]
+    build, groups = detect(), same_domains(sites)
+    if "--write" in options:
+        from certdrop.admin import nginx_write             # the keeper's modules, which printing does not need
+        return nginx_write.write(groups, build, "--dry-run" in options, "--no-issue" not in options)
+    texts = [blocks(group, build) for group in groups]
     sys.stdout.write("\n".join(texts))
     sys.stdout.flush()
     return os.EX_OK
@@ -143,13 +165,13 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part)
 
 
-def blocks(sites: list[site.Site], build: Build) -> str:
-    """Two server blocks for sites of the same domains: their text for nginx."""
+def blocks(sites: list[site.Site], build: Build, which: tuple[str, ...] = (PLAIN, TLS)) -> str:
+    """The server blocks for sites of the same domains, for port 80 and 443: their text for nginx."""
     name, domains = sites[0].name, " ".join(sites[0].domains)
     includes = "".join(f"    include {site.STATE}/live/{found.name}/nginx.conf;\n" for found in sites)
     http2 = "    http2 on;\n" if build.separate_http2 else ""
-    return f"""\
-# {name}: printed by certdrop-nginx for nginx {".".join(map(str, build.nginx))}; print it anew after an upgrade to another release.
+    head = f"# {name}: printed by certdrop-nginx for nginx {'.'.join(map(str, build.nginx))}; print it anew after an upgrade to another release.\n"
+    plain = f"""\
 server {{
 {_listen(80, "", build)}    server_name {domains};
 
@@ -159,7 +181,8 @@ server {{
         return 301 https://$host$request_uri;
     }}
 }}
-
+"""
+    tls = f"""\
 server {{
 {_listen(443, " ssl" if build.separate_http2 else " ssl http2", build)}{http2}    server_name {domains};
 
@@ -174,6 +197,7 @@ server {{
     }}
 }}
 """
+    return head + "\n".join({PLAIN: plain, TLS: tls}[part] for part in which)
 
 
 def _listen(port: int, words: str, build: Build) -> str:

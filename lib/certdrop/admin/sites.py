@@ -12,10 +12,11 @@ import subprocess
 import time
 from collections.abc import Mapping
 
-from certdrop import events, jail, site, spool
+from certdrop import events, jail, nginxconf, port80, site, spool
 from certdrop.keeper import generations, install, lock, notes, services, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.state import Sight
+from certdrop.nginxconf import Configuration
 
 ISSUE = "/usr/sbin/certdrop-issue"
 WATCH = "/usr/sbin/certdrop-watch"
@@ -47,7 +48,32 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
         wanted = {name: Sight(name).next}
     run.flush()
     _warn_of_silence()
-    return issue(wanted) if ask and run.exit_code() == os.EX_OK else run.exit_code()
+    if not ask or run.exit_code() != os.EX_OK:
+        return run.exit_code()
+    code = issue(wanted)
+    install.say([f"{PROGRAM}: {name}: {line}" for line in (_in_the_way(name, domains, config) if code else _what_next(name))])
+    return code
+
+
+def _in_the_way(name: str, domains: list[str], config: site.Config) -> list[str]:
+    """What nginx's configuration lacks for the challenges of these names, and where the rest is examined."""
+    found = []
+    shown = _shown(services.find("nginx")) if "nginx" in config.services else ""
+    if shown:
+        read = Configuration(nginxconf.sources(shown))
+        for domain in domains:
+            trouble = port80.first_trouble(read, domain)
+            if trouble and trouble.why not in found:
+                found += [events.clean(trouble.why, 300), events.clean(trouble.mend, 300)]
+    return [*("; ".join(pair) for pair in zip(found[::2], found[1::2])),
+            *([f"certdrop-nginx {name} --write puts a server block in place, where none has these names"] if found else []),
+            f"next: certdrop-check {name} examines all that can be in the way; cron goes on trying, certdrop renew {name} tries at once"]
+
+
+def _what_next(name: str) -> list[str]:
+    if os.path.lexists(f"{site.STATE}/proven/{name}"):
+        return []
+    return [f"next: certdrop-nginx {name} --write has nginx serve it; or put its one line into a server block of your own (certdrop-nginx {name} shows it)"]
 
 
 def _warn_of_silence() -> None:
