@@ -116,9 +116,9 @@ def test_90_what_the_issuer_needs(inside: Any, ground: Ground) -> None:
     needs = [["list", "/var/spool/certdrop/requests"], ["read", f"/var/spool/certdrop/requests/{VICTIM}@{ground.next(VICTIM):04d}.csr"],
              ["read", f"{STATE}/live/{VICTIM}/cert.pem"], ["read", f"{STATE}/keeper/{VICTIM}.json"], ["read", "/etc/certdrop/certdrop.toml"],
              ["read", "/etc/hosts"], ["read", "/etc/ssl/certs/ca-certificates.crt"], ["write", "/var/spool/certdrop/replies/own"],
-             ["write", "/var/spool/certdrop/challenges/own"], ["write", f"{STATE}/issuer/own"], ["write", f"{STATE}/account/own"],
+             ["write", "/var/spool/certdrop/challenges/own"], ["write", f"{STATE}/issuer/own"],
              ["append", "/var/log/certdrop/issuer.log"], ["tcp", 14000], ["tcp", 80], ["unlink", "/var/spool/certdrop/challenges/own"],
-             ["unlink", f"{STATE}/issuer/own"], ["unlink", f"{STATE}/account/own"]]
+             ["unlink", f"{STATE}/issuer/own"]]
     with ground.stands(recovers=False):
         assert inside(*needs) == needs
         ground.install(code=0)

@@ -26,8 +26,8 @@ def serve(sock: socket.socket, config: site.Config, may: frozenset[str], log: ev
     """Answer this message and what is following, until that is empty; say in place of the first answer why there can be none. Raises OSError."""
     refused = 0
     try:
-        desk = Desk(config, may, binding_key(config))
-    except (Trouble, OSError, site.Wrong, Refused) as error:
+        desk = Desk(config, may)
+    except (Trouble, OSError, Refused) as error:
         sock.send(b"-" + str(error).encode("ascii", "backslashreplace")[:1000])
         return
     while message:
@@ -71,10 +71,10 @@ def binding_key(config: site.Config) -> tuple[str, bytes] | None:
 class Desk:
     """What the signer answers."""
 
-    def __init__(self, config: site.Config, may: frozenset[str], eab: tuple[str, bytes] | None) -> None:
+    def __init__(self, config: site.Config, may: frozenset[str]) -> None:
         self.ring = keyring.Keyring(config.directory_url)
         self.mandate = Mandate(config.directory_url, [f"mailto:{address}" for address in config.contact], self.ring, may)
-        self.eab = eab
+        self.config = config
 
     def answer(self, message: bytes) -> tuple[bytes, str]:
         """(the answer, which URL it was about where it is refused)."""
@@ -85,7 +85,7 @@ class Desk:
                 raise Refused("it is no question that the signer knows")
             return b"+" + what[message[:1]](message[1:]), ""
         except Refused as refused:
-            return b"-" + str(refused).encode(), _url_in(message)
+            return b"-" + str(refused).encode("ascii", "backslashreplace")[:1000], _url_in(message)
         except OSError as error:
             return b"-" + f"its files: {error.strerror}".encode("ascii", "replace"), ""
 
@@ -101,9 +101,13 @@ class Desk:
         """RFC 8555 section 7.3.4."""
         url = text.decode("ascii", "replace")
         self.mandate.check_url(url)
-        if self.eab is None:
+        try:
+            found = binding_key(self.config)
+        except site.Wrong as wrong:
+            raise Refused(str(wrong)) from wrong
+        if found is None:
             return b""
-        kid, key = self.eab
+        kid, key = found
         first = b64(json.dumps({"alg": "HS256", "kid": kid, "url": url}).encode())
         second = b64(json.dumps(self.ring.current.jwk()).encode())
         made = json.dumps({"protected": first, "payload": second, "signature": b64(hmac.digest(key, f"{first}.{second}".encode(), "sha256"))})
