@@ -37,11 +37,13 @@ class Content(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """An open directory: its descriptor, its path without links, whether only root can change the way to it, and whether others, or groups, can enter."""
+    """An open directory: its descriptor, its path without links, whether it and all above are root's, whether only root can make a link in it, and
+    whether others, or groups, can enter."""
 
     fd: int
     path: str
     is_roots: bool
+    links: bool
     others: bool
     groups: bool
 
@@ -110,15 +112,16 @@ class Reader:
             raise Unreadable(f"{path}: belongs to {owner}, who can put other files there; --owner {owner} trusts what is there nevertheless")
         if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:      # in a sticky one, as /tmp is, nobody replaces another's files
             raise Unreadable(f"{path}: others can write there, so what is in it may be theirs; mend with chmod go-w {path}, and look at it")
-        before = above or _Place(fd, "/", True, True, True)
+        before = above or _Place(fd, "/", True, True, True, True)
         others = bool(found.st_mode & 0o001)
-        return _Place(fd, path, before.is_roots and found.st_uid == 0 and not found.st_mode & 0o022, before.others and others,
+        is_roots = before.is_roots and found.st_uid == 0
+        return _Place(fd, path, is_roots, is_roots and not found.st_mode & 0o022, before.others and others,
                       before.groups and (others or bool(found.st_mode & 0o010 and found.st_gid)))
 
     @staticmethod
     def _target(place: _Place, name: str, links: int) -> str:
         path = os.path.join(place.path, name)
-        if not place.is_roots:
+        if not place.links:
             raise Unreadable(f"{path}: a link that root did not make is not followed; name the file itself")
         if links == 0:
             raise Unreadable(f"{path}: too many links")

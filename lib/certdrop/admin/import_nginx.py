@@ -14,7 +14,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 
-from certdrop import events, jail, nginxconf, site, spool
+from certdrop import events, jail, nginxconf, port80, site, spool
 from certdrop.nginxconf import Configuration, Directive, Server, Source
 
 NGINX = "/usr/sbin/nginx"
@@ -22,7 +22,7 @@ TIMEOUT = 60                       # seconds for nginx -T
 LARGEST = 4 << 20                  # bytes of one of nginx's files
 CHALLENGE = "/.well-known/acme-challenge/"
 SNIPPET = "/etc/nginx/snippets/certdrop-challenge.conf"
-BREAK = f'if ($uri ~ "^{CHALLENGE}") {{ break; }}    # no redirect of this block for challenges'.replace(".", r"\.", 1)
+BREAK = r"if ($uri ~ ^/\.well-known/acme-challenge/) { break; }    # no redirect of this block for challenges"
 BESIDE = ("include", "ssl_dhparam", "ssl_trusted_certificate", "ssl_password_file", "ssl_session_ticket_key")
 
 _NAME = re.compile(r"/[A-Za-z0-9._@%+=:,/-]+")                  # file names that every patch(1) reads alike
@@ -33,10 +33,10 @@ Edit = tuple[int, int, str]        # what stands from, to in a file's text, and 
 class Nginx:
     """nginx's configuration, as it is now. Where there is no nginx, or it fails its test, there are no files, and `trouble` says why."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: list[Source] | None = None) -> None:
         self.trouble = ""
         self.places: list[str] = []        # the old clients' directories
-        self.files = self._sources()
+        self.files = self._sources() if files is None else files
         self.configuration = Configuration(self.files)
 
     def _sources(self) -> list[Source]:
@@ -69,10 +69,10 @@ class Nginx:
         self.remarks: dict[str, None] = dict.fromkeys([self.trouble] if self.trouble else [])
         for block in self._blocks():
             self._replace(block, replaced)
-        servers = self.configuration.servers
-        for name, names in domains.items():
-            for domain in names:
-                self._challenge(servers, name, domain, {one for those in domains.values() for one in those})
+        ours = {domain for names in domains.values() for domain in names}
+        for domain in sorted(ours):
+            self._challenge(domain, ours)
+        self._check(sorted(ours))
         self._note_others(replaced)
         return "".join(self._texts()), list(self.remarks)
 
@@ -106,27 +106,34 @@ class Nginx:
                 if name and not one.value.startswith(site.STATE):
                     self._put(one, f"ssl_trusted_certificate {site.STATE}/live/{name}/chain.pem;")
 
-    def _challenge(self, servers: list[Server], name: str, domain: str, ours: set[str]) -> None:
-        """The challenge location into the blocks that answer for a domain on port 80."""
-        addresses = sorted({listen.address for server in servers for listen in server.listens if listen.port == 80})
-        found = {id(server): server for address in addresses if (server := nginxconf.answering(servers, address, 80, domain))}
-        if not found and self.files:
-            self.remarks[f"nginx does not listen on port 80, over which {domain} is proved: certdrop-nginx {name} prints a server block"] = None
-        for server in found.values():
-            if any(spool.challenges() in word for one in _all(server.inside) for word in one.args):
+    def _challenge(self, domain: str, ours: set[str]) -> None:
+        """The challenge location into the blocks that answer for a domain on port 80, where its way is not free."""
+        for address in port80.addresses(self.configuration):
+            way = port80.way(self.configuration, address, domain)
+            if way.server is None or not way.why or not self._clear(way.server):
                 continue
-            if self._clear(server):
-                self._insert(server)
-                others = [other for other in server.names if other not in ours and "." in other and not other.startswith((".", "~", "*"))]
-                if others:
-                    self.remarks[f"{server.directive.place}: answers for {' '.join(others[:5])} too, which certdrop does not renew: another client can prove "
-                                 "them no longer over HTTP there"] = None
+            self._insert(way.server)
+            others = [name for name in way.server.names if name not in ours and "." in name and not name.startswith((".", "~", "*"))]
+            if others:
+                self.remarks[f"{way.server.directive.place}: answers for {' '.join(others[:5])} too, which certdrop does not renew: another client can prove "
+                             "them no longer over HTTP there"] = None
+
+    def _check(self, domains: Iterable[str]) -> None:
+        """Whether challenges get through once the diff is applied."""
+        changed = [Source(source.path, apply(source.text, self.edits[source.path])) for source in self.files]
+        if SNIPPET not in self.edits and changed:
+            changed.append(Source(SNIPPET, _on_disk(SNIPPET) or ""))
+        configuration = Configuration(changed)
+        for domain in domains if changed else ():
+            trouble = port80.first_trouble(configuration, domain)
+            if trouble:
+                self.remarks[f"{domain}: the CA's challenges do not get through: {trouble.why}; {trouble.mend}"] = None
 
     def _clear(self, server: Server) -> bool:
         """Take out an older location of the same name, which nginx would not have beside ours. Whether that could be done."""
         for one in server.directive.block or []:
             brought = list(self.configuration.expand([one])) if one.name == "include" else [one]
-            if any(_is_challenge(inner) for inner in brought):
+            if any(_is_challenge(inner) and not _is_ours(inner) for inner in brought):
                 if len(brought) > 1:
                     self.remarks[f"{one.place}: what it includes has a location {CHALLENGE} among other things; put \"include {SNIPPET};\" in its "
                                  "place by hand"] = None
@@ -137,10 +144,10 @@ class Nginx:
     def _insert(self, server: Server) -> None:
         block = server.directive.block or []
         text = self._text(server.directive.file)
-        lines = [f"include {SNIPPET};"]
+        lines = [] if any(spool.challenges() in word for one in _all(server.inside) for word in one.args) else [f"include {SNIPPET};"]
         if any(one.name in ("return", "rewrite", "if") for one in server.inside):
             lines.append(BREAK)
-        if not block:
+        if not block or not lines:
             return
         begin = text.rfind("\n", 0, block[0].start) + 1
         indent = text[begin:block[0].start]
@@ -213,6 +220,10 @@ def _all(block: list[Directive]) -> Iterator[Directive]:
 
 def _is_challenge(one: Directive) -> bool:
     return one.name == "location" and one.args in ([CHALLENGE], ["^~", CHALLENGE])
+
+
+def _is_ours(one: Directive) -> bool:
+    return any(spool.challenges() in word for inner in _all(one.block or []) for word in inner.args)
 
 
 def _on_disk(path: str) -> str | None:
