@@ -261,7 +261,7 @@ def test_renewals_go_on(host: Host, moved: Moved) -> None:
         assert host.served(name) == host.on_disk(name)
         assert name in rows(host.run(IMPORT, code=0).text)     # the old certificate is still known
     place = next(pathlib.Path("/etc/letsencrypt/accounts").rglob("regr.json"))
-    account = next(pathlib.Path(STATE, "account").glob("*.json"))
+    account = next(pathlib.Path(STATE, "issuer").glob("account@*.json"))
     assert place.read_text().split('"uri": "')[1].split('"')[0] in account.read_text()
 
 
