@@ -16,8 +16,9 @@ import sys
 import time
 
 from certdrop import jail, site, spool
-from certdrop.keeper import install, lock, notes, services
+from certdrop.keeper import lock, notes, services
 from certdrop.keeper.command import Refused
+from certdrop.keeper.run import say
 
 OFFSETS = {2048: 560316, 3072: 2625351, 4096: 5736041}         # X of ffdhe2048, 3072, 4096: RFC 7919, appendix A
 USER = "_certdrop-judge"                                       # owns nothing
@@ -48,7 +49,7 @@ def make(bits: int, own: bool) -> int:
                 service.reload()
             except services.Failed as error:
                 said.append(f"certdrop: dhparam.pem: {service.name} did not reload ({error}); it uses the new parameters from its next reload on")
-    install.say(said)
+    say(said)
     return os.EX_OK
 
 
@@ -119,7 +120,7 @@ def prime_of(text: bytes, bits: int) -> int:
 def search(bits: int) -> int:
     """A safe prime of our own, with progress for whoever watches: openssl finds it, without privileges. Raises Refused."""
     uid, gid = jail.user_ids(USER)
-    install.say([f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then"])
+    say([f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then"])
     shows = sys.stderr.isatty()
     try:
         with subprocess.Popen([OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

@@ -15,8 +15,8 @@ from certdrop.admin import import_leftovers, import_take
 from certdrop.admin.import_clients import CLIENTS, Client
 from certdrop.admin.import_pairs import Found
 from certdrop.admin.import_survey import Choice, Survey
-from certdrop.keeper import install
 from certdrop.keeper.command import Refused, Usage, as_root, guard
+from certdrop.keeper.run import say
 
 PROGRAM = "certdrop-import"
 HELP = f"""\
@@ -145,11 +145,11 @@ def _diff(survey: Survey) -> int:
     text, remarks = survey.nginx.diff(survey.replaced, {one.site or one.name: one.pair.domains for one in [*survey.here, *survey.taken] if one.pair})
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
     sys.stdout.flush()
-    install.say([f"{PROGRAM}: {line}" for line in remarks])
+    say([f"{PROGRAM}: {line}" for line in remarks])
     if survey.taken:
-        install.say([f"{PROGRAM}: {len(survey.taken)} of these sites are not taken over yet: {PROGRAM} --yes first, else nginx does not find them"])
+        say([f"{PROGRAM}: {len(survey.taken)} of these sites are not taken over yet: {PROGRAM} --yes first, else nginx does not find them"])
     if not text:
-        install.say([f"{PROGRAM}: nothing to change in nginx's configuration"])
+        say([f"{PROGRAM}: nothing to change in nginx's configuration"])
     return os.EX_OK
 
 

@@ -19,13 +19,14 @@ from certdrop import events, jail, site, spool
 from certdrop.admin.import_pairs import Account, Found, Pair
 from certdrop.keeper import generations, install, lock, notes, services
 from certdrop.keeper.judges import Accepted
+from certdrop.keeper.run import Run
 from certdrop.keeper.state import Sight
 
 PROGRAM = "certdrop-import"
 DEADLINE = 60                      # seconds for the child that writes the account key
 
 
-def take(found: list[Found], accounts: list[Account], settings: str) -> install.Run:
+def take(found: list[Found], accounts: list[Account], settings: str) -> Run:
     """Take these over, and have the keeper go on with them. `settings` is certdrop.toml, where there is none yet. Raises site.Wrong and lock.Busy."""
     with lock.Lock(patient=True):
         install.finish_removals()
@@ -38,7 +39,7 @@ def take(found: list[Found], accounts: list[Account], settings: str) -> install.
         if settings and not os.path.exists(site.ETC + "/certdrop.toml"):
             _put(site.ETC, "certdrop.toml", settings.encode())
             config = site.load_config()
-        run = install.Run(PROGRAM, False, True)
+        run = Run(PROGRAM, False, True)
         for account in accounts:
             _take_account(run, account)
         taken = []
@@ -52,7 +53,7 @@ def take(found: list[Found], accounts: list[Account], settings: str) -> install.
     return run
 
 
-def _take_pair(run: install.Run, found: Found, config: site.Config) -> None:
+def _take_pair(run: Run, found: Found, config: site.Config) -> None:
     pair, name = found.pair, found.name
     if pair is None or Sight(name).numbers or os.path.lexists(f"{site.ETC}/sites.d/{name}.toml"):
         run.fail(name, "there is a site of this name; not imported", os.EX_DATAERR)        # since it was looked at
@@ -116,7 +117,7 @@ def has_account(ca: str) -> bool:
     return os.path.lexists(f"{site.STATE}/account/{account_entry(ca)}.key")
 
 
-def _take_account(run: install.Run, account: Account) -> None:
+def _take_account(run: Run, account: Account) -> None:
     uid, gid = jail.user_ids(spool.ISSUER)
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "import_account.py")
     done = subprocess.run(["/usr/bin/python3", "-I", "-S", program, account_entry(account.ca)], input=account.key, stdout=subprocess.PIPE,

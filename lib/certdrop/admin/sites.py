@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from certdrop import events, jail, nginxconf, port80, site, spool
 from certdrop.keeper import generations, install, lock, notes, services, state
 from certdrop.keeper.command import Refused
+from certdrop.keeper.run import Run, say
 from certdrop.keeper.state import Sight
 from certdrop.nginxconf import Configuration
 
@@ -41,7 +42,7 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
             _configure("certdrop.toml", settings)
             site.load_config()
         _configure(f"sites.d/{name}.toml", text)
-        run = install.Run(PROGRAM, False, True)
+        run = Run(PROGRAM, False, True)
         run.log.write(events.ADDED, site=name, domains=" ".join(domains))
         run.tell(name, f"added; its names: {' '.join(domains)}")
         install.reconcile(run, [name])
@@ -51,7 +52,7 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
     code = issue(wanted)
-    install.say([f"{PROGRAM}: {name}: {line}" for line in (_in_the_way(name, domains, config) if code else _what_next(name))])
+    say([f"{PROGRAM}: {name}: {line}" for line in (_in_the_way(name, domains, config) if code else _what_next(name))])
     return code
 
 
@@ -82,7 +83,7 @@ def _warn_of_silence() -> None:
         done = subprocess.run([WATCH, "--check"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
                               env=jail.ENVIRONMENT, start_new_session=True, timeout=30, check=False)
         if done.returncode:
-            install.say([f"{PROGRAM}: note: " + events.clean(done.stdout.decode("utf-8", "replace").strip(), 300)])
+            say([f"{PROGRAM}: note: " + events.clean(done.stdout.decode("utf-8", "replace").strip(), 300)])
 
 
 def refuse(domains: list[str], name: str) -> None:
@@ -122,7 +123,7 @@ def rotate(names: list[str], only_post: bool) -> int:
 def rotate_due() -> int:
     """Rotate the keys that are older than their site's key_max_age: the keeper's every run wants that (state.step); have it done now."""
     with lock.Lock(patient=True):
-        run = install.Run(PROGRAM, False, True)
+        run = Run(PROGRAM, False, True)
         install.reconcile(run)
         nexts: dict[str, int | None] = {name: Sight(name).next for name in site.site_names()}
         wanted = {name: number for name, number in nexts.items() if number is not None and state.has(name, number, "now")}
@@ -133,7 +134,7 @@ def rotate_due() -> int:
 def cancel(names: list[str]) -> int:
     """Withdraw the wish for a certificate now; the next generation stays posted."""
     with lock.Lock(patient=True):
-        run = install.Run(PROGRAM, False, True)
+        run = Run(PROGRAM, False, True)
         for name in _known(names):
             sight = Sight(name)
             if sight.next is not None and state.has(name, sight.next, "now"):
@@ -148,7 +149,7 @@ def rollback(name: str) -> int:
     """Go back to the generation before the live one, and post a fresh next. Raises Refused where there is none that serves."""
     _known([name])
     with lock.Lock(patient=True):
-        run = install.Run(PROGRAM, False, True)
+        run = Run(PROGRAM, False, True)
         wanted, sight = site.load_site(name, run.config), Sight(name)
         older = [number for number in sight.complete if number < (sight.live or 0) and not state.has(name, number, "placeholder")]
         if not older:
@@ -170,7 +171,7 @@ def remove(name: str) -> int:
         install.finish_removals()
         if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") and not (spool.is_site_name(name) and Sight(name).numbers):
             raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
-        run, live = install.Run(PROGRAM, False, True), site.STATE + "/live"
+        run, live = Run(PROGRAM, False, True), site.STATE + "/live"
         sight = Sight(name)
         used = _used(run, name)
         for service in used:
@@ -202,7 +203,7 @@ def issue(wanted: Mapping[str, int | None]) -> int:
     """Have the issuer ask for these sites' requests now, then install what came. 0 where it is installed, whoever installed it."""
     code = _run_issuer(list(wanted))
     with lock.Lock(patient=True):
-        run = install.Run(PROGRAM, False, True)
+        run = Run(PROGRAM, False, True)
         install.reconcile(run, list(wanted))
         for name, number in wanted.items():
             newest = Sight(name).newest
@@ -216,7 +217,7 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
     _known(names)
     posted: dict[str, int | None] = {}
     with lock.Lock(patient=True):
-        run = install.Run(PROGRAM, False, True)
+        run = Run(PROGRAM, False, True)
         install.reconcile(run, names)
         for name in names:
             wanted, sight = site.load_site(name, run.config), Sight(name)
@@ -248,7 +249,7 @@ def _shown(service: services.Service) -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
-def _used(run: install.Run, name: str) -> list[services.Service]:
+def _used(run: Run, name: str) -> list[services.Service]:
     """The services of a site that is to be removed; one that this host does not have does not need it."""
     try:
         named = site.load_site(name, run.config).services
@@ -301,7 +302,7 @@ def _run_issuer(names: list[str]) -> int:
         if not more:
             break
         *lines, rest = (rest + more).split(b"\n")
-        install.say([events.clean(line.decode("utf-8", "replace")) for line in lines])
+        say([events.clean(line.decode("utf-8", "replace")) for line in lines])
         rest = rest[:4096]
     try:
         return process.wait(max(1.0, end - time.monotonic()))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 
 from certdrop import events, jail, site, spool
 from certdrop.keeper import install, lock
+from certdrop.keeper.run import Run, say
 
 HELP = "usage: certdrop-install   (no arguments: takes what the spool holds, judges, installs, reloads; see certdrop-install(8))\n"
 
@@ -40,11 +40,11 @@ def _install(asked_by_issuer: bool) -> int:
     talk = not asked_by_issuer and sys.stderr.isatty()
     try:
         with lock.Lock(patient=False, queue="waiting-issuer" if asked_by_issuer else "waiting"):
-            run = install.Run("certdrop-install", asked_by_issuer, talk)
+            run = Run("certdrop-install", asked_by_issuer, talk)
             install.reconcile(run)
     except lock.Busy as busy:
         if talk:
-            install.say([f"certdrop-install: another keeper is at work ({busy}); it does what there is to do"])
+            say([f"certdrop-install: another keeper is at work ({busy}); it does what there is to do"])
         return os.EX_OK
     run.flush()
     return run.exit_code()
@@ -79,8 +79,9 @@ def guard(program: str, work: Callable[[], int], quiet: bool = False) -> int:
     except OSError as error:
         text, code = f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL
     except Exception as error:                      # our bug: the one case for a traceback
+        import traceback
         text, code = f"internal error: {error!r}; the live certificates stay; please report this\n{traceback.format_exc()}", os.EX_SOFTWARE
     if not quiet or code != os.EX_TEMPFAIL:
-        install.say([f"{program}: {text}"])
+        say([f"{program}: {text}"])
     events.Log("keeper").write("error", text=text)
     return code

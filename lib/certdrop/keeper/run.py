@@ -1,0 +1,72 @@
+"""One run of the keeper: the configuration, what is posted, what was said, and how it ends.
+
+Runs as: root, under the keeper's lock. Trusts: root's own files. Reads: certdrop.toml, requests/. Writes: standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from certdrop import events, jail, site, spool
+from certdrop.keeper import judges
+
+OUTPUT = 30                        # seconds for somebody to read what is printed
+PATIENCE = 600                     # seconds that a run goes on asking judges; what is left waits for the next
+
+
+class Run:
+    """One run of the keeper: the configuration, what is posted, what was said, and how it ends."""
+
+    def __init__(self, program: str, asked_by_issuer: bool, talk: bool) -> None:
+        self.program = program
+        self.asked_by_issuer = asked_by_issuer
+        self.talk = talk
+        self.log = events.Log("keeper")
+        self.end = time.monotonic() + PATIENCE
+        self.config = site.load_config()
+        self.witness = judges.Judge("served", self.config.trust_roots)
+        self.issuer, self.group = jail.user_ids(spool.ISSUER)
+        self.posted: dict[str, set[tuple[int, str]]] = {}
+        self.failures: set[int] = set()
+        self.said: list[str] = []
+        for entry in os.listdir(spool.requests()):         # root's own directory: nobody else can write there
+            found = spool.parse_entry(entry)
+            if found:
+                self.posted.setdefault(found[0], set()).add(found[1:])
+        self.requests = spool.open_directory(spool.requests())
+        self.replies = spool.open_directory(spool.replies())
+
+    def tell(self, name: str, text: str) -> None:
+        """Say something to a person who watches: later, by flush(), because a lock is never held while output could block."""
+        if self.talk:
+            self.said.append(f"{self.program}: {name}: {text}")
+
+    def fail(self, name: str, text: str, code: int) -> None:
+        """Say what went wrong, where somebody watches or must act at once, and remember it for the exit code."""
+        self.failures.add(code)
+        if self.talk or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG):
+            self.said.append(f"{self.program}: {name}: {text}")
+
+    def flush(self) -> None:
+        """Print what was said. A terminal that is gone loses the words, never the work."""
+        said, self.said = self.said, []
+        say(said)
+
+    def exit_code(self) -> int:
+        """0 where the wanted state holds, else the gravest of what went wrong."""
+        for code in (os.EX_SOFTWARE, os.EX_CONFIG, os.EX_NOPERM, os.EX_DATAERR, os.EX_TEMPFAIL):
+            if code in self.failures:
+                return code
+        return os.EX_TEMPFAIL if self.failures else os.EX_OK          # the issuer's own codes, or the signal that ended it
+
+
+def say(lines: list[str]) -> None:
+    """Print lines to standard error, and give up after a while where nobody reads."""
+    end, rest = time.monotonic() + OUTPUT, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+    try:
+        while rest and select.select([], [2], [], max(0.0, end - time.monotonic()))[1]:
+            rest = rest[os.write(2, rest[:4096]):]           # as much as a pipe takes at once
+    except OSError:
+        pass
