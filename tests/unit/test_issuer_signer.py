@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -133,8 +134,11 @@ def test_it_does_not_outlive_its_parent(top, config):
     os.waitpid(child, 0)
     left = socket.socket(fileno=kept)
     left.settimeout(30)
-    left.send(b"S\n" + get(CA + "/x"))
-    assert left.recv(1000) == b""
+    answer = b""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):       # gone before it was asked, or with the question unread
+        left.send(b"S\n" + get(CA + "/x"))
+        answer = left.recv(1000)
+    assert answer == b""
 
 
 def test_a_signer_that_was_killed(top, config):
