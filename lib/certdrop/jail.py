@@ -142,9 +142,12 @@ def detach() -> None:
 
 
 def forbid(**limits: int) -> None:
-    """Set resource limits by name (NOFILE=0, NPROC=0, ...), soft and hard alike."""
+    """Set resource limits by name (NOFILE=0, NPROC=0, ...), soft and hard alike; a lower one stays."""
     for name, value in limits.items():
-        resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+        number = getattr(resource, "RLIMIT_" + name)
+        hard = resource.getrlimit(number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (value, value))
 
 
 def give_up_privileges() -> None:

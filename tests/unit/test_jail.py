@@ -102,6 +102,15 @@ def test_a_limit_that_cannot_be_raised_ends_the_run() -> None:
     assert in_child(deed) in ("named", "raised to 4096")
 
 
+def test_a_lower_limit_stays() -> None:
+    """Whoever has less than what is set gets no more, and no error."""
+    def deed() -> str:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+        jail.forbid(NOFILE=100, CORE=0)
+        return f"{resource.getrlimit(resource.RLIMIT_NOFILE)} {resource.getrlimit(resource.RLIMIT_CORE)}"
+    assert in_child(deed) == "(50, 50) (0, 0)"
+
+
 def test_streams_that_were_closed_are_there() -> None:
     """Python leaves sys.stderr out where it was closed; a program that says something must not fail by that."""
     program = f"import sys; sys.path.insert(0, {os.path.dirname(os.path.dirname(jail.__file__))!r})\nfrom certdrop import jail\nimport os\n"

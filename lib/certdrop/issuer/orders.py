@@ -77,7 +77,7 @@ def shut_in(config: site.Config, urls: list[str]) -> int:
     """Confine this process: what it may read, write and connect to. Returns Landlock's ABI, 0 where the kernel has none."""
     ports = {80, 53} | {urllib.parse.urlsplit(url).port or (443 if url.startswith("https") else 3128) for url in urls if url}
     jail.give_up_privileges()
-    jail.forbid(CORE=0, FSIZE=64 << 20)
+    jail.forbid(CORE=0, FSIZE=64 << 20, NOFILE=1024, NPROC=512)          # 128 workers, each a thread and a connection
     state = [f"{site.STATE}/{name}" for name in ("sites", "live", "keeper")]
     public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d")]       # not eab.toml, and not account/: those are the signer's
     write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
