@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 
 from certdrop import site as configuration
@@ -74,7 +73,7 @@ def destroy(name: str, number: int) -> None:
     except FileNotFoundError:
         pass
     sync(path)
-    shutil.rmtree(path)
+    erase(path)
 
 
 def mark(name: str, number: int, marker: str) -> None:
@@ -87,9 +86,15 @@ def sweep(name: str, leftovers: list[str]) -> None:
     for entry in leftovers:
         path = f"{directory(name)}/{entry}"
         if os.path.isdir(path):
-            shutil.rmtree(path)
+            erase(path)
         else:
             os.unlink(path)
+
+
+def erase(path: str) -> None:
+    """Remove a directory with all that is in it."""
+    import shutil                              # here, because most runs remove none
+    shutil.rmtree(path)
 
 
 def sync(path: str) -> None:
@@ -123,7 +128,7 @@ def _make(name: str, number: int, files: dict[str, bytes]) -> None:
         sync(os.path.dirname(parent))
     temporary = f"{parent}/.new-{number:04d}"
     if os.path.exists(temporary):
-        shutil.rmtree(temporary)
+        erase(temporary)
     os.mkdir(temporary, 0o700)
     for entry, data in files.items():
         _put(temporary, entry, data, 0o600 if entry == "privkey.pem" else 0o644)

@@ -7,66 +7,16 @@ the replies that it posted requests for. Writes: requests/, and all that generat
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
-import select
-import shutil
 import time
 
-from certdrop import events, jail, site, spool
-from certdrop.keeper import generations, judges, notes, state, switch
+from certdrop import events, site, spool
+from certdrop.keeper import generations, judges, keys, notes, state, switch
+from certdrop.keeper.run import Run
 from certdrop.keeper.state import Sight
 
 HOURLY = 3600                      # seconds between two installations of a site that the issuer asked for
-OUTPUT = 30                        # seconds for somebody to read what is printed
-PATIENCE = 600                     # seconds that a run goes on asking judges; what is left waits for the next
-
-
-class Run:
-    """One run of the keeper: the configuration, what is posted, what was said, and how it ends."""
-
-    def __init__(self, program: str, asked_by_issuer: bool, talk: bool) -> None:
-        self.program = program
-        self.asked_by_issuer = asked_by_issuer
-        self.talk = talk
-        self.log = events.Log("keeper")
-        self.end = time.monotonic() + PATIENCE
-        self.config = site.load_config()
-        self.issuer, self.group = jail.user_ids(spool.ISSUER)
-        self.posted: dict[str, set[tuple[int, str]]] = {}
-        self.failures: set[int] = set()
-        self.said: list[str] = []
-        for entry in os.listdir(spool.requests()):         # root's own directory: nobody else can write there
-            found = spool.parse_entry(entry)
-            if found:
-                self.posted.setdefault(found[0], set()).add(found[1:])
-        self.requests = spool.open_directory(spool.requests())
-        self.replies = spool.open_directory(spool.replies())
-
-    def tell(self, name: str, text: str) -> None:
-        """Say something to a person who watches: later, by flush(), because a lock is never held while output could block."""
-        if self.talk:
-            self.said.append(f"{self.program}: {name}: {text}")
-
-    def fail(self, name: str, text: str, code: int) -> None:
-        """Say what went wrong, where somebody watches or must act at once, and remember it for the exit code."""
-        self.failures.add(code)
-        if self.talk or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG):
-            self.said.append(f"{self.program}: {name}: {text}")
-
-    def flush(self) -> None:
-        """Print what was said. A terminal that is gone loses the words, never the work."""
-        said, self.said = self.said, []
-        say(said)
-
-    def exit_code(self) -> int:
-        """0 where the wanted state holds, else the gravest of what went wrong."""
-        for code in (os.EX_SOFTWARE, os.EX_CONFIG, os.EX_NOPERM, os.EX_DATAERR, os.EX_TEMPFAIL):
-            if code in self.failures:
-                return code
-        return os.EX_TEMPFAIL if self.failures else os.EX_OK          # the issuer's own codes, or the signal that ended it
 
 
 def reconcile(run: Run, names: list[str] | None = None) -> None:
@@ -88,6 +38,7 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
         switch.switch(run, wanted)
     except OSError as error:
         run.fail("services", f"{_words(error)}; what they serve stays; the next run goes on from there", os.EX_TEMPFAIL)
+    run.witness.end()
     for found in wanted:
         try:
             settle(run, found)
@@ -202,6 +153,10 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
         had = [str(state.facts(name, old, "cert")["sha256"]) for old in sight.whole]
         question = {"spki": request["spki_sha256"], "names": request["domains"], "spent": [*known.spent, *had],
                     "earliest": 0 if stands_in else state.moment(name, sight.live or 0, "not_before")}
+        if judge.process is None:                            # each loads for a while what it needs; so do we, with a key for nobody
+            judge.start()
+            run.witness.start()
+            keys.request(keys.make("ecdsa-p256"), [name])
         accepted = judges.ask_chain(judge, question, b"".join(blocks))
         if accepted.sha256 != _fingerprint(blocks[0]):       # base64 and a hash: no parser needed to catch this lie
             raise spool.Refused("judge-failed")
@@ -224,16 +179,6 @@ def _code(reason: str) -> int:
     return os.EX_TEMPFAIL if reason == "judge-failed" else os.EX_DATAERR
 
 
-def say(lines: list[str]) -> None:
-    """Print lines to standard error, and give up after a while where nobody reads."""
-    end, rest = time.monotonic() + OUTPUT, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
-    try:
-        while rest and select.select([], [2], [], max(0.0, end - time.monotonic()))[1]:
-            rest = rest[os.write(2, rest[:4096]):]           # as much as a pipe takes at once
-    except OSError:
-        pass
-
-
 def finish_removals() -> None:
     """Go on with removals that were killed."""
     parent = site.STATE + "/sites"
@@ -246,7 +191,7 @@ def finish_removals() -> None:
                     os.unlink(path)
                 except FileNotFoundError:
                     pass
-            shutil.rmtree(f"{parent}/{entry}")
+            generations.erase(f"{parent}/{entry}")
             generations.sync(parent)
 
 
@@ -260,6 +205,8 @@ def sweep() -> None:
 
 
 def _fingerprint(block: bytes) -> str:
+    import base64                      # a run that finds nothing to do loads nothing of this
+    import hashlib
     return hashlib.sha256(base64.b64decode(b"".join(block.splitlines()[1:-1]))).hexdigest()
 
 

@@ -11,10 +11,13 @@ import os
 import re
 import select
 import struct
-import subprocess
 import time
+from typing import TYPE_CHECKING
 
 from certdrop import jail, spool
+
+if TYPE_CHECKING:
+    import subprocess
 
 USER = "_certdrop-judge"
 DEADLINE = 15.0                    # seconds for one answer; the booth's own is shorter
@@ -38,6 +41,7 @@ class Judge:
     def __init__(self, *task: str) -> None:
         self.task = task
         self.process: subprocess.Popen[bytes] | None = None
+        self._ready = False
 
     def __enter__(self) -> Judge:
         return self
@@ -48,11 +52,11 @@ class Judge:
     def ask(self, *parts: bytes) -> str:
         """The answer's line; "" where there is none in time (and then this judge is ended)."""
         try:
-            if self.process is None:
-                self._start()
-                if self._line() != "ready":
-                    self.end()
-                    return ""
+            self.start()
+            if not self._ready and self._line() != "ready":
+                self.end()
+                return ""
+            self._ready = True
             self._send(struct.pack(f">I{len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts))
             answer = self._line()
         except OSError:
@@ -73,9 +77,13 @@ class Judge:
             if stream:
                 stream.close()
         self.process.wait()
-        self.process = None
+        self.process, self._ready = None, False
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Have it load what it needs; nobody waits for that before the first question. Raises OSError."""
+        if self.process is not None:
+            return
+        import subprocess                      # here, because most runs start no judge
         jail.user_ids(USER)
         program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), self.program)
         self.process = subprocess.Popen(

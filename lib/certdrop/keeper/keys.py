@@ -6,8 +6,6 @@ generations.py, which makes the files. `cryptography` is loaded on first use, be
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 from typing import Any
 
 
@@ -24,6 +22,8 @@ def make(kind: str) -> bytes:
 
 def spki_sha256(key: bytes) -> str:
     """The SHA-256, in hex, of the public key's SubjectPublicKeyInfo (what a TLSA record 3 1 1 holds, RFC 6698)."""
+    import hashlib
+
     from cryptography.hazmat.primitives import serialization
     public = _load(key).public_key()
     return hashlib.sha256(public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)).hexdigest()
@@ -40,6 +40,8 @@ def request(key: bytes, domains: list[str]) -> bytes:
 
 def placeholder(key: bytes, domains: list[str]) -> tuple[bytes, str, int, int]:
     """A self-signed certificate (PEM), its SHA-256 in hex, not_before and not_after. It only lets nginx start."""
+    import datetime
+
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     begin = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0) - datetime.timedelta(hours=1)

@@ -6,7 +6,6 @@ files. Reads and writes: keeper/NAME.json, keeper/refused/ and keeper/last-run b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -106,4 +105,5 @@ def _pause(tries: int) -> int:
 
 
 def _sha256(data: bytes) -> str:
+    import hashlib
     return hashlib.sha256(data).hexdigest()

@@ -10,9 +10,7 @@ import os
 import re
 import signal
 import struct
-import subprocess
 import time
-from ipaddress import ip_address
 from typing import NamedTuple
 
 from certdrop import events, jail, site
@@ -90,6 +88,7 @@ def find(name: str) -> Service:
 
 
 def _run(command: list[str]) -> None:
+    import subprocess                              # here, because most runs start nothing
     said = os.memfd_create("said")                 # no pipe: what a program leaves running in the background may hold it open for ever
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=jail.ENVIRONMENT, cwd="/", start_new_session=True)
@@ -145,6 +144,7 @@ def _listeners() -> set[tuple[int, bool, str]]:
 
 def _address(text: str) -> str:
     """An address as /proc/net/tcp writes it (32-bit words in the host's order); the loopback one where it is the wildcard."""
+    from ipaddress import ip_address
     words = struct.pack(f"={len(text) // 8}I", *(int(text[i:i + 8], 16) for i in range(0, len(text), 8)))
     address = ip_address(words)
     if address.is_unspecified:

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from certdrop import events, site
 from certdrop.keeper import copies, generations, judges, notes, services, state
-
-if TYPE_CHECKING:
-    from certdrop.keeper.install import Run
+from certdrop.keeper.run import Run
 
 PATIENCE = 5.0                     # seconds for a reload to show; as many more for each second that the tests took beyond the first
 LATE = 300                         # seconds after a run's end for what it moved to be shown
@@ -137,7 +134,7 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
                 _put_off(run, change, "service-failed", f"{broken[name]}; not this certificate's fault: nothing was changed")
                 break
     changes = [change for change in changes if not broken.keys() & set(change.wanted.services)]
-    with judges.Judge("served", run.config.trust_roots) as judge:
+    with run.witness as judge:
         looked: list[Change] = []
         for change in changes:                               # what no longer fits into this run is next in the next one
             if time.monotonic() < run.end or not looked:
@@ -243,13 +240,20 @@ def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], ju
     began, again, waiting = time.monotonic(), False, changes
     while True:
         asked = time.monotonic() - began                     # what counts is an answer to a question asked late enough
-        waiting = [change for change in waiting if not _is_served(run, change, used, judge)]
+        missing: list[Change] = []
+        answers = False                                      # while one is not shown the others are hardly: it answers for them, but at the end
+        for change in waiting:
+            early = asked < change.patience * stretch
+            if answers and early or not _is_served(run, change, used, judge):
+                missing.append(change)
+                answers = answers or early
+        waiting = missing[1:] + missing[:1]                  # the next time it is another one
         if time.monotonic() > run.end + LATE or all(asked >= change.patience * stretch for change in waiting):
             return waiting
         if asked > PATIENCE * stretch / 2 and not again:      # somebody who restarted the service may have swallowed the first
             again = True
             _reload(run, waiting, used)
-        time.sleep(0.05)                                     # a reload says nothing when it is done
+        time.sleep(0.02)                                     # a reload says nothing when it is done
 
 
 def _is_served(run: Run, change: Change, used: dict[str, services.Service], judge: judges.Judge) -> bool:
