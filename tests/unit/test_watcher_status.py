@@ -204,6 +204,19 @@ def test_listeners_are_found() -> None:
     assert port not in places.listeners()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a listener of another user's")
+def test_where_root_listens_nobody_else_is_asked() -> None:
+    """Another user at the same port, on another address, could show what he likes."""
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        port = made.getsockname()[1]
+        os.seteuid(65534)
+        try:
+            with socket.create_server(("127.0.0.9", port)), socket.create_server(("127.0.0.9", 0)) as alone:
+                assert ["127.0.0.1"] == places.listeners()[port] and ["127.0.0.9"] == places.listeners()[alone.getsockname()[1]]
+        finally:
+            os.seteuid(0)
+
+
 def test_places_follow_services_and_probe(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each service is asked at its own port, after its own preface; `probe` goes before the listeners; a bad description is passed over."""
     monkeypatch.setattr(places, "listeners", lambda: {443: ["127.0.0.1", "::1"], 25: ["192.0.2.1"]})

@@ -1,6 +1,6 @@
 """Where on this host the services of a site can be asked for its certificate, and what to say there before the handshake.
 
-Runs as: anyone. Trusts: root's configuration, and the kernel. Reads: /etc/certdrop/services.d, /proc/net/tcp and tcp6. Writes: nothing.
+Runs as: anyone. Trusts: root's configuration, and the kernel. Reads: /etc/certdrop/services.d, /proc/self/net/tcp and tcp6. Writes: nothing.
 """
 
 from __future__ import annotations
@@ -56,9 +56,13 @@ class Places:
 
 
 def listeners() -> dict[int, list[str]]:
-    """The addresses of this host on which somebody listens, by TCP port; the wildcards as the loopback's (proc(5))."""
+    """The addresses of this host on which somebody listens, by TCP port; the wildcards as the loopback's (proc(5)).
+
+    At a high port anybody can listen too, on another address, and show what he likes: where root listens, its addresses alone are named.
+    """
     found: dict[int, list[str]] = {}
-    for path, family in (("/proc/net/tcp", socket.AF_INET), ("/proc/net/tcp6", socket.AF_INET6)):
+    roots: dict[int, list[str]] = {}
+    for path, family in (("/proc/self/net/tcp", socket.AF_INET), ("/proc/self/net/tcp6", socket.AF_INET6)):
         try:
             with open(path, encoding="ascii") as stream:
                 lines = stream.readlines()[1:]
@@ -68,11 +72,11 @@ def listeners() -> dict[int, list[str]]:
             fields = line.split()
             host, _, port = fields[1].partition(":")
             if fields[3] == "0A":              # LISTEN
-                addresses = found.setdefault(int(port, 16), [])
                 address = _address(host, family)
-                if address not in addresses:
-                    addresses.append(address)
-    return found
+                for listed in (found, roots) if fields[7] == "0" else (found,):
+                    if address not in listed.setdefault(int(port, 16), []):
+                        listed[int(port, 16)].append(address)
+    return {**found, **roots}
 
 
 def _address(text: str, family: socket.AddressFamily) -> str:
