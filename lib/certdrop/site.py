@@ -19,7 +19,12 @@ STATE = "/var/lib/certdrop"
 DIRECTORIES = {
     "letsencrypt": "https://acme-v02.api.letsencrypt.org/directory",
     "letsencrypt-staging": "https://acme-staging-v02.api.letsencrypt.org/directory",
+    "zerossl": "https://acme.zerossl.com/v2/DV90",
+    "google": "https://dv.acme-v02.api.pki.goog/directory",
+    "sslcom": "https://acme.ssl.com/sslcom-dv-rsa",
+    "actalis": "https://acme-api.actalis.com/acme/directory",
 }
+STORE = "/etc/ssl/certs/ca-certificates.crt"
 KEYS = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096")
 LIMITS = ("failed_per_name_and_hour", "issued_per_names_and_week", "orders_per_three_hours")
 MAX_DOMAINS = 100                  # Let's Encrypt's limit for one certificate
@@ -50,10 +55,11 @@ class Config:
         self.preferred_chain = ""
         self.staging = ""
         self.proxy = ""
-        self.ca_bundle = "/etc/ssl/certs/ca-certificates.crt"
-        self.trust_roots = "/etc/ssl/certs/ca-certificates.crt"
+        self.ca_bundle = STORE
+        self.trust_roots = STORE
         self.key = "ecdsa-p256"
         self.key_max_age = "renewal"
+        self.account_key_max_age = ""
         self.workers = 16
         self.self_check = "warn"
         self.services: list[str] = ["nginx"]
@@ -70,7 +76,12 @@ class Config:
         """The URL of the directory that a dry run asks: the CA's staging, where it is known or configured, else the CA itself."""
         if self.staging:
             return DIRECTORIES.get(self.staging, self.staging)
-        return self.directory_url if self.directory_url not in DIRECTORIES.values() else DIRECTORIES["letsencrypt-staging"]
+        return DIRECTORIES["letsencrypt-staging"] if self.directory_url == DIRECTORIES["letsencrypt"] else self.directory_url
+
+    @property
+    def own_roots(self) -> str:
+        """The file of this directory's own roots, which stands in for trust_roots where that is not configured: named as the CA, or its host."""
+        return f"{ETC}/roots.d/{self.directory if self.directory in DIRECTORIES else self.directory_url.split('/')[2]}.pem"
 
 
 class Site:
@@ -132,6 +143,10 @@ def load_config() -> Config:
         raise Wrong(f'{path}: self_check: "{config.self_check}": give "warn", "require" or "off"')
     if not config.directory_url.startswith("https://"):
         raise Wrong(f'{path}: directory: "{config.directory}": give {", ".join(DIRECTORIES)} or an https:// URL')
+    if config.trust_roots == STORE and os.path.exists(config.own_roots):
+        config.trust_roots = config.own_roots
+    if config.account_key_max_age and not _AGE.fullmatch(config.account_key_max_age):
+        raise Wrong(f'{path}: account_key_max_age: "{config.account_key_max_age}": give an age in days such as "180d", or nothing')
     if config.staging and not config.staging_url.startswith("https://"):
         raise Wrong(f'{path}: staging: "{config.staging}": give {", ".join(DIRECTORIES)} or an https:// URL')
     if config.proxy and not re.fullmatch(r"http://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/?", config.proxy):
@@ -147,6 +162,14 @@ def load_config() -> Config:
         _refuse_unknown(path, key, {"to", "via", "from", "heartbeat", "ca_bundle"}, ())
     _check_policy(path, config)
     return config
+
+
+def missing_roots(config: Config) -> str:
+    """What to do before certificates of Let's Encrypt's staging CA can be accepted, whose roots are in no system's store; empty where all is well."""
+    if config.directory_url != DIRECTORIES["letsencrypt-staging"] or config.trust_roots != STORE:
+        return ""
+    return (f"no system trusts the roots of Let's Encrypt's staging, so its certificates will be refused until {config.own_roots} has them: curl -fsS "
+            f"https://letsencrypt.org/certs/staging/{{letsencrypt-stg-root-x1,letsencrypt-stg-root-x2,gen-y/root-ye,gen-y/root-yr}}.pem > {config.own_roots}")
 
 
 def load_site(name: str, config: Config) -> Site:

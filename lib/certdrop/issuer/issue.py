@@ -21,7 +21,9 @@ from certdrop.issuer.options import HELP, Options, Usage
 from certdrop.issuer.posted import Request
 
 SUDO = ["/usr/bin/sudo", "-n", "/usr/sbin/certdrop-install"]
+ACCOUNT = ["/usr/sbin/certdrop-account", "rollover", "--due"]
 INSTALL = 900                      # seconds for root to look at the spool
+DAY = 86400.0
 TICK = 600                         # seconds from one run by cron to the next
 
 
@@ -59,6 +61,8 @@ def _run(options: Options) -> int:
         code, waits, following = _look(options)
         if waits and options.install and not options.plan and not options.dry_run:
             _have_root_look()
+        if options.cron:
+            _have_account_looked_at()
         if not options.cron or not time.time() < following < end:
             return code
         time.sleep(max(0.0, following - time.time()) + 1)      # to the site's own second; no lock is held meanwhile
@@ -149,6 +153,24 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return (code if code >= 0 else os.EX_TEMPFAIL), waits
+
+
+def _have_account_looked_at() -> None:
+    """Once a day: certdrop-account alone may have the account's key changed, and knows when."""
+    stamp, now = site.STATE + "/issuer/account-looked-at", time.time()
+    try:
+        if now - DAY < os.stat(stamp).st_mtime <= now:
+            return
+    except FileNotFoundError:
+        os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+    os.utime(stamp)
+    import subprocess
+
+    from certdrop import jail
+    try:
+        subprocess.run(ACCOUNT, stdin=subprocess.DEVNULL, env=jail.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        pass                                   # tomorrow again
 
 
 def _have_root_look() -> None:

@@ -1,0 +1,294 @@
+"""certdrop-account: the ACME account of the configured CA, by hand: register, show, contact, rollover, deactivate. cron's runs roll over too.
+
+One process: it forks the signer, with a mandate for the verb at hand, and shuts itself in before its first packet, as the issuer's network part.
+Runs as: _certdrop; started by root it becomes that first. Trusts: root's configuration; of the CA, what TLS says. Reads and writes: the issuer's
+lock, notes of the account, the log; through the signer, its keys.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import pwd
+import sys
+import time
+from collections.abc import Callable
+
+from certdrop import VERSION, events, jail, site, spool
+from certdrop.issuer import jose, orders, signer
+from certdrop.issuer.account import Account, Session, as_object
+from certdrop.issuer.transport import Gate, Transport, context
+from certdrop.issuer.trouble import REFUSED, Trouble
+
+DAY = 86400
+PATIENCE = 120.0                   # seconds for all that is said with the CA
+HELP = """\
+usage: certdrop-account register [--directory CA] [--yes]
+       certdrop-account show [--directory CA]
+       certdrop-account contact [--directory CA]
+       certdrop-account rollover [--directory CA] [--due]
+       certdrop-account deactivate [--directory CA] [--yes]
+
+  register    make an account at the CA; its terms of service are shown, and --yes agrees to them
+  show        the account, its key, and the CAA record that lets in no other account
+  contact     tell the CA the contact that certdrop.toml has now
+  rollover    give the account a new key; --due only if the key is older than account_key_max_age
+  deactivate  end the account for ever, after a question; --yes answers it
+
+  --directory CA   in place of the configured one: a name such as letsencrypt, or the https:// URL of an ACME directory
+
+certdrop-account show
+certdrop-account register --directory letsencrypt-staging --yes
+
+See certdrop-account(8).
+"""
+VERBS: dict[str, set[str]] = {"register": {"--yes"}, "show": set(), "contact": set(), "rollover": {"--due"}, "deactivate": {"--yes"}}
+
+
+class Usage(Exception):
+    """The command line is not understood; the text says what of it."""
+
+
+class Declined(Exception):
+    """Somebody was asked, and did not agree."""
+
+
+class Options:
+    """The words of the command line. Raises Usage."""
+
+    def __init__(self, argv: list[str]) -> None:
+        if not argv or argv[0] not in VERBS:
+            raise Usage(f"{argv[0]!a:.80}: no such verb" if argv else f"what is to be done? {', '.join(VERBS)}")
+        self.verb, rest, self.directory, flags = argv[0], argv[1:], "", set()
+        while rest:
+            word = rest.pop(0)
+            name, equals, value = word.partition("=")
+            if name == "--directory":
+                if not equals and not rest:
+                    raise Usage("--directory needs a CA")
+                self.directory = value if equals else rest.pop(0)
+            elif word in VERBS[self.verb]:
+                flags.add(word)
+            else:
+                raise Usage(f"{word!a:.80}: {self.verb} takes no such word")
+        self.yes, self.due = "--yes" in flags, "--due" in flags
+
+
+def main(argv: list[str]) -> int:
+    """Returns a code of sysexits.h."""
+    if {"--help", "-h"} & set(argv):
+        sys.stdout.write(HELP)
+        return os.EX_OK
+    if argv == ["--version"]:
+        print(f"certdrop-account {VERSION}")
+        return os.EX_OK
+    try:
+        options = Options(argv)
+    except Usage as error:
+        return say(f"{error}; certdrop-account --help shows how", os.EX_USAGE)
+    try:
+        if os.getuid() == 0:
+            jail.detach()
+            jail.become(spool.ISSUER)
+        if os.getuid() != pwd.getpwnam(spool.ISSUER).pw_uid:
+            return say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
+        os.umask(0o022)
+        os.chdir("/")
+        return _do(options)
+    except site.Wrong as error:
+        return say(str(error), os.EX_CONFIG)
+    except Declined as error:
+        return say(f"{error}; nothing was changed", os.EX_USAGE)
+    except Trouble as trouble:
+        return say(trouble.text, os.EX_DATAERR if trouble.kind == REFUSED else os.EX_TEMPFAIL, not options.due)
+    except (KeyError, PermissionError) as error:
+        return say(f"{error}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM)
+    except OSError as error:
+        return say(f"{error}; try again later", os.EX_TEMPFAIL, not options.due)
+    except KeyboardInterrupt:
+        return os.EX_TEMPFAIL
+
+
+def _do(options: Options) -> int:
+    config = site.load_config()
+    if options.directory:
+        config.directory = options.directory
+        if not config.directory_url.startswith("https://"):
+            raise site.Wrong(f'directory: "{events.clean(options.directory, 80)}": give {", ".join(site.DIRECTORIES)} or an https:// URL')
+    if options.due and not _is_due(config):
+        return os.EX_OK
+    if options.verb == "deactivate" and not options.yes:
+        ask(f"The account at {config.directory_url} ends for ever: no certificate can be renewed, nor revoked, by it any more. Deactivate it?")
+    if not _lock(patient=not options.due):
+        return os.EX_TEMPFAIL                  # a run of certdrop-issue; the next day is early enough
+    may = {"show": {signer.ROLL_OVER}, "rollover": {signer.ROLL_OVER}, "deactivate": {signer.DEACTIVATE}}.get(options.verb, set())
+    holder = signer.start(config, frozenset(may))
+    holder.wake()
+    if orders.shut_in(config, [config.directory_url, config.proxy]) == 0:
+        say("this kernel has no Landlock: this process runs with all rights of its user, and the signer protects nothing", os.EX_OK, not options.due)
+    account = Account(config.directory_url, config.contact, holder)
+    line = Transport(context(config.ca_bundle), time.monotonic() + PATIENCE, Gate(), config.proxy)
+    desk = Counter(config, holder, account, Session(account, line))
+    verbs: dict[str, Callable[[], int]] = {"show": desk.show, "contact": desk.contact, "deactivate": desk.deactivate,
+                                           "register": lambda: desk.register(options.yes), "rollover": lambda: desk.rollover(options.due)}
+    return verbs[options.verb]()
+
+
+def _lock(patient: bool) -> bool:
+    """Keep certdrop-issue out: a key that changes in the middle of an order would spoil it. Kept until this process ends."""
+    fd = os.open(site.STATE + "/issuer/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not patient:
+            return False
+        say("a run of certdrop-issue is at work; waiting for it", os.EX_OK)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    return True
+
+
+def made_at(config: site.Config) -> float | None:
+    """When the account's key was made (seconds since 1970); None where there is none."""
+    try:
+        return os.stat(f"{site.STATE}/account/{jose.entry(config.directory_url)}.key").st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _is_due(config: site.Config) -> bool:
+    """Whether the key is older than it may become."""
+    days, made = site.age_in_days(config.account_key_max_age), made_at(config)
+    return days is not None and made is not None and time.time() - made > days * DAY
+
+
+class Counter:
+    """The verbs. Each returns a code of sysexits.h and raises Trouble, OSError."""
+
+    def __init__(self, config: site.Config, holder: signer.Signer, account: Account, session: Session) -> None:
+        self.config, self.holder, self.account, self.session = config, holder, account, session
+        self.log = events.Log("issuer")
+
+    def register(self, agreed: bool) -> int:
+        """Make an account, unless there is one."""
+        if self.session.find():
+            say("there is an account already", os.EX_OK)
+            return self.show()
+        meta = self.session.directory().get("meta")
+        terms = meta.get("termsOfService") if isinstance(meta, dict) else None
+        print(f"terms of service: {events.clean(terms, 300) if isinstance(terms, str) else 'the CA names none'}", flush=True)
+        if not agreed:
+            ask("Do you agree to them?")
+        place = self.session.kid()
+        self.log.write(events.REGISTERED, account=place)
+        say("registered", os.EX_OK)
+        return self.show()
+
+    def show(self) -> int:
+        """The account as the CA knows it; as remembered, where it cannot be asked."""
+        remembered = str(self.account.known.get("account") or "")
+        facts = {"CA": f"{self.config.directory} ({self.config.directory_url})" if self.config.directory in site.DIRECTORIES else self.config.directory_url}
+        try:
+            place = self.session.find()
+            found = as_object(self.session.post(place, None, place)) if place else {}
+        except Trouble as trouble:
+            code = say(f"{trouble.text}; what follows is what was known before", os.EX_TEMPFAIL)
+            place, found = remembered, {}
+        else:
+            code = os.EX_OK if place else os.EX_DATAERR
+        facts["account"] = place or "none: certdrop-account register makes it, or the first order does"
+        if found:
+            contact = found.get("contact")
+            facts["status"] = str(found.get("status"))
+            facts["contact"] = " ".join(map(str, contact)) if isinstance(contact, list) and contact else "none"
+        facts["key"] = f"RSA {self.holder.numbers.n.bit_length()}, {self._age()}; SHA-256 of its JWK {thumbprint(self.holder.jwk())}"
+        if place:
+            facts["CAA record"] = f'example.org. CAA 0 issue "{self._identity()}; accounturi={place}; validationmethods=http-01"'
+        if site.missing_roots(self.config):
+            facts["note"] = site.missing_roots(self.config)
+        for name, value in facts.items():
+            print(f"{name + ':':<12} {events.clean(value, 1000)}")
+        return code
+
+    def contact(self) -> int:
+        """Tell the CA whom it may write to."""
+        place = self._account()
+        self.session.post(place, {"contact": self.account.contact}, place)
+        self.account.note(contact=self.account.contact)
+        self.log.write(events.CONTACT, account=place)
+        return say(f"the contact is now {' '.join(self.config.contact) or 'nobody'}", os.EX_OK)
+
+    def rollover(self, quiet: bool) -> int:
+        """Give the account a new key (RFC 8555 section 7.3.5). Killed anywhere, the next run finds out which key the CA holds."""
+        place = self._account()                # so the current key is the one that the CA holds, and no other is lost
+        url = self.session.directory().get("keyChange")
+        if not isinstance(url, str):
+            raise Trouble(REFUSED, "the CA does not offer to change the key of an account")
+        self.account.note(changing=True)
+        self.holder.make_other()
+        try:
+            self.session.post(url, json.loads(self.holder.change(url, place)), place)
+        except Trouble as trouble:
+            self.log.write(events.FAILED, kind="key change", error=trouble.text)
+            raise
+        self.holder.exchange()
+        self._account()                        # by the new key
+        self.log.write(events.KEY_CHANGED, account=place, key=thumbprint(self.holder.jwk()))
+        return say(f"the account {place} has a new key", os.EX_OK, not quiet)
+
+    def deactivate(self) -> int:
+        """End the account (RFC 8555 section 7.3.6)."""
+        try:
+            place = self._account()
+            self.session.post(place, {"status": "deactivated"}, place)
+        except Trouble as trouble:
+            if trouble.problem != "unauthorized":      # that is what a CA says of an account that is deactivated
+                raise
+            place = str(self.account.known.get("account") or "")
+            say(f"{trouble.text}; so the key is set aside", os.EX_OK)
+        self.account.forget(place)
+        self.holder.deactivated()
+        self.log.write(events.DEACTIVATED, account=place)
+        return say(f"the account {place} is deactivated; its key is set aside, and the next order at this CA makes another account", os.EX_OK)
+
+    def _account(self) -> str:
+        place = self.session.find()
+        if not place:
+            raise Trouble(REFUSED, "the CA knows no account with this key; certdrop-account register makes one")
+        return place
+
+    def _age(self) -> str:
+        made, limit = made_at(self.config) or time.time(), self.config.account_key_max_age
+        return f"made {events.stamp(made)}, {int((time.time() - made) / DAY)} days ago, " + (f"changed after {limit[:-1]}" if limit else "kept")
+
+    def _identity(self) -> str:
+        """The name that the CA looks for in a CAA record (RFC 8659 section 4.2)."""
+        meta = self.session.account.known.get("directory")
+        listed = meta.get("meta") if isinstance(meta, dict) else None
+        names = listed.get("caaIdentities") if isinstance(listed, dict) else None
+        return str(names[0]) if isinstance(names, list) and names else "NAME-OF-THE-CA"
+
+
+def thumbprint(jwk: dict[str, str]) -> str:
+    """RFC 7638."""
+    return jose.b64(hashlib.sha256(json.dumps(jwk, sort_keys=True, separators=(",", ":")).encode()).digest())
+
+
+def ask(question: str) -> None:
+    """Raise Declined unless somebody is there and says yes."""
+    if not sys.stdin.isatty():
+        raise Declined("nobody is there to be asked; --yes agrees")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if not sys.stdin.readline().strip().lower().startswith("y"):
+        raise Declined("not agreed")
+
+
+def say(text: str, code: int, loud: bool = True) -> int:
+    """A line for a person; returns the code."""
+    if loud:
+        try:
+            print(f"certdrop-account: {text}", file=sys.stderr, flush=True)
+        except OSError:
+            pass
+    return code
