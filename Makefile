@@ -146,10 +146,7 @@ install-files:
 	for module in $(MODULES); do install -D -m 644 $$module $(SHAREDIR)/$${module#lib/} || exit 1; done
 	install -m 644 $(SNIPPETS) $(SHAREDIR)/nginx
 	for page in $(MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
-	completions/make completions/table build/completions
-	for name in $(notdir $(SBIN) $(BIN)); do \
-		install -m 644 build/completions/bash/$$name $(BASHDIR) && install -m 644 build/completions/fish/$$name.fish $(FISHDIR) || exit 1; done
-	install -m 644 build/completions/zsh/_certdrop $(ZSHDIR)
+	completions/make completions/table $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 644 etc/certdrop.toml etc/site.toml $(DOCDIR)/examples
 	install -m 644 $(SERVICES) $(ETCDIR)/certdrop/services.d
 	install -m 440 sudoers.d/certdrop $(ETCDIR)/sudoers.d

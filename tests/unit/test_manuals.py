@@ -82,7 +82,7 @@ FISH = "source %s; complete -C '%s'"
     ("certdrop-status", "--json")])
 def test_completion_in_each_shell(shell, typed, offered, tmp_path):
     """The files that the table becomes, asked by the shells themselves."""
-    completions["main"]([str(ROOT / "completions" / "table"), str(tmp_path)])
+    completions["main"]([str(ROOT / "completions" / "table"), *(str(tmp_path / name) for name in ("bash", "zsh", "fish"))])
     program, offered = typed.split()[0], offered.rpartition(" ")[2]
     if shell == "bash":
         text = BASH % (tmp_path / "bash" / program, typed)
