@@ -22,10 +22,11 @@ sys.path[:0] = [str(HERE.parents[1] / "lib"), str(HERE.parent / "hostile")]
 
 import forger  # noqa: E402
 from cryptography import x509  # noqa: E402
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: E402
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat  # noqa: E402
 from OpenSSL import crypto  # noqa: E402
 
 from certdrop import events, site, spool  # noqa: E402
+from certdrop.admin import import_booth, import_nginx, import_pairs  # noqa: E402
 from certdrop.issuer import ari, trouble  # noqa: E402
 from certdrop.judge import chain, served  # noqa: E402
 from certdrop.keeper import judges  # noqa: E402
@@ -260,8 +261,48 @@ def problem(data: bytes) -> None:
         insist(found.text == events.clean(found.text, 5000) and found.retry_after >= 0, found.text)
 
 
+# ---- what other clients left
+
+LEAF_KEY = forger.new_key()
+PAIR = [LEAF_KEY.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()),
+        forger.pem(CA.leaf(LEAF_KEY.public_key(), NAMES), CA.intermediate[0])]
+
+
+def _examined(task: bytes, *parts: bytes) -> None:
+    """Whatever it is, the answer is one line of a form, and tells why not."""
+    store = crypto.X509Store()                             # its time is set for expired chains
+    store.add_cert(crypto.X509.from_cryptography(CA.root[0]))
+    found = import_booth.answer(task, list(parts), store)
+    insist(import_pairs._PAIR.fullmatch(found) or import_pairs._ACCOUNT.fullmatch(found) or found.removeprefix("no ") in import_pairs.WHY, found)
+
+
+def imported_key(data: bytes) -> None:
+    """A private key."""
+    _examined(b"pair", data, PAIR[1])
+    _examined(b"account", data)
+
+
+def imported_chain(data: bytes) -> None:
+    """The certificates with it."""
+    try:
+        _examined(b"pair", PAIR[0], b"".join(import_pairs.pem_blocks(data)))
+    except spool.Refused as refused:
+        insist(refused.reason in import_pairs.WHY, refused.reason)
+
+
+def moved_blocks(data: bytes) -> None:
+    """nginx's configuration: what the diff makes of it is what it was, but for what was moved."""
+    begin, text = time.process_time(), data.decode("latin-1")
+    nginx = import_nginx.Nginx([import_nginx.Source("/etc/nginx/nginx.conf", text)])
+    nginx.diff(lambda path: "a.example" if path == "/old/a.pem" else "", {"a.example": ["a.example"]})
+    moved = import_nginx.apply(text, nginx.edits["/etc/nginx/nginx.conf"])
+    insist(import_nginx.apply(text, []) == text and len(moved) <= len(text) + 300 * (1 + text.count("s")), moved)
+    insist(time.process_time() - begin < 5, "slow")
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in (
-    grammar, reply, certificate, intermediate, signed, answer, greeting, ledger, stamp, mouth, notes, window, problem)}
+    grammar, reply, certificate, intermediate, signed, answer, greeting, ledger, stamp, mouth, notes, window, problem,
+    imported_key, imported_chain, moved_blocks)}
 
 _STATE = [b'{"class": "validation", "last_error": "x", "count": 3, "since": 1700000000, "next_try": 1900000000, "renew_at": 1900000000,'
           b' "renew_why": "window"}',
@@ -279,6 +320,12 @@ SEEDS: dict[str, list[bytes]] = {
     "ledger": _STATE, "stamp": _STATE, "mouth": _STATE, "notes": _STATE,
     "window": [b'{"suggestedWindow": {"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00.5+01:00"}, "explanationURL": "https://x"}'],
     "problem": [b'{"type": "urn:ietf:params:acme:error:rateLimited", "detail": "x", "subproblems": [{"identifier": {"value": "a"}, "detail": "y"}]}'],
+    "imported_key": [PAIR[0], b'{"kty": "RSA", "n": "AQAB", "e": "AQAB", "d": "Aw", "p": "Aw", "q": "Aw", "dp": "Aw", "dq": "Aw", "qi": "Aw"}',
+                     b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + PAIR[0]],
+    "imported_chain": [PAIR[1], b"subject=x\n" + PAIR[1].replace(b"\n", b"\r\n")],
+    "moved_blocks": [b"http { server { listen 80; server_name a.example; return 301 https://x; } server { listen 443 ssl; include x;"
+                     b" ssl_certificate /old/a.pem; ssl_certificate_key /old/a.key; # managed by Certbot\n"
+                     b" location /.well-known/acme-challenge/ { root /x; } } }"],
 }
 
 _stage()
