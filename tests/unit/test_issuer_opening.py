@@ -106,6 +106,16 @@ def test_the_first_order_finds_a_nonce(server):
     assert 1 == len(connections)
 
 
+def test_each_worker_finds_a_nonce(server):
+    """As many connections as there are workers with an order, a nonce over each; the directory is asked for once; and then there are no more."""
+    config, asked, connections = server
+    opened = opening.Opening(config, nobody_asks(), 3)
+    sessions = [opened.take() for _ in range(3)]
+    assert 3 == len({session.nonce() for session in sessions}) == len(connections)
+    assert [("GET", "/dir"), *[("HEAD", "/newNonce")] * 3] == asked
+    assert opened.take() is None
+
+
 def test_a_failure_is_told_to_who_takes_it(server):
     """As if he had tried himself; the run goes on, and counts it as that order's."""
     config, asked, _ = server

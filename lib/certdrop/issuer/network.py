@@ -120,11 +120,9 @@ class Network:
         return found
 
     def _idle_session(self) -> Session | None:
+        opened = self._opening.take() if self._opening else None
         with self.lock:
-            opening, self._opening = self._opening, None
-            if opening is None:
-                return self._idle.pop() if self._idle else None
-        return opening.take()
+            return opened or (self._idle.pop() if self._idle else None)
 
     def _module(self) -> types.ModuleType:
         found = getattr(self._mine, "module", None)

@@ -1,12 +1,13 @@
-"""The first words with the CA, while the rest of the network part is still being loaded: a connection, TLS, and a nonce for the first order.
+"""The first words with the CA, while the rest of the network part is still being loaded: for each worker a connection, TLS, and a nonce.
 
 That is three round trips in which there is nothing to do but wait, and loading takes about as long. So nothing that is imported here may
-load `cryptography` or `structlog`; a test looks. Nothing is asked but what the first order asks for.
+load `cryptography` or `structlog`; a test looks. Nothing is asked but what the first orders ask for.
 Runs as: _certdrop, shut in before: a thread that was started earlier would not be. Trusts: see transport.py. Reads: notes of the account.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 import urllib.parse
@@ -24,9 +25,9 @@ OPENING = 60.0                     # seconds for all of it
 
 
 class Opening:
-    """A session with the CA at `directory_url`, in the making. What goes wrong is told to whoever takes it, as if he had tried himself."""
+    """Sessions with the CA of the configuration, in the making: `count`, the first of them with a head start."""
 
-    def __init__(self, config: site.Config, holder: Signer) -> None:
+    def __init__(self, config: site.Config, holder: Signer, count: int = 1) -> None:
         proxy, place = (urllib.parse.urlsplit(url) for url in (config.proxy, config.directory_url))
         address = (proxy.hostname, proxy.port or 3128) if proxy.hostname else (str(place.hostname), place.port or 443)
         dialled = Dial(address, REQUEST)
@@ -34,13 +35,33 @@ class Opening:
         from certdrop.issuer.account import Account, Session
         self.context, self.gate = transport.context(config.ca_bundle), transport.Gate()
         self.account = Account(config.directory_url, config.contact, holder)
-        line = transport.Transport(self.context, time.monotonic() + OPENING, self.gate, config.proxy, dialled)
-        self._session = Session(self.account, line)
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._open, daemon=True)
-        self._thread.start()
+        lines = [transport.Transport(self.context, time.monotonic() + OPENING, self.gate, config.proxy, None if number else dialled)
+                 for number in range(count)]
+        try:
+            self._begun = [_Begun(Session(self.account, line)) for line in lines]
+        except RuntimeError as error:                          # "can't start new thread": no memory, or a limit on processes
+            raise OSError(errno.EAGAIN, str(error)) from error
 
-    def _open(self) -> None:
+    def take(self) -> Session | None:
+        """The next session, ready to order; None where all are taken. Raises what went wrong, as if the taker had tried himself."""
+        try:
+            begun = self._begun.pop(0)
+        except IndexError:
+            return None
+        return begun.take()
+
+
+class _Begun(threading.Thread):
+    """A session that is being made ready."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(daemon=True)
+        self._session = session
+        self._failure: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """In the thread."""
         try:
             self._session.take_back(self._session.nonce())
             self._session.ahead = self._session.transport.requests
@@ -48,8 +69,8 @@ class Opening:
             self._failure = failure
 
     def take(self) -> Session:
-        """The session, ready to order. Raises what went wrong."""
-        self._thread.join()
+        """The session. Raises what went wrong."""
+        self.join()
         if self._failure is not None:
             raise self._failure
         return self._session

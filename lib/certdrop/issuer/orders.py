@@ -40,7 +40,7 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     plan.tidy(stale)
     code, done = os.EX_OK, 0
     if any(task.when <= now or task.wants_window(now) for task in tasks):
-        network = _network(options, any(task.when <= now for task in tasks))
+        network = _network(options, sum(task.when <= now for task in tasks))
         code, done = network.work(tasks, now)
     elif options.loud:
         from certdrop.issuer import log
@@ -51,21 +51,21 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     return code, plan.finish(tasks, listed, agenda, code, done)
 
 
-def _network(options: Options, ordering: bool = False) -> Network:
-    """The part that talks to the CA, shut in. `ordering`: an order will be placed, whatever else is found out."""
+def _network(options: Options, orders: int = 0) -> Network:
+    """The part that talks to the CA, shut in. `orders` will be placed, as far as is known."""
     config = site.load_config()
     holder = None
     if not options.dry_run:
         from certdrop.issuer import signer
         holder = signer.start(config)              # before the door closes: it has what must stay outside
-        if ordering:
+        if orders:
             holder.wake()
     abi = shut_in(config, [config.staging_url if options.dry_run else config.directory_url, config.proxy])
     opened = None
-    if ordering and holder:
+    if orders and holder:
         from certdrop.issuer.opening import Opening
-        opened = Opening(config, holder)                   # while it waits for the CA,
-    from certdrop.issuer import network, ports     # the rest is loaded
+        opened = Opening(config, holder, min(orders, config.workers))     # while it waits for the CA,
+    from certdrop.issuer import network, ports                            # the rest is loaded
     ports.load()
     made = network.Network(options, config, opened, holder)
     if abi == 0:
