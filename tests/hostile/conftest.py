@@ -49,7 +49,8 @@ PLAYGROUND = "/tmp/attacker"                   # _certdrop's own
 # What a keeper's run may read (and what sudo, Python, nginx and the attackers' own programs do).
 MAY_READ = ("/usr/", "/lib", "/bin", "/sbin", "/etc/", "/var/lib/certdrop/", "/var/spool/certdrop/", "/var/log/certdrop/", "/var/log/nginx/", "/run/",
             "/dev/", "/var/lib/nginx", "/var/lib/sudo", "/tmp/world/", PLAYGROUND, "/src/", str(HERE.parents[1]))
-MAY_READ_EXACTLY = ("/", "/var", "/var/lib", "/var/lib/certdrop", "/var/spool", "/var/spool/certdrop", "/var/log/certdrop", "/etc", "/root", "/tmp")
+MAY_READ_EXACTLY = ("/", "/var", "/var/lib", "/var/lib/certdrop", "/var/spool", "/var/spool/cron/crontabs", "/var/spool/certdrop",
+                    "/var/log/certdrop", "/etc", "/root", "/tmp")
 # What it may write.
 MAY_WRITE = (*(f"{STATE}/{name}/" for name in ("sites", "live", "proven", "keeper", "issuer", "account", "watcher")), "/var/spool/certdrop/",
              "/var/log/certdrop/", "/var/log/nginx/", "/var/lib/nginx", "/run/", PLAYGROUND, "/tmp/world/", "/var/lib/sudo")

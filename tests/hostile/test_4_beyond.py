@@ -462,7 +462,7 @@ def test_81_whoever_reads_along(ground: Ground, turn: int) -> None:
         with ground.stands():
             ground.act(deed)
             for argv in (["certdrop-status"], ["certdrop-status", "--json"], ["certdrop-status", VICTIM], ["certdrop-status", "--nagios"],
-                         ["certdrop-status", "--prometheus"], ["certdrop-watch"], ["certdrop-check"], ["certdrop-check", "--json"]):
+                         ["certdrop-status", "--prometheus"], ["certdrop-watch"], ["certdrop-check", "--offline"], ["certdrop-check", "--offline", "--json"]):
                 if not shutil.which(argv[0]):
                     continue
                 done = ground.run(*argv, timeout=30)

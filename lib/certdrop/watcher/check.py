@@ -1,7 +1,8 @@
-"""certdrop-check: says what is wrong with this installation, why that matters, and how to mend it.
+"""certdrop-check: examines everything that makes issuing or renewing fail; says what is wrong, why that matters, and how to mend it.
 
-Runs as: anyone; started by root it looks at what only root may see (check_users.as_root), then goes on as _certdrop-watch, in a session
-of its own. Trusts: the kernel, root's files. Reads: owners and modes, the user database, /proc/sys, root's configuration. Writes: standard output.
+Runs as: anyone; started by root it looks at what only root may see (seen_as_root: each program asked in a session of its own), has
+_certdrop put one token among the challenges, then goes on as _certdrop-watch, shut in: it can write nothing. Trusts: the kernel, root's
+files. Reads: see the check_ modules. Writes: standard output; through check_token one file, for as long as it runs.
 """
 
 from __future__ import annotations
@@ -9,51 +10,155 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-from certdrop import events
-from certdrop.watcher import check_kernel, check_paths, check_sites, check_users
+from certdrop import events, jail
+from certdrop import site as configuration
+from certdrop.watcher import check_ca, check_clients, check_cron, check_host, check_kernel, check_keys, check_names, check_nginx, check_paths
+from certdrop.watcher import check_sites, check_token, check_users
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 from certdrop.watcher.principal import as_watcher, seen_by_root
 
-USAGE = "usage: certdrop-check [--json]"
+HELP = """\
+usage: certdrop-check [NAME...] [--offline] [--quiet] [--json]
+
+Examines everything that makes issuing or renewing fail, for these sites or all of them:
+one line each, ok, warning or failed, with why it matters and how to mend it. Changes
+nothing; as root, a token lies among the challenges while it runs, and is fetched over
+every address of every name, as the CA would.
+
+  --offline   leave the network alone: no DNS, no CA, no token
+  --quiet     only warnings and failures
+  --json      a list of objects: level, what, why, mend
+
+  sudo certdrop-check               everything
+  sudo certdrop-check example.org   one site, and what all sites need
+
+Exit status: 0 nothing failed, 78 something did. See certdrop-check(8).
+"""
 MARKS = {OK: "ok     ", WARNING: "warning", FAILED: "failed "}
+OPTIONS = ("--offline", "--quiet", "--json")
+
+Parts = dict[str, Any]             # what root saw, by part: lists of lines, and more
 
 
 def main(argv: list[str]) -> int:
-    """The program; returns 0 where nothing failed, 78 where something did, 64 for usage."""
-    if argv == ["--help"]:
-        print(USAGE)
+    """The program; returns 0 where nothing failed, 78 where something did, 64 for usage, 65 for a site that is not there."""
+    if argv in (["--help"], ["-h"]):
+        print(HELP, end="")
         return os.EX_OK
-    if argv not in ([], ["--json"]):
-        print(USAGE, file=sys.stderr)
+    names, options = [word for word in argv if not word.startswith("-")], [word for word in argv if word.startswith("-")]
+    wrong = [word for word in options if word not in OPTIONS]
+    if wrong:
+        print(f"certdrop-check: {wrong[0]!a:.80}: no such option; certdrop-check --help shows how", file=sys.stderr)
         return os.EX_USAGE
-    privileged = check_users.as_root() if os.geteuid() == 0 else None
+    unknown = [name for name in names if name not in _site_names()]
+    if unknown:
+        print(f"certdrop-check: {unknown[0]!a:.80}: no such site; certdrop-status lists them", file=sys.stderr)
+        return os.EX_DATAERR
+    token = None
     try:
-        return as_watcher("certdrop-check", argv, lambda: show(everything(_handed_over()), bool(argv)), os.EX_SOFTWARE, json.dumps(privileged).encode())
-    except KeyError as error:
-        return show([*everything(privileged), Line(FAILED, "users", events.clean(error), "install the package again")], bool(argv))
+        seen = b""
+        if os.geteuid() == 0:
+            sites, _ = usable(names)
+            parts = seen_as_root(sites)
+            token = check_token.put() if "--offline" not in options else None
+            parts["token"] = [token.name, token.content] if token else None
+            seen = json.dumps(parts).encode()
+        return as_watcher("certdrop-check", argv, lambda: _work(names, options), os.EX_SOFTWARE, seen)
+    except KeyError as error:                  # no such user: the network is not for root
+        lines = [*everything(names, json.loads(seen), True), [Line(FAILED, "users", events.clean(error), "install the package again")]]
+        return show(iter(lines), options)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return os.EX_OK
+    except KeyboardInterrupt:
+        return os.EX_TEMPFAIL
+    finally:
+        if token:
+            token.remove()
 
 
-def _handed_over() -> list[Line] | None:
-    """What root saw, where it started this."""
+def _work(names: list[str], options: list[str]) -> int:
+    """What is left once root has looked."""
     seen = seen_by_root()
-    return None if seen is None else [Line(*line) for line in json.loads(seen)]
+    parts = None if seen is None else json.loads(seen)
+    if seen is not None:                       # a process of our own, that has nothing else to do
+        try:
+            jail.give_up_privileges()
+            jail.landlock(read=("/",))
+        except jail.Unconfined:
+            pass                               # said by the line "sandbox"
+    return show(everything(names, parts, "--offline" in options), options)
 
 
-def everything(privileged: list[Line] | None) -> list[Line]:
-    """All that is looked at, in order. `privileged` is what root saw before; None where nobody could look."""
-    if privileged is None:
-        privileged = [Line(WARNING, "sudo", "only root can see what sudo allows, and locked passwords", "run certdrop-check as root")]
-    return [*check_users.look(), *privileged, *check_paths.look(), *check_kernel.look(), *check_sites.look()]
+def _site_names() -> list[str]:
+    try:
+        return configuration.site_names()
+    except configuration.Wrong:
+        return []
 
 
-def show(lines: list[Line], as_json: bool) -> int:
-    """Print the lines; the exit code."""
-    if as_json:
-        print(json.dumps([line._asdict() for line in lines], indent=1))
-    else:
-        for line in lines:
-            print(f"{MARKS[line.level]} {line.what}: {line.why}" + (f"; {line.mend}" if line.mend else ""))
+def usable(names: list[str]) -> tuple[list[configuration.Site], configuration.Config | None]:
+    """These sites (all, where none is named), those that cannot be read left out, and the configuration; check_sites says what is wrong."""
+    try:
+        config = configuration.load_config()
+    except configuration.Wrong:
+        return [], None
+    found = []
+    for name in names or _site_names():
+        try:
+            found.append(configuration.load_site(name, config))
+        except configuration.Wrong:
+            continue
+    return found, config
+
+
+def seen_as_root(sites: list[configuration.Site]) -> Parts:
+    """What only root may see."""
+    return {"users": check_users.as_root(), "cron": check_cron.as_root(), "nginx": check_nginx.look(sites), "clients": check_clients.look(sites),
+            "keys": check_keys.fingerprints([found.name for found in sites])}
+
+
+def everything(names: list[str], parts: Parts | None, offline: bool) -> Iterator[list[Line]]:
+    """All that is looked at, in order, part by part. `parts` is what root saw before; None where nobody could look."""
+    def by_root(part: str) -> list[Line]:
+        return [Line(*line) for line in (parts or {}).get(part, [])]
+
+    sites, config = usable(names)
+    yield check_sites.look(names)
+    yield check_paths.look()
+    yield [*check_users.look(), *by_root("users")]
+    if parts is None:
+        yield [Line(WARNING, "root", "only root can see what sudo, sshd and nginx are told, locked passwords, and other clients", "run certdrop-check as root")]
+    yield check_kernel.look()
+    yield [*check_cron.look(), *by_root("cron"), *check_sites.runs()] if _site_names() else []
+    yield by_root("nginx")
+    if config and not offline:
+        said, authority = check_ca.look(config, sites)
+        token = (parts or {}).get("token")
+        yield check_names.look(sites, authority, (token[0], token[1]) if token else None)
+        yield said
+    yield check_host.look()
+    yield check_keys.look([found.name for found in sites], parts["keys"] if parts else None)
+    yield check_sites.served([found.name for found in sites])
+    yield by_root("clients")
+
+
+def show(parts: Iterator[list[Line]], options: list[str]) -> int:
+    """Print the lines as they come; the exit code."""
+    lines: list[Line] = []
+    for part in parts:
+        lines += part
+        if "--json" not in options:
+            for line in part:
+                if line.level != OK or "--quiet" not in options:
+                    print(f"{MARKS[line.level]} {line.what}: {line.why}" + (f"; {line.mend}" if line.mend else ""))
+            sys.stdout.flush()
+    if "--json" in options:
+        print(json.dumps([line._asdict() for line in lines if line.level != OK or "--quiet" not in options], indent=1))
+    elif "--quiet" not in options:
         count = {level: sum(line.level == level for line in lines) for level in MARKS}
         print(f"{count[OK]} ok, {count[WARNING]} to be looked at, {count[FAILED]} failed")
     return os.EX_CONFIG if any(line.level == FAILED for line in lines) else os.EX_OK

@@ -1,7 +1,7 @@
-"""Looks at the configuration, and whether root's and the issuer's runs come.
+"""Looks at the configuration, whether root's and the issuer's runs come, and what is served.
 
-Runs as: anyone; _certdrop-watch where root asked. Trusts: root's configuration; of what the issuer wrote, a time. Reads: /etc/certdrop,
-last-run of keeper and issuer. Writes: nothing.
+Runs as: anyone; _certdrop-watch where root asked. Trusts: root's configuration; of what the issuer wrote, what evidence.py checked.
+Reads: /etc/certdrop, the state, and by handshakes what the services of this host show. Writes: nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import time
 
 from certdrop import events
 from certdrop import site as configuration
-from certdrop.watcher.check_line import FAILED, OK, WARNING, Line, verdict
+from certdrop.watcher import status, verdict
+from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
+from certdrop.watcher.check_line import verdict as lines_of
 from certdrop.watcher.evidence import Reader
+from certdrop.watcher.places import Places
 
 SILENT = 2 * 3600                  # seconds after which a run was due
 
 
-def look() -> list[Line]:
-    """All of it."""
+def look(names: list[str]) -> list[Line]:
+    """The configuration: of these sites, or all."""
     try:
         config = configuration.load_config()
-        names = configuration.site_names()
+        names = names or configuration.site_names()
     except configuration.Wrong as error:
         return [Line(FAILED, "configuration", events.clean(error), "nothing is renewed until then")]
     wrong = []
@@ -33,13 +36,17 @@ def look() -> list[Line]:
     for key, path in (("ca_bundle", config.ca_bundle), ("trust_roots", config.trust_roots)):
         if not os.access(path, os.R_OK):
             wrong.append((f"{key}: {path} cannot be read by everybody, as issuer and judge must", f"chmod a+r {path}"))
-    found = verdict("configuration", wrong, f"{len(names)} sites")
-    return [*found, *(runs(time.time()) if names else [])]
+    return lines_of("configuration", wrong, f"{len(names)} sites" if len(names) != 1 else f"site {names[0]}")
 
 
-def runs(now: float) -> list[Line]:
+def runs(now: float | None = None) -> list[Line]:
     """Whether cron (or what else was set up) still starts what it should."""
-    reader, found = Reader(), []
+    now = time.time() if now is None else now
+    try:
+        reader = Reader()
+    except configuration.Wrong:
+        return []                              # said already
+    found = []
     for principal, often in (("keeper", "hourly"), ("issuer", "every ten minutes")):
         run = reader.last_run(principal)
         if run.at is None:
@@ -48,4 +55,23 @@ def runs(now: float) -> list[Line]:
             found.append(Line(FAILED, principal, f"has not run since {events.stamp(run.at)}; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
         else:
             found.append(Line(OK, principal, f"ran at {events.stamp(min(run.at, now))}"))
+    return found
+
+
+def served(names: list[str]) -> list[Line]:
+    """What certdrop-status says of each site, after asking its services."""
+    try:
+        judged = status.look(Reader(), names, Places(), verdict.Thresholds(), time.time())
+    except configuration.Wrong:
+        return []
+    found = []
+    for one in judged:
+        name, days = one.evidence.name, one.days_left
+        until = f", {days:.0f} days left" if days is not None and not one.evidence.placeholder else ""
+        shown = {True: "its live certificate is served", False: "another certificate than the live one is served", None: "nobody serves it here"}[one.served]
+        level = {verdict.OK: OK, verdict.WARNING: WARNING}.get(one.severity, FAILED)
+        if one.served is False and level == OK:
+            level = WARNING
+        why = f"{one.state}: {shown}{until}" + (f"; {one.last_error}" if one.last_error else "")
+        found.append(Line(level, f"{name}: served", why, "" if level == OK else f"certdrop-status {name} says more"))
     return found

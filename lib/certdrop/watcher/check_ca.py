@@ -1,0 +1,157 @@
+"""Looks at the CA: reachable, its TLS verified, its directory, what it offers, its clock beside ours, and what is known of our account there.
+
+Runs as: _certdrop-watch, or anyone. Trusts: `ca_bundle`; of what the CA says, nothing but what is shown. Of the issuer's note on the account,
+a URL and addresses, cleaned. Reads: the network, issuer/account@*.json. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import ssl
+import time
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from certdrop import VERSION, jail, spool
+from certdrop import site as configuration
+from certdrop.events import clean
+from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
+from certdrop.watcher.check_names import Authority
+from certdrop.watcher.evidence import as_object
+
+PATIENCE = 10.0                    # seconds for a step of the connection
+DEADLINE = 30.0                    # seconds for the answer
+MOST = 1 << 20                     # bytes of a directory
+SKEW, TOO_MUCH = 60, 3600          # seconds: CAs date certificates back by an hour, and refuse nothing for less
+NEEDED = ("newNonce", "newAccount", "newOrder")
+
+
+class Answer(NamedTuple):
+    """The directory, and how many seconds our clock is before the CA's (None where it does not say)."""
+
+    directory: dict[str, object]
+    skew: float | None
+
+
+def look(config: configuration.Config, sites: list[configuration.Site]) -> tuple[list[Line], Authority]:
+    """All of it, and what the names are to be compared with."""
+    url = config.directory_url
+    host = clean(urlsplit(url).hostname, 100)
+    public = url in configuration.DIRECTORIES.values()
+    noted = _noted(url)
+    account = _string(noted.get("account"))
+    try:
+        answer = get(url, config.ca_bundle, config.proxy)
+    except (OSError, ValueError, http.client.HTTPException, RecursionError) as error:
+        why, mend = explain(error, host, config)
+        return [Line(FAILED, "CA", why, mend), *registered(config, noted)], Authority(["letsencrypt.org"] if public else [], account, public)
+    meta = answer.directory.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    said = meta.get("caaIdentities")
+    identities = [clean(one, 100).lower() for one in said[:10] if isinstance(one, str)] if isinstance(said, list) else []
+    lines = [directory(answer.directory, host), *profiles(meta, config, sites), clock(answer.skew, host), *registered(config, noted)]
+    return lines, Authority(identities or (["letsencrypt.org"] if public else []), account, public)
+
+
+def get(url: str, bundle: str, proxy: str = "") -> Answer:
+    """The directory. Raises OSError (ssl.SSLError among them), HTTPException, ValueError."""
+    parts, through = urlsplit(url), urlsplit(proxy)
+    place = (parts.hostname or "", parts.port or 443)
+    context = ssl.create_default_context(cafile=bundle)
+    connection = http.client.HTTPSConnection(*((through.hostname, through.port or 3128) if through.hostname else place), timeout=PATIENCE, context=context)
+    if through.hostname:
+        connection.set_tunnel(*place)
+    end = time.monotonic() + DEADLINE
+    try:
+        connection.request("GET", parts.path or "/", headers={"User-Agent": f"certdrop-check/{VERSION}"})
+        response = connection.getresponse()
+        now, data = time.time(), b""
+        while more := response.read1(65536):
+            data += more
+            if len(data) > MOST or time.monotonic() > end:
+                raise ValueError("an answer that is too long, or does not end")
+        if response.status != 200:
+            raise ValueError(f"HTTP {response.status}")
+        return Answer(as_object(data), _skew(response.headers.get("Date"), now))
+    finally:
+        connection.close()
+
+
+def _skew(date: str | None, now: float) -> float | None:
+    try:
+        return now - parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def explain(error: Exception, host: str, config: configuration.Config) -> tuple[str, str]:
+    """Why the CA could not be asked, and how to mend it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (f"{host}: its certificate is not valid ({clean(error.verify_message, 100)}); nothing is asked of it",
+                f"see ca_bundle ({config.ca_bundle}), this host's clock, and who answers in the CA's place")
+    if isinstance(error, FileNotFoundError):
+        return f"ca_bundle: {config.ca_bundle} does not exist", "apt install ca-certificates"
+    if isinstance(error, OSError):
+        return (f"{host} cannot be reached: {clean(error.strerror or error, 150)}; nothing is issued or renewed until then",
+                f"curl -v {config.directory_url}; see firewall, resolver, and proxy in certdrop.toml")
+    return f"{host}: no ACME directory: {clean(error, 150)}", "see directory in certdrop.toml"
+
+
+def directory(found: dict[str, object], host: str) -> Line:
+    """Whether it is one (RFC 8555 section 7.1.1)."""
+    missing = [key for key in NEEDED if not _string(found.get(key)).startswith("https://")]
+    if missing:
+        return Line(FAILED, "CA", f"{host}: its directory lacks {', '.join(missing)}", "see directory in certdrop.toml")
+    has = "tells when to renew (ARI)" if "renewalInfo" in found else "does not tell when to renew (no ARI): certdrop goes by the lifetime"
+    return Line(OK, "CA", f"{host} answers, its certificate is valid; {has}")
+
+
+def profiles(meta: dict[str, object], config: configuration.Config, sites: list[configuration.Site]) -> list[Line]:
+    """Whether the profiles that are configured are offered."""
+    wanted = {name: site for site in reversed(sites) if (name := site.profile)}
+    offered = meta.get("profiles")
+    offered = offered if isinstance(offered, dict) else {}
+    there = ", ".join(clean(name, 30) for name in list(offered)[:10]) or "none"
+    lines = [Line(FAILED, "profile", f"{site.name}: the CA does not offer the profile {clean(name, 40)}; it has {there}", "change profile in its file")
+             for name, site in sorted(wanted.items()) if name not in offered]
+    return lines or ([Line(OK, "profile", f"the CA offers {', '.join(sorted(wanted))}")] if wanted else [])
+
+
+def clock(skew: float | None, host: str) -> Line:
+    """Whether ours is right, by the CA's."""
+    if skew is None:
+        return Line(WARNING, "clock", f"{host} does not say what time it is", "compare by hand: date -u")
+    if abs(skew) <= SKEW:
+        return Line(OK, "clock", f"agrees with {host}'s within {SKEW} s")
+    level = FAILED if abs(skew) > TOO_MUCH else WARNING
+    return Line(level, "clock", f"is {abs(skew):.0f} s {'before' if skew > 0 else 'behind'} that of {host}: certificates seem not yet valid, or expire early",
+                "run a time service: apt install systemd-timesyncd, or chrony")
+
+
+def _noted(url: str) -> dict[str, object]:
+    """What the issuer noted of its account there."""
+    entry = f"account@{urlsplit(url).hostname or 'ca'}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.json"
+    try:
+        fd = spool.open_directory(configuration.STATE + "/issuer")
+        try:
+            return as_object(spool.read(fd, entry, jail.user_ids(spool.ISSUER)[0], MOST))
+        finally:
+            os.close(fd)
+    except (OSError, KeyError, ValueError, spool.Refused):
+        return {}
+
+
+def registered(config: configuration.Config, noted: dict[str, object]) -> list[Line]:
+    """What is known of the account without asking for it: only the issuer could."""
+    url = _string(noted.get("account"))
+    lines = [Line(OK, "account", f"registered: {clean(url, 150)}") if url else Line(OK, "account", "none yet: the first order registers one")]
+    if not config.contact:
+        lines.append(Line(WARNING, "account", "has no contact: the CA cannot tell anybody of trouble", f"set contact in {configuration.ETC}/certdrop.toml"))
+    return lines
+
+
+def _string(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,152 @@
+"""Looks at the DNS as the CA sees it: addresses, failures of DNSSEC told apart, and which CAs may issue (CAA).
+
+Runs as: _certdrop-watch, or anyone. Trusts: the resolvers of /etc/resolv.conf, for nothing but what is shown. Reads: the network. Writes: nothing.
+Without python3-dnspython the addresses come from the system's own resolver, and the rest is not looked at.
+Sources: RFC 8659 (CAA), RFC 8657 (accounturi, validationmethods), RFC 4035 section 3.2.2 (CD).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any, NamedTuple
+
+from certdrop.events import clean
+
+try:
+    import dns.exception
+    import dns.flags
+    import dns.name
+    import dns.resolver
+    HAVE_DNS = True
+except ImportError:
+    HAVE_DNS = False
+
+PATIENCE = 5.0                     # seconds for one question
+CRITICAL = 128                     # the flag of a CAA property that must be understood
+KNOWN_TAGS = ("issue", "issuewild", "iodef", "contactemail", "contactphone", "issuemail", "issuevmc")
+METHOD = "http-01"
+MOST = 16                          # addresses, and records, of a name that are looked at
+
+NO_NAME, NO_RECORD, BOGUS, BROKEN, SILENT = "no-name", "no-record", "dnssec", "servfail", "silent"
+
+
+class Record(NamedTuple):
+    """A CAA property."""
+
+    flags: int
+    tag: str
+    value: str
+
+
+class Looked(NamedTuple):
+    """Addresses of a name, and what is wrong with finding them: "" or one of the words above, with the DNS's own words."""
+
+    addresses: list[str]
+    problem: str = ""
+    words: str = ""
+
+
+def addresses(name: str) -> Looked:
+    """All addresses, IPv4 first. Raises nothing."""
+    if not HAVE_DNS:
+        return _by_system(name)
+    found: list[str] = []
+    problems: list[tuple[str, str]] = []
+    for kind in ("A", "AAAA"):
+        records, problem, words = _ask(name, kind)
+        found += [address for record in records[:MOST] if (address := _address(getattr(record, "address", "")))]
+        problems += [(problem, words)] if problem else []
+    hard = [problem for problem in problems if problem[0] not in (NO_RECORD, NO_NAME)]
+    if hard:
+        return Looked(found, *hard[0])
+    return Looked(found) if found else Looked([], *problems[0])
+
+
+def _by_system(name: str) -> Looked:
+    try:
+        answers = socket.getaddrinfo(name + ".", 80, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        problem = {socket.EAI_NONAME: NO_NAME, socket.EAI_NODATA: NO_RECORD}.get(error.errno or 0, BROKEN)
+        return Looked([], problem, clean(error.strerror, 100))
+    except (OSError, UnicodeError) as error:
+        return Looked([], BROKEN, clean(error, 100))
+    found = [str(answer[4][0]) for answer in answers]
+    return Looked(sorted(dict.fromkeys(found), key=lambda address: ":" in address)[:2 * MOST])
+
+
+def _ask(name: str, kind: str) -> tuple[list[Any], str, str]:
+    """The records, what went wrong, and the words for it."""
+    try:
+        resolver = dns.resolver.Resolver()
+        resolver.lifetime = PATIENCE
+        resolver.use_edns(0, dns.flags.DO, 1232)
+        full = dns.name.from_text(name)
+        try:
+            return list(resolver.resolve(full, kind)), "", ""
+        except dns.resolver.NXDOMAIN:
+            return [], NO_NAME, "NXDOMAIN"
+        except dns.resolver.NoAnswer:
+            return [], NO_RECORD, f"no {kind} record"
+        except dns.resolver.NoNameservers as error:
+            resolver.flags = dns.flags.RD | dns.flags.CD           # without validation: does the answer come then?
+            try:
+                resolver.resolve(full, kind)
+            except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+                pass
+            except dns.exception.DNSException:
+                return [], BROKEN, clean(error, 200)
+            return [], BOGUS, "the answer comes only with validation switched off"
+    except dns.exception.Timeout:
+        return [], SILENT, f"no answer in {PATIENCE:.0f} s"
+    except (dns.exception.DNSException, OSError, ValueError, UnicodeError) as error:
+        return [], BROKEN, clean(error, 200)
+
+
+def _address(text: object) -> str:
+    try:
+        return str(ipaddress.ip_address(str(text)))
+    except ValueError:
+        return ""
+
+
+def caa(name: str) -> tuple[list[Record], str, str]:
+    """The CAA properties that hold for a name, the name that has them, and what went wrong ("" where nothing did): RFC 8659 section 3."""
+    labels = name.split(".")
+    for depth in range(len(labels)):
+        where = ".".join(labels[depth:])
+        records, problem, words = _ask(where, "CAA")
+        if records:
+            return [Record(int(record.flags), _text(record.tag).lower(), _text(record.value)) for record in records[:MOST]], where, ""
+        if problem not in (NO_NAME, NO_RECORD):
+            return [], where, words
+    return [], "", ""
+
+
+def _text(value: object) -> str:
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+
+
+def forbidden(records: list[Record], identities: list[str], account: str) -> str:
+    """Why these properties keep the CA from issuing over HTTP-01 to this account ("" where they do not, or where the account is not known)."""
+    for record in records:
+        if record.flags & CRITICAL and record.tag not in KNOWN_TAGS:
+            return f"a critical property that no CA knows: {clean(record.tag, 30)}"
+    issue = [record.value for record in records if record.tag == "issue"]
+    reasons = []
+    for value in issue:
+        issuer, *rest = (part.strip() for part in value.split(";"))
+        if issuer.lower().rstrip(".") not in identities:
+            continue
+        parameters = {key.strip().lower(): content.strip() for key, _, content in (part.partition("=") for part in rest if part)}
+        methods = [method.strip().lower() for method in parameters.get("validationmethods", METHOD).split(",")]
+        if METHOD not in methods:
+            reasons.append(f"{clean(issuer, 60)} only by {clean(','.join(methods), 60)}, and certdrop proves names by {METHOD}")
+        elif account and parameters.get("accounturi", account) != account:
+            reasons.append(f"{clean(issuer, 60)} only for the account {clean(parameters['accounturi'], 100)}; ours is {clean(account, 100)}")
+        else:
+            return ""
+    if reasons or not issue:
+        return "; ".join(reasons)
+    named = [value.partition(";")[0].strip() for value in issue]
+    return "no CA at all" if not any(named) else f"only {clean(', '.join(filter(None, named)), 120)}, and ours is {clean(' or '.join(identities), 80)}"

@@ -1,0 +1,187 @@
+"""Looks at nginx's configuration: whether challenges are answered, the live certificates included, and TLS as the guideline has it.
+
+Runs as: root, which alone can have nginx print it; what stands there was written by root, and goes no further than into these lines.
+Trusts: nginx. Reads: what `nginx -V` and `nginx -T` print; owners and modes. Writes: nothing.
+Sources: Mozilla's server-side TLS guideline 6.0; nginx's CHANGES.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+
+from certdrop import nginxconf, port80, spool
+from certdrop import site as configuration
+from certdrop.events import clean
+from certdrop.nginxconf import Configuration, Directive, Server
+from certdrop.watcher.check_ask import ask
+from certdrop.watcher.check_line import FAILED, OK, WARNING, Line, verdict
+
+NGINX = "/usr/sbin/nginx"
+OLDEST = (1, 18)
+TICKETS = (1, 23, 2)               # from here on nginx renews the tickets' keys by itself
+SAFE_BY_DEFAULT = (1, 27, 3)       # from here on ssl_protocols is TLSv1.2 and TLSv1.3 by default
+GOOD_PROTOCOLS = {"TLSv1.2", "TLSv1.3"}
+
+_WEAK = re.compile(r"NULL|EXP|RC4|RC2|3?DES(?!CRIPT)|MD5|IDEA|SEED|ADH|AECDH|LOW|PSK|SRP|CAMELLIA", re.IGNORECASE)
+
+
+def look(sites: list[configuration.Site]) -> list[Line]:
+    """All of it, for these sites."""
+    if not any("nginx" in found.services for found in sites):
+        return [Line(OK, "nginx", "no site names it among its services")] if sites else []
+    asked = ask(NGINX, "-V")
+    version = re.search(r"nginx version: \S*?/([0-9]+(?:\.[0-9]+)*)", asked.words + asked.out)
+    if version is None:
+        return [Line(FAILED, "nginx", f"does not say its version: {asked.words or 'nothing'}", "apt install nginx")]
+    numbers = tuple(map(int, version[1].split(".")))
+    lines = [Line(OK, "nginx", f"version {version[1]}") if numbers >= OLDEST else
+             Line(WARNING, "nginx", f"version {version[1]} is older than any that certdrop was tried with", "upgrade to Debian 12 or later")]
+    tested = ask(NGINX, "-t", "-q")
+    if tested.code:
+        return [*lines, Line(FAILED, "nginx", f"does not pass its own test: {tested.words}; certificates are not installed until it does", "mend it: nginx -t")]
+    config = Configuration(nginxconf.sources(ask(NGINX, "-T", "-q").out))
+    mine = [found for found in sites if "nginx" in found.services]
+    lines += verdict("nginx challenges", readable(config), f"nginx can read {spool.challenges()}")
+    for found in mine:
+        lines += challenges(config, found)
+    for found in mine:
+        lines += certificate(config, found)
+    return lines + tls(config, mine, numbers)
+
+
+def challenges(config: Configuration, found: configuration.Site) -> list[Line]:
+    """Whether the block that answers for each name at port 80 leads challenges to certdrop."""
+    wrong: list[tuple[str, str]] = []
+    for domain in found.domains:
+        trouble = port80.first_trouble(config, domain)
+        if trouble:
+            wrong.append((clean(trouble.why, 300), clean(trouble.mend, 300)))
+            continue
+        for address in port80.addresses(config):
+            links = port80.setting(config, port80.way(config, address, domain), "disable_symlinks")
+            if links and links.value in ("on", "if_not_owner") and not any(word.startswith("from=") for word in links.args):
+                wrong += [(f"{links.place}: disable_symlinks without from= refuses the challenges: {path} is a symbolic link",
+                           "say from=" + spool.challenges()) for path in _links(spool.challenges())]
+    return verdict(f"{found.name}: port 80", list(dict.fromkeys(wrong)), f"by nginx's configuration challenges for {_number(found.domains)} lead to certdrop")
+
+
+def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
+    """Whether the block that answers for each name over TLS has the live certificate by its one include."""
+    include = f"{configuration.STATE}/live/{found.name}/nginx.conf"
+    wrong, absent = [], []
+    port = 443
+    for domain in found.domains:
+        places = {listen.address for server in config.servers for listen in server.listens if listen.port == port}
+        servers = [server for address in sorted(places) if (server := nginxconf.answering(config.servers, _asked(address), port, domain))]
+        if not servers:
+            absent.append(domain)
+        for server in servers:
+            named = server.all("ssl_certificate") or config.settings(server, "ssl_certificate")
+            wrong += _certificate(server, named, include, found.name, domain)
+    what = f"{found.name}: port {port}"
+    if absent and len(absent) == len(found.domains):
+        return [Line(WARNING, what, "nginx serves nothing there", f"certdrop-nginx {found.name} --write puts a server block in place")]
+    return verdict(what, list(dict.fromkeys(wrong)), f"nginx includes {include}")
+
+
+def _certificate(server: Server, named: list[Directive], include: str, name: str, domain: str) -> list[tuple[str, str]]:
+    mend = f"put there: include {include};"
+    if any(one.file == include for one in named):
+        return []
+    if domain not in server.names and not any(configuration.STATE in one.value for one in named):
+        return [(f"{domain} has no server block of its own; {server.directive.place} answers for it, with another certificate",
+                 f"certdrop-nginx {name} --write puts one in place")]
+    for one in named:
+        if one.value.startswith(f"{configuration.STATE}/live/{name}/"):
+            return [(f"{one.place} names the certificate itself: a reload in the middle of a swap reads a key and a chain that do not match", mend)]
+        if one.value.startswith(f"{configuration.STATE}/sites/"):
+            return [(f"{one.place} names one generation: renewals never show there", mend)]
+    shown = clean(named[0].value, 120) if named else "none"
+    return [(f"{server.directive.place} answers for {domain} with another certificate ({shown})", mend)]
+
+
+def tls(config: Configuration, sites: list[configuration.Site], version: tuple[int, ...]) -> list[Line]:
+    """The TLS settings of the blocks that serve these sites, against the guideline's intermediate level."""
+    includes = {f"{configuration.STATE}/live/{found.name}/nginx.conf" for found in sites}
+    servers = [server for server in config.servers if any(one.file in includes for one in server.inside)]
+    if not servers:
+        return []
+    wrong: dict[tuple[str, str], None] = {}
+    mend = "include /etc/nginx/snippets/certdrop-tls.conf; there, or mend that line"
+    for server in servers:
+        for why in _settings(config, server, version):
+            wrong[(clean(why, 300), mend)] = None
+    return verdict("TLS settings", list(wrong), f"of {len(servers)} server blocks are as the guideline's intermediate level has them", WARNING)
+
+
+def _settings(config: Configuration, server: Server, version: tuple[int, ...]) -> list[str]:
+    def setting(name: str) -> Directive | None:
+        found = config.settings(server, name)
+        return found[0] if found else None
+
+    wrong = []
+    protocols = setting("ssl_protocols")
+    if protocols is None:
+        if version < SAFE_BY_DEFAULT:
+            wrong.append(f"{server.directive.place}: no ssl_protocols: this nginx then speaks TLS 1.0 and 1.1 too")
+    elif set(protocols.args) - GOOD_PROTOCOLS:
+        wrong.append(f"{protocols.place}: {' '.join(sorted(set(protocols.args) - GOOD_PROTOCOLS))} is weak; the guideline has TLSv1.2 and TLSv1.3")
+    elif "TLSv1.3" not in protocols.args:
+        wrong.append(f"{protocols.place}: TLSv1.3 is missing")
+    ciphers = setting("ssl_ciphers")
+    weak = [word for word in re.split(r"[:, ]", ciphers.value) if not word.startswith(("!", "-")) and _WEAK.search(word)] if ciphers else []
+    if ciphers and weak:
+        wrong.append(f"{ciphers.place}: weak ciphers: {' '.join(weak[:5])}")
+    elif ciphers is None:
+        wrong.append(f"{server.directive.place}: no ssl_ciphers: nginx's default has ciphers without forward secrecy")
+    tickets = setting("ssl_session_tickets")
+    if version < TICKETS and (tickets is None or tickets.value != "off"):
+        wrong.append(f"{(tickets or server.directive).place}: session tickets of this nginx keep one key for as long as it runs; ssl_session_tickets off")
+    stapling = setting("ssl_stapling")
+    if stapling and stapling.value == "on":
+        wrong.append(f"{stapling.place}: ssl_stapling does nothing: Let's Encrypt ended OCSP in 2025")
+    return wrong
+
+
+def readable(config: Configuration) -> list[tuple[str, str]]:
+    """What keeps nginx's workers from reading the challenges."""
+    user = next((one for one in config.top if one.name == "user" and one.args), None)
+    name = user.value if user else "nobody"
+    try:
+        known = pwd.getpwnam(name)
+    except KeyError:
+        return [(f"nginx's user {clean(name, 40)} does not exist", "see `user` in /etc/nginx/nginx.conf")]
+    groups = {known.pw_gid, *(group.gr_gid for group in grp.getgrall() if name in group.gr_mem)}
+    path = spool.challenges()
+    for folder in [*reversed(_above(path)), path]:
+        try:
+            found = os.stat(folder)
+        except OSError as error:
+            return [(f"{folder}: {error.strerror}", "install the package again")]
+        shift = 6 if found.st_uid == known.pw_uid else 3 if found.st_gid in groups else 0
+        if known.pw_uid != 0 and not found.st_mode >> shift & 1:
+            return [(f"nginx's user {name} may not go through {folder}: the CA's challenges are answered with 403", f"chmod a+x {folder}")]
+    return []
+
+
+def _above(path: str) -> list[str]:
+    found = []
+    while path != "/":
+        path = os.path.dirname(path)
+        found.append(path)
+    return found
+
+
+def _links(path: str) -> list[str]:
+    return [folder for folder in [*reversed(_above(path)), path] if os.path.islink(folder)]
+
+
+def _asked(address: str) -> str:
+    return {"*": "127.0.0.1", "[::]": "[::1]"}.get(address, address)
+
+
+def _number(domains: list[str]) -> str:
+    return domains[0] if len(domains) == 1 else f"all {len(domains)} names"
