@@ -38,7 +38,7 @@ SHELL_SCRIPTS = lib/setup .ci/run .ci/test $(wildcard debian/postinst debian/pos
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
 DEPS = acme-tiny adduser ca-certificates debhelper dh-python dpkg-dev fakeroot fish flake8 git iproute2 lintian make mandoc mypy \
-	python3 python3-cryptography python3-hypothesis python3-idna python3-openssl python3-pytest python3-structlog shellcheck ucf util-linux zsh
+	python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-pytest python3-structlog shellcheck ucf util-linux zsh
 
 # All code that cron or sudo can have run as root, and the judge that root starts.
 ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/certdrop/events.py \
@@ -147,7 +147,7 @@ install-files:
 	install -m 644 $(SNIPPETS) $(SHAREDIR)/nginx
 	for page in $(MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
 	completions/make completions/table $(BASHDIR) $(ZSHDIR) $(FISHDIR)
-	install -m 644 etc/certdrop.toml etc/site.toml $(DOCDIR)/examples
+	install -m 644 etc/certdrop.toml etc/site.toml docs/examples/sshd-certdrop.conf $(DOCDIR)/examples
 	install -m 644 $(SERVICES) $(ETCDIR)/certdrop/services.d
 	install -m 440 sudoers.d/certdrop $(ETCDIR)/sudoers.d
 	install -m 644 cron.d/certdrop $(ETCDIR)/cron.d
