@@ -20,7 +20,7 @@ from certdrop import VERSION, events, jail, site, spool
 from certdrop.issuer import jose, orders, signer
 from certdrop.issuer.account import Account, Session, as_object
 from certdrop.issuer.transport import Gate, Transport, context
-from certdrop.issuer.trouble import REFUSED, Trouble
+from certdrop.issuer.trouble import REFUSED, VALIDATION, Trouble
 
 DAY = 86400
 PATIENCE = 120.0                   # seconds for all that is said with the CA
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
     except Declined as error:
         return say(f"{error}; nothing was changed", os.EX_USAGE)
     except Trouble as trouble:
-        return say(trouble.text, os.EX_DATAERR if trouble.kind == REFUSED else os.EX_TEMPFAIL, not options.due)
+        return say(trouble.text, os.EX_DATAERR if trouble.kind in (REFUSED, VALIDATION) else os.EX_TEMPFAIL, not options.due)
     except (KeyError, PermissionError) as error:
         return say(f"{error}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM)
     except OSError as error:
