@@ -99,6 +99,7 @@ class Watcher:
                 except OSError as error:
                     seen.add(str(error))
             self.rounds += 1
+            self._end.wait(0.02)
 
 
 def obtain(client: clients.Client, name: str) -> None:
@@ -281,6 +282,33 @@ def trusting(host: Host, forge: Forge) -> Host:
     return host
 
 
+def test_what_stays_is_said(trusting: Host, forge: Forge, moved: Moved) -> None:
+    """A wildcard; of two clients' certificates for one name the one that nginx does not use; one that nobody renews, unless it is named."""
+    host = trusting
+    names = ["*.wild.example.org", "twice.example.org"]
+    clients.Certbot(host.world.pebble.directory_url, host.world.pebble.root()).forge(names, forge)
+    lego = clients.Lego(host.world.pebble.directory_url, host.world.pebble.root())
+    lego.forge(names[1:], forge)
+    bought = pair(forge, "bought.example.org", "/srv/bought")
+    for name, key, chain in (("twice.example.org", "/var/lib/lego/certificates/twice.example.org.key", lego.has("twice.example.org")),
+                             ("bought.example.org", bought[1], bought[3])):
+        host.world.nginx.add_site(name, WEBROOT.format(name=name, key=key, chain=chain))
+    host.world.nginx.reload()
+    done = host.run(IMPORT, code=0)
+    said = [line.split(": ", 1) for line in done.text.splitlines() if line.startswith(("  take", "  stays"))]
+    assert [why for what, why in said if what == "  stays    *.wild.example.org"][0].startswith("a wildcard needs the DNS-01 challenge")
+    assert sorted(why.split(",")[0] for what, why in said if what.endswith("twice.example.org")) == [
+        "ecdsa-p256", "lego has another one of this name"]
+    assert [what for what, why in said if what.endswith("bought.example.org")] == ["  stays    bought.example.org"]
+    host.run(IMPORT, "bought.example.org", "twice.example.org", "--yes", code=0)
+    assert stage.read("/etc/certdrop/sites.d/twice.example.org.toml").startswith("# Taken over from lego")
+    assert (host.live("bought.example.org"), host.proven("bought.example.org")) == (1, 1)
+    assert not os.path.exists(f"{STATE}/sites/*.wild.example.org")
+    for name in ("twice.example.org", "bought.example.org"):
+        host.world.nginx.remove_site(name)
+    host.world.nginx.reload()
+
+
 def test_eighty_sites_of_certbots(trusting: Host, forge: Forge, moved: Moved) -> None:
     """A whole host: one command, one patch, one reload; each site shows what it showed, and is proven."""
     host = trusting
@@ -302,6 +330,15 @@ def test_eighty_sites_of_certbots(trusting: Host, forge: Forge, moved: Moved) ->
     for name in names:
         host.world.nginx.remove_site(name)
     host.world.nginx.reload()
+
+
+def test_a_site_that_has_no_certificate_yet(trusting: Host, forge: Forge) -> None:
+    """nginx is not led from a good certificate to the placeholder."""
+    host = trusting
+    host.run("certdrop", "add", "soon.example.org", "--no-issue", code=0)
+    done = host.run(IMPORT, *pair(forge, "soon.example.org", "/srv/soon"), "--yes", code=0)
+    assert "has no certificate yet" in done.text
+    assert host.posted("soon.example.org") == ["soon.example.org@0002.csr", "soon.example.org@0002.now"]
 
 
 def pair(forge: Forge, name: str, place: str, **modes: int) -> list[str]:

@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -172,7 +173,10 @@ class Survey:
             except site.Wrong as error:
                 one.why = str(error)
                 return
-            if sorted(domains) == sorted(pair.domains):
+            live = Sight(one.name).live
+            if live is None or state.has(one.name, live, "placeholder"):
+                one.why = f"there is a site {one.name} that has no certificate yet; certdrop remove {one.name} makes room for this one"
+            elif sorted(domains) == sorted(pair.domains):
                 one.site = one.name
                 one.remarks.append(f"{one.client} has another certificate for it than certdrop")
             else:
@@ -194,6 +198,9 @@ class Survey:
             one.remarks.append("its chain leads to no trusted root: until the next certificate, certdrop-status will say so")
         if pair.kind != import_take.nearest_kind(pair.kind):
             one.remarks.append(f"its key is {pair.kind}; the next one will be {import_take.nearest_kind(pair.kind)}")
+        days = site.age_in_days(self.config.key_max_age)
+        if days is not None and pair.written + days * 86400 <= time.time():
+            one.remarks.append(f"its key is older than key_max_age ({self.config.key_max_age}): a certificate with a new one is asked for at once")
         if one.ca and one.ca != self.directory:
             one.remarks.append(f"its certificate is from {one.ca}; the next one will be from {self.directory}")
 
