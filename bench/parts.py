@@ -1,4 +1,4 @@
-"""The parts of the benchmark, each a function (rounds, large) that yields its numbers as they come.  Runs as root inside the stage."""
+"""The parts of the benchmark, each a function of how much is wanted that yields its numbers as they come.  Runs as root inside the stage."""
 
 from __future__ import annotations
 
@@ -28,11 +28,18 @@ from forge import Forge, put  # noqa: E402
 
 PORT = 14001                       # where clients find the CA: through the proxy
 SIZES = (1, 100, 1000, 10000)
-PATIENCE = 15.0                    # seconds; a command that takes longer is measured once
-BUDGET = 60.0                      # seconds that a tick may be expected to take; beyond that it is left out
 WORKERS = 16
 TRIES = 12
 INTERPRETER = ["/usr/bin/python3", "-I", "-S", "-c", "pass"]
+
+
+class Extent:
+    """How much is measured."""
+
+    def __init__(self, rounds: int, large: bool, quick: bool) -> None:
+        self.rounds, self.large, self.quick = rounds, large, quick
+        self.patience = 4.0 if quick else 15.0     # seconds; a command that takes longer is measured once
+        self.budget = 12.0 if quick else 60.0      # seconds that a tick may be expected to take; beyond that it is left out
 
 
 def versions() -> dict[str, str]:
@@ -117,7 +124,7 @@ def cost_of(cost: measure.Cost) -> dict[str, float]:
     return {"wall": cost.wall, "cpu": cost.cpu, "memory": cost.memory}
 
 
-def tick(rounds: int, large: bool) -> Iterator[dict[str, Any]]:
+def tick(extent: Extent) -> Iterator[dict[str, Any]]:
     """A run that finds nothing to do."""
     numbers: dict[str, Any] = {"sizes": list(SIZES), "costs": {}}
     with placed() as place:
@@ -127,7 +134,7 @@ def tick(rounds: int, large: bool) -> Iterator[dict[str, Any]]:
             names = [f"s{number:05d}.example.org" for number in range(size)]
             commands: dict[str, tuple[list[str], str]] = {"python3 -I -S -c pass": (INTERPRETER, "")}
             for client in list(known):
-                if size > client.tick_most or expected.get(client.name, 0.0) * size > BUDGET:
+                if size > client.tick_most or expected.get(client.name, 0.0) * size > extent.budget:
                     known.remove(client)
                     continue
                 client.forge(names[before:], forge)
@@ -136,9 +143,9 @@ def tick(rounds: int, large: bool) -> Iterator[dict[str, Any]]:
             commands["certdrop-install, by root's cron"] = (["/usr/sbin/certdrop-install"], "")
             say(f"tick: {size} sites")
             measured = {name: functools.partial(_quiet, place, *command) for name, command in commands.items()}
-            for name, cost in measure.rounds(measured, rounds, PATIENCE).items():
+            for name, cost in measure.rounds(measured, extent.rounds, extent.patience).items():
                 numbers["costs"].setdefault(name, {})[str(size)] = cost_of(cost)
-                expected[name] = cost.wall / size if cost.wall == cost.wall else BUDGET
+                expected[name] = cost.wall / size if cost.wall == cost.wall else extent.budget
             yield numbers
 
 
@@ -169,7 +176,7 @@ class Asked:
         return len(self.place.requests()) - self.requests, self.place.connections() - self.connections
 
 
-def issue(rounds: int, large: bool) -> Iterator[dict[str, Any]]:
+def issue(extent: Extent) -> Iterator[dict[str, Any]]:
     """One certificate, and many, with the CA near and far."""
     numbers: dict[str, Any] = {"one": {}, "many": {}}
     with placed() as place:
@@ -180,22 +187,22 @@ def issue(rounds: int, large: bool) -> Iterator[dict[str, Any]]:
             place.distance(trip)
             rows = {client.name: _one(place, client, fresh) for client in known}
             rows["certdrop, without root's part"] = _one(place, certdrop, fresh, certdrop.one("NAME") + " --no-install")
-            numbers["one"][str(trip)] = found = _measured(rows, rounds)
+            numbers["one"][str(trip)] = found = _measured(rows, extent.rounds, extent.patience)
             say(f"one certificate at {trip * 1000:.0f} ms: " + ", ".join(f"{name} {row['wall']:.2f}" for name, row in found.items()))
             yield numbers
             fastest = min((client for client in known[1:] if not client.trips), key=lambda client: float(found[client.name]["wall"]))
             many: dict[str, Callable[[], dict[str, float]]] = {}
             for client in known:
-                if client.trips:
+                if client.trips or extent.quick and client not in (certdrop, fastest):
                     continue
                 count = 50 if client in (certdrop, fastest) else 5
                 many[client.name] = _many(place, client, fresh, count, client.many)
             many["certdrop, without root's part"] = _many(place, certdrop, fresh, 50, lambda names: certdrop.many(names) + " --no-install")
             many[f"{fastest.name}, xargs -P {WORKERS}"] = _many(place, fastest, fresh, 50, lambda names: fastest.xargs(names, WORKERS))
-            if large:
+            if extent.large:
                 many["certdrop, 500"] = _many(place, certdrop, fresh, 500, certdrop.many)
                 many[f"{fastest.name}, 500, xargs -P {WORKERS}"] = _many(place, fastest, fresh, 500, lambda names: fastest.xargs(names, WORKERS))
-            numbers["many"][str(trip)] = found = _measured(many, min(rounds, 3))
+            numbers["many"][str(trip)] = found = _measured(many, min(extent.rounds, 3), extent.patience)
             say(f"many at {trip * 1000:.0f} ms: " + ", ".join(f"{name} {row['wall']:.2f}" for name, row in found.items()))
             yield numbers
 
@@ -224,7 +231,7 @@ def _many(place: Place, client: clients.Client, fresh: Iterator[str], count: int
 def _issue(place: Place, client: clients.Client, names: Sequence[str], command: str) -> dict[str, float]:
     asked = Asked(place)
     try:
-        cost = measure.run(["sh", "-c", command], client.run_as)
+        cost = measure.run(["sh", "-c", command], client.run_as, with_memory=len(names) >= 50)
     except measure.Failed as error:
         if not client.trips:
             say(f"{client.name}: {error}")
@@ -234,7 +241,8 @@ def _issue(place: Place, client: clients.Client, names: Sequence[str], command: 
     client.forget(names)
     if missing:
         say(f"{client.name}: no certificate for {len(missing)} of {len(names)}, the first {missing[0]}")
-    return {"wall": cost.wall, "cpu": cost.cpu, "requests": requests, "connections": connections, "count": len(names), "failed": len(missing)}
+    return {"wall": cost.wall, "cpu": cost.cpu, "memory": cost.memory, "requests": requests, "connections": connections, "count": len(names),
+            "failed": len(missing)}
 
 
 def _there(client: clients.Client, name: str) -> bool:
@@ -244,20 +252,20 @@ def _there(client: clients.Client, name: str) -> bool:
     return os.path.exists(client.has(name))
 
 
-def _measured(commands: dict[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, dict[str, float]]:
+def _measured(commands: dict[str, Callable[[], dict[str, float]]], rounds: int, patience: float) -> dict[str, dict[str, float]]:
     """The medians, of all that went well; commands that take long run once."""
     import statistics
     rows: dict[str, list[dict[str, float]]] = {}
     for _ in range(rounds):
         for name, work in commands.items():
             so_far = rows.setdefault(name, [])
-            if so_far and so_far[0]["wall"] > PATIENCE:
+            if so_far and so_far[0]["wall"] > patience:
                 continue
             so_far.append(work())
     found = {}
     for name, runs in rows.items():
         good = [run for run in runs if not run["failed"]] or runs
-        found[name] = {key: statistics.median(run.get(key, 0.0) for run in good) for key in ("wall", "cpu", "requests", "connections", "count")}
+        found[name] = {key: statistics.median(run.get(key, 0.0) for run in good) for key in ("wall", "cpu", "memory", "requests", "connections", "count")}
         found[name].update(runs=len(runs), bad=sum(1 for run in runs if run["failed"]))
     return found
 
@@ -283,7 +291,7 @@ class Visitor(threading.Thread):
                 self.slowest = max(self.slowest, time.monotonic() - began)
 
 
-def rotate(rounds: int, large: bool) -> Iterator[dict[str, Any]]:
+def rotate(extent: Extent) -> Iterator[dict[str, Any]]:
     """New keys for 50 sites at once, all of ECDSA or ten of them of RSA 4096, while somebody shakes hands with all of them."""
     numbers: dict[str, Any] = {}
     with placed() as place:
@@ -320,9 +328,9 @@ def _keys(names: Sequence[str]) -> set[str]:
     return {stage.read(f"/var/lib/certdrop/live/{name}/privkey.pem") for name in names}
 
 
-def profile(rounds: int, large: bool) -> Iterator[dict[str, Any]]:
+def profile(extent: Extent) -> Iterator[dict[str, Any]]:
     """Where the time goes."""
     import where
     with placed() as place:
         certdrop = made((clients.Certdrop,), place)[0]
-        yield where.profile(place, certdrop, rounds)
+        yield where.profile(place, certdrop, extent.rounds)

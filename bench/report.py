@@ -52,7 +52,7 @@ def _about(about: dict[str, Any]) -> str:
 
 def _tick(part: dict[str, Any]) -> list[str]:
     sizes = [str(size) for size in part["sizes"]]
-    head = ["seconds (CPU), MiB", *(f"{int(size):,} site{'s' if size != '1' else ''}" for size in sizes)]
+    head = ["seconds (CPU), MiB", *map(_sites, sizes)]
     rows = [[name, *(_cell(costs.get(size)) for size in sizes)] for name, costs in part["costs"].items()]
     base = part["costs"]["certdrop"]
     beside = [[name, *(ratio(costs[size]["wall"], base[size]["wall"]) if size in costs and size in base else "" for size in sizes)]
@@ -77,9 +77,11 @@ def _issue(part: dict[str, Any]) -> list[str]:
                 each = row["wall"] / row["count"]
                 bad = f" ({row['bad']} of {row['runs']} failed)" if row["bad"] else ""
                 lines.append([name + bad, mark + seconds(row["wall"] * scale), ratio(each, base), mark + seconds(row["cpu"] * scale),
-                              f"{row['requests'] / row['count']:.1f}".removesuffix(".0"), f"{mark}{row['connections'] * scale:.0f}"])
+                              f"{row['requests'] / row['count']:.1f}".removesuffix(".0"), f"{mark}{row['connections'] * scale:.0f}",
+                              *([f"{row['memory']:.0f}" if row.get("memory") else ""] if what == "many" else [])])
             texts += [f"### {title}, {float(trip) * 1000:.0f} ms to the CA",
-                      table(["", "seconds", "times certdrop's", "CPU, s", "requests a certificate", "connections"], lines)]
+                      table(["", "seconds", "times certdrop's", "CPU, s", "requests a certificate", "connections",
+                             *(["largest process, MiB"] if what == "many" else [])], lines)]
     return [*texts, "`~`: measured with 5 certificates, one after the other, and multiplied by 10."]
 
 
@@ -90,6 +92,52 @@ def _rotate(part: dict[str, Any]) -> list[str]:
     return ["## 50 keys rotated at once, while somebody shakes hands with all sites",
             table(["`certdrop rotate`", "new keys", "seconds", "CPU, s", "reloads", "requests", "connections", "handshakes", "failed", "slowest, ms"], rows),
             "Each rotation makes two keys a site: nobody waits for the one after the next."]
+
+
+BEGIN, END = "<!-- measured: by bench/bench, do not edit -->\n", "<!-- measured: end -->\n"
+
+
+def quoted(readme: str, found: dict[str, Any]) -> str:
+    """README.md with what matters most of the tables between its two marks."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or not {"tick", "issue", "rotate"} <= set(found):
+        return readme
+    ticks = found["tick"]["costs"]
+    rows = [["a run that finds nothing to do, " + _sites(size), _spent(ticks["certdrop"].get(size)), *(_spent(ticks.get(rival, {}).get(size))
+                                                                                                       for rival in ("lacme", "lego", "certbot"))]
+            for size in ("1", "100", "1000", "10000")]
+    for what, title in (("one", "one certificate"), ("many", "50 certificates")):
+        for trip, measured in found["issue"][what].items():
+            where = f"{title}, the CA {float(trip) * 1000:.0f} ms away"
+            rows.append([where + ", installed and served", _took(measured, "certdrop", what), "", "", ""])
+            rows.append([where + ", without that", _took(measured, "certdrop, without root's part", what),
+                         *(_took(measured, rival, what) for rival in ("lacme", "lego", "certbot"))])
+            together = [name for name in measured if "xargs" in name and "500" not in name]
+            if together:
+                rows.append([f"the same, {together[0]}", "", "", _took(measured, together[0], what), ""])
+    kept = next(iter(kind for kind in found["rotate"] if kind != "about"))
+    rotated = found["rotate"][kept]
+    rows.append([f"{rotated['sites']} keys rotated, {rotated['reloads']} reload, {rotated['failed']} of {rotated['handshakes']} handshakes failed",
+                 seconds(rotated["wall"]) + " s", "", "", ""])
+    about = found["issue"]["about"]
+    said = f"Debian {about['debian']}, Python {about['python']}, {about['cores']} cores ({about['processor']}), {about['date'][:10]}."
+    return before + BEGIN + "\n" + table(["", "certdrop", "lacme", "lego", "certbot"], rows) + "\n" + said + "\n" + END + after
+
+
+def _sites(size: str) -> str:
+    return f"{int(size):,} site{'s' if size != '1' else ''}"
+
+
+def _spent(cost: dict[str, float] | None) -> str:
+    return "" if cost is None or math.isnan(cost["wall"]) else f"{seconds(cost['wall'])} s"
+
+
+def _took(rows: dict[str, dict[str, float]], name: str, what: str) -> str:
+    if name not in rows or math.isnan(rows[name]["wall"]):
+        return ""
+    scale = 50 / rows[name]["count"] if what == "many" else 1
+    return f"{'~' if scale != 1 else ''}{seconds(rows[name]['wall'] * scale)} s"
 
 
 def _profile(part: dict[str, Any]) -> list[str]:
