@@ -246,7 +246,7 @@ def test_failures_are_under_a_back_off(host: Host) -> None:
     before = len(host.world.pebble.requests())
     text = issue(host, name, os.EX_TEMPFAIL)
     assert f"2 validations of {name} failed in the last hour" in text and "failed_per_name_and_hour in [limits]" in text
-    assert host.world.pebble.requests()[before:] == []
+    assert set(host.world.pebble.requests()[before:]) <= {"HEAD /nonce-plz"}       # a connection is opened while it looks, and nothing asked
     assert "2 validations" in host.run("certdrop-issue", "--verbose", "--no-install", "--force", name, code=os.EX_TEMPFAIL).text
     host.world.dns.clear_servfail(name)
     host.configure(limits="{failed_per_name_and_hour = 3}")
