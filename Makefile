@@ -16,11 +16,13 @@ BINDIR = $(DESTDIR)$(PREFIX)/bin
 SHAREDIR = $(DESTDIR)$(PREFIX)/share/certdrop
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/certdrop
-UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
+UNITDIR = $(DESTDIR)/usr$(if $(filter /usr,$(PREFIX)),,/local)/lib/systemd/system
 BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-ETCDIR = $(DESTDIR)$(SYSCONFDIR)
+# Our configuration; what sudo, cron, logrotate, nginx and AppArmor read lies where they look for it.
+ETCDIR = $(DESTDIR)$(SYSCONFDIR)/certdrop
+THEIRS = $(DESTDIR)/etc
 
 # What there is.  Programs that do not exist yet are passed over.
 ROOT_PROGRAMS = certdrop certdrop-install certdrop-issue certdrop-account certdrop-watch certdrop-check certdrop-import
@@ -32,13 +34,15 @@ MODULES = $(sort $(wildcard lib/certdrop/*.py $(addsuffix *.py,$(PACKAGES))))
 SNIPPETS = nginx/certdrop-challenge.conf nginx/certdrop-tls.conf
 MAN = $(sort $(wildcard man/*.[158]))
 UNITS = $(sort $(wildcard systemd/*))
+PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
-SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage .ci/root-lines completions/make)
-SHELL_SCRIPTS = lib/setup .ci/run .ci/test $(wildcard debian/postinst debian/postrm debian/prerm debian/preinst)
+SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix .ci/root-lines completions/make)
+SHELL_SCRIPTS = lib/setup .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job debian/postinst debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
-DEPS = acme-tiny adduser ca-certificates debhelper dh-python dpkg-dev fakeroot fish flake8 git iproute2 lintian make mandoc mypy \
-	python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-pytest python3-structlog shellcheck ucf util-linux zsh
+DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 git iproute2 lintian make mandoc mypy \
+	python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-prometheus-client python3-pytest \
+	python3-structlog shellcheck systemd ucf util-linux zsh
 
 # All code that cron or sudo can have run as root, and the judge that root starts.
 ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/certdrop/events.py \
@@ -46,7 +50,7 @@ ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/
 ROOT_LINES_AIM = 700
 SECONDS_OF_FUZZING = 3600
 
-.PHONY: help deps check root-lines readme-lines unit test demo torture fuzz bench model deb lint-deb install install-files install-snippets install-units uninstall clean
+.PHONY: help deps check root-lines readme-lines unit test demo torture fuzz bench model deb source lint-deb release distcheck test-matrix install install-files install-snippets install-units uninstall clean
 
 help:
 	@echo "make deps       install what building and linting needs (apt)"
@@ -60,6 +64,10 @@ help:
 	@echo "make model      the recovery table, model-checked (spin, gcc)"
 	@echo "make fuzz       every reader of hostile input, for SECONDS_OF_FUZZING=$(SECONDS_OF_FUZZING) seconds"
 	@echo "make deb        $(DEB)"
+	@echo "make source     the source package; make lint-deb: lintian on both, pedantic"
+	@echo "make distcheck  fresh roots of Debian 12, 13 and testing: docs/distcheck.md (long)"
+	@echo "make test-matrix   unit tests with every acme-tiny, and the libraries of Debian 12, 13 and the newest"
+	@echo "make release TO=VERSION   version, changelogs, tag, tarball and packages"
 	@echo "make install    without the package: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR=$(DESTDIR); make uninstall undoes it"
 	@echo "make clean"
 
@@ -113,22 +121,26 @@ model:
 fuzz: deps
 	@tests/fuzz/run $(SECONDS_OF_FUZZING)
 
-# The package is built in a directory of its own, from what git knows (or all there is, where there is no git).
-# -d: "make deps" has installed what is needed; build-essential, which dpkg asks for, is not.
 deb:
-	@mkdir -p build dist
-	@set -e -o pipefail; work=$$(mktemp -d build/deb.XXXXXX); trap "rm -rf $$work" EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
-	mkdir $$work/certdrop-$(VERSION); \
-	if git rev-parse --git-dir >/dev/null 2>&1; then git ls-files -z --cached --others --exclude-standard; \
-	else find . -path ./build -prune -o -path ./dist -prune -o -name __pycache__ -prune -o -type f -print0; fi | \
-		while IFS= read -r -d '' name; do [ ! -f "$$name" ] || printf '%s\0' "$$name"; done | \
-		tar -c --no-recursion --null -T - | tar -x -C $$work/certdrop-$(VERSION); \
-	(cd $$work/certdrop-$(VERSION) && dpkg-buildpackage -b -d -us -uc) >$$work/log 2>&1 || { cat $$work/log; exit 1; }; \
-	mv $$work/certdrop_$(VERSION)_all.deb $(DEB)
-	@echo $(DEB)
+	@.ci/package binary
 
-lint-deb: deb
-	lintian --allow-root --fail-on error,warning $(DEB)
+source:
+	@.ci/package source
+
+# Version in its one place, changelogs, tag, tarball, packages: make release TO=1.2.3
+release:
+	@MAKE='$(MAKE)' .ci/release '$(TO)'
+
+# Fresh roots of Debian 12, 13 and testing; DISTCHECK="--suite trixie --step life" for a part, "--test" for "make test" in each.
+distcheck: deps
+	@tests/distcheck/distcheck $(DISTCHECK)
+
+# The contract with acme-tiny, cryptography, pyOpenSSL and structlog, in the versions of Debian 12 and 13 and the newest.
+test-matrix: deps
+	@tests/matrix/matrix $(MATRIX)
+
+lint-deb: deb source
+	lintian --allow-root --pedantic --fail-on error,warning,info,pedantic $(DEB) dist/certdrop_$(VERSION).dsc
 
 install: install-files install-snippets install-units
 	@if [ -n "$(DESTDIR)" ]; then \
@@ -138,44 +150,48 @@ install: install-files install-snippets install-units
 
 install-files:
 	install -d $(SBINDIR) $(BINDIR) $(SHAREDIR)/certdrop $(SHAREDIR)/nginx $(DOCDIR)/examples $(BASHDIR) $(ZSHDIR) $(FISHDIR)
-	install -d $(ETCDIR)/certdrop/services.d $(ETCDIR)/sudoers.d $(ETCDIR)/cron.d $(ETCDIR)/logrotate.d
+	install -d $(ETCDIR)/services.d $(THEIRS)/apparmor.d/abstractions $(THEIRS)/sudoers.d $(THEIRS)/cron.d $(THEIRS)/logrotate.d
 	install -m 755 $(SBIN) $(SBINDIR)
 	install -m 755 $(BIN) $(BINDIR)
 	install -m 755 lib/setup $(SHAREDIR)
 	install -m 644 lib/certdrop/layout $(SHAREDIR)/certdrop
-	for module in $(MODULES); do install -D -m 644 $$module $(SHAREDIR)/$${module#lib/} || exit 1; done
+	for module in $(MODULES); do install -D -m $$([ -x $$module ] && echo 755 || echo 644) $$module $(SHAREDIR)/$${module#lib/} || exit 1; done
 	install -m 644 $(SNIPPETS) $(SHAREDIR)/nginx
 	for page in $(MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
 	completions/make completions/table $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 644 etc/certdrop.toml etc/site.toml docs/examples/sshd-certdrop.conf $(DOCDIR)/examples
-	install -m 644 $(SERVICES) $(ETCDIR)/certdrop/services.d
-	install -m 440 sudoers.d/certdrop $(ETCDIR)/sudoers.d
-	install -m 644 cron.d/certdrop $(ETCDIR)/cron.d
-	install -m 644 logrotate.d/certdrop $(ETCDIR)/logrotate.d
-	[ "$(PREFIX)" = /usr ] || sed -i 's#/usr/\(sbin\|bin\|share\)/certdrop#$(PREFIX)/\1/certdrop#g' \
+	install -m 644 $(SERVICES) $(ETCDIR)/services.d
+	install -m 440 sudoers.d/certdrop $(THEIRS)/sudoers.d
+	install -m 644 cron.d/certdrop $(THEIRS)/cron.d
+	install -m 644 logrotate.d/certdrop $(THEIRS)/logrotate.d
+	install -m 644 apparmor.d/abstractions/certdrop $(THEIRS)/apparmor.d/abstractions
+	install -m 644 $(PROFILES) $(THEIRS)/apparmor.d
+	[ "$(PREFIX)" = /usr ] || sed -i 's#/usr/{local/,}#$(PREFIX)/#g' $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop
+	[ "$(PREFIX)$(SYSCONFDIR)" = /usr/etc ] || sed -i 's#/usr/\(sbin\|bin\|share\)/certdrop#$(PREFIX)/\1/certdrop#g; s#/etc/certdrop#$(SYSCONFDIR)/certdrop#g' \
 		$(addprefix $(SBINDIR)/,$(notdir $(SBIN))) $(addprefix $(BINDIR)/,$(notdir $(BIN))) $(patsubst lib/%,$(SHAREDIR)/%,$(MODULES)) \
-		$(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) $(ETCDIR)/sudoers.d/certdrop $(ETCDIR)/cron.d/certdrop
+		$(SHAREDIR)/certdrop/layout $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop \
+		$(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop
 
 # The package leaves this to ucf, which asks before it replaces what an administrator edited.
 install-snippets:
-	install -d $(ETCDIR)/nginx/snippets
-	install -m 644 $(SNIPPETS) $(ETCDIR)/nginx/snippets
+	install -d $(THEIRS)/nginx/snippets
+	install -m 644 $(SNIPPETS) $(THEIRS)/nginx/snippets
 
 # The package leaves this to dh_installsystemd.
 install-units:
 	install -d $(UNITDIR)
 	install -m 644 $(UNITS) $(UNITDIR)
-	sed -i 's#/usr/sbin/certdrop#$(PREFIX)/sbin/certdrop#' $(addprefix $(UNITDIR)/,$(notdir $(UNITS)))
+	sed -i 's#/usr/sbin/certdrop#$(PREFIX)/sbin/certdrop#; s#/etc/certdrop#$(SYSCONFDIR)/certdrop#g' $(addprefix $(UNITDIR)/,$(notdir $(UNITS)))
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || echo "Now run systemctl daemon-reload && systemctl enable --now certdrop-watch.timer"
 
 uninstall:
 	rm -f $(addprefix $(SBINDIR)/,$(notdir $(SBIN))) $(addprefix $(BINDIR)/,$(notdir $(BIN)))
-	rm -f $(ETCDIR)/sudoers.d/certdrop $(ETCDIR)/cron.d/certdrop $(ETCDIR)/logrotate.d/certdrop
+	rm -f $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop $(THEIRS)/logrotate.d/certdrop
 	rm -f $(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
 	rm -f $(addprefix $(BASHDIR)/,$(notdir $(SBIN) $(BIN))) $(addsuffix .fish,$(addprefix $(FISHDIR)/,$(notdir $(SBIN) $(BIN)))) $(ZSHDIR)/_certdrop
-	rm -f $(addprefix $(UNITDIR)/,$(notdir $(UNITS)))
+	rm -f $(addprefix $(UNITDIR)/,$(notdir $(UNITS))) $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop
 	rm -rf $(SHAREDIR) $(DOCDIR)
-	@echo "These stay, because services may use them: $(ETCDIR)/nginx/snippets/certdrop-*.conf, /etc/certdrop, /var/lib/certdrop, /var/spool/certdrop,"
+	@echo "These stay, because services may use them: $(THEIRS)/nginx/snippets/certdrop-*.conf, /etc/certdrop, /var/lib/certdrop, /var/spool/certdrop,"
 	@echo "/var/log/certdrop, and the users _certdrop, _certdrop-judge and _certdrop-watch."
 
 clean:

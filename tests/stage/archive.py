@@ -188,27 +188,27 @@ def load_manifest(path: str) -> Optional[Manifest]:
     return manifest if complete else None
 
 
-def testing_archive(suite: Apt, refresh: bool) -> Apt:
-    """The archive's testing suite, verified by the key the machine trusts for its own, or else by the keyring's newest."""
+def other_archive(suite: Apt, name: str, refresh: bool = False) -> Apt:
+    """Another suite of the archive, verified by the key the machine trusts for its own, or else by the keyring's newest."""
     base = next(one for one in debian_sources() if one.suite == codename())
-    testing = Apt("testing", old=True)      # a mirror that lags or a snapshot is no reason to do without
+    other = Apt(name, old=True)             # a mirror that lags or a snapshot is no reason to do without
 
     def keys() -> Iterator[str]:
         yield base.signed_by
         if base.signed_by != keyring():
             yield keyring()
         deb = suite.download("debian-archive-keyring")      # the archive's keys change; this package is verified by those we have
-        unpacked = os.path.join(testing.home, "keyring")
+        unpacked = os.path.join(other.home, "keyring")
         subprocess.run(["/usr/bin/dpkg-deb", "-x", deb, unpacked], check=True)
         yield unpacked + keyring()
 
-    problem = StageError("no key for Debian testing")
+    problem = StageError(f"no key for Debian {name}")
     for key in keys():
-        testing.use(base.entry("testing", key))
+        other.use(base.entry(name, key))
         try:
-            if refresh or not testing.has_lists():
-                testing.update()
-            return testing
+            if refresh or not other.has_lists():
+                other.update()
+            return other
         except StageError as error:
             problem = error
     raise problem
@@ -217,7 +217,7 @@ def testing_archive(suite: Apt, refresh: bool) -> Apt:
 def fetch_pebble(suite: Apt, refresh: bool) -> str:
     """Pebble from testing, which knows ARI and profiles; the release's own where that cannot be had."""
     try:
-        testing = testing_archive(suite, refresh)
+        testing = other_archive(suite, "testing", refresh)
         try:
             return testing.download("pebble")
         except StageError:

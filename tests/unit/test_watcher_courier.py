@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import socket
 import ssl
@@ -242,3 +243,36 @@ def test_heartbeat(answer: bytes, fine: bool) -> None:
             courier.beat(route)
     listener.close()
     assert 1 == len(seen) and seen[0].startswith(b"GET /ping HTTP/1.1")
+
+
+@pytest.mark.parametrize("answer", ["delivered", "/usr/sbin/sendmail ended with 1", ""])
+def test_a_watcher_that_is_shut_in_hands_its_mail_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """By the socket that its unit names; what the sender there says of a failure is said here."""
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+
+        def sender() -> None:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as stream:
+                heard.append(stream.readline())
+                connection.sendall(answer.encode() + b"\n" if answer else b"")
+
+        thread = threading.Thread(target=sender, daemon=True)
+        thread.start()
+        monkeypatch.setenv(courier.SENDER, str(tmp_path / "socket"))
+        if answer == "delivered":
+            courier.deliver(courier.Route({}), "a subject", "a body\n")
+        else:
+            with pytest.raises(courier.Undelivered, match=answer or "no answer"):
+                courier.deliver(courier.Route({}), "a subject", "a body\n")
+        thread.join(5)
+    assert json.loads(heard[0]) == {"subject": "a subject", "body": "a body\n"}
+
+
+def test_without_a_sender_outside_the_mail_is_undelivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the next run tries again."""
+    monkeypatch.setenv(courier.SENDER, str(tmp_path / "nobody"))
+    with pytest.raises(courier.Undelivered, match="nobody"):
+        courier.deliver(courier.Route({}), "a subject", "a body\n")

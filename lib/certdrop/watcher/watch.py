@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import signal
 import stat
@@ -27,13 +26,14 @@ from certdrop.watcher.places import Places
 from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
-USAGE = "usage: certdrop-watch [--test | --check]"
+USAGE = "usage: certdrop-watch [--test | --check | --deliver]"
 HELP = USAGE + """
 
   looks at all sites, and sends one mail when there is something to tell; runs hourly by itself
 
   --test    send a message now, and say where it went
   --check   say whether there is a way out, without using it
+  --deliver send the message on standard input (for certdrop-watch.socket, where systemd shuts the watcher in)
 
 Where mail goes stands in [mail] of /etc/certdrop/certdrop.toml. See certdrop-watch(8)."""
 TIME = 240                         # seconds for the reader
@@ -44,13 +44,13 @@ TAIL = 8192                        # bytes of a log's end
 
 def main(argv: list[str]) -> int:
     """The program; returns an exit code of sysexits.h. On a terminal it says what it found."""
-    if argv not in ([], ["--test"], ["--check"], ["--help"]):
+    if argv not in ([], ["--test"], ["--check"], ["--deliver"], ["--help"]):
         print(USAGE, file=sys.stderr)
         return os.EX_USAGE
     if argv == ["--help"]:
         print(HELP)
         return os.EX_OK
-    work = {"--test": send_test, "--check": check}.get(argv[0], run) if argv else run
+    work = {"--test": send_test, "--check": check, "--deliver": deliver}.get(argv[0], run) if argv else run
     try:
         return as_watcher("certdrop-watch", argv, lambda: _guarded(work), os.EX_SOFTWARE)
     except KeyError as error:
@@ -81,6 +81,20 @@ def check(route: courier.Route) -> int:
     except courier.Undelivered as error:
         return _say(str(error), os.EX_CONFIG)
     print(f"certdrop-watch: mail goes to {route.words()}")
+    return os.EX_OK
+
+
+def deliver(route: courier.Route) -> int:
+    """--deliver: send the message on standard input, and answer `delivered`, or what failed."""
+    asked = receive(0, time.monotonic() + courier.PATIENCE)
+    if asked is None:
+        return _say("no message on standard input", os.EX_DATAERR)
+    try:
+        courier.deliver(route, str(asked.get("subject")), str(asked.get("body")))
+    except courier.Undelivered as error:
+        print(error)
+        return os.EX_TEMPFAIL
+    print("delivered")
     return os.EX_OK
 
 
@@ -203,9 +217,7 @@ def shut_in(reachable: set[int]) -> None:
     "host.example".encode("idna")              # what would be loaded later is loaded now
     handshake.context()
     evidence.load_parser()
-    for name, most in (("NPROC", 0), ("CORE", 0), ("NOFILE", 256), ("FSIZE", 64 << 20), ("CPU", 180), ("AS", 2 << 30)):
-        hard = resource.getrlimit(getattr(resource, "RLIMIT_" + name))[1]
-        jail.forbid(**{name: most if hard == resource.RLIM_INFINITY else min(most, hard)})
+    jail.forbid(NPROC=0, CORE=0, NOFILE=256, FSIZE=64 << 20, CPU=180, AS=2 << 30)
     jail.give_up_privileges()
     state = configuration.STATE
     jail.landlock(read=(configuration.ETC + "/sites.d", *(f"{state}/{part}" for part in ("sites", "live", "proven", "keeper", "issuer")),
