@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+import urllib.parse
 from typing import Callable
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -22,12 +23,14 @@ sys.path[:0] = [str(HERE.parents[1] / "lib"), str(HERE.parent / "hostile")]
 
 import forger  # noqa: E402
 from cryptography import x509  # noqa: E402
+from cryptography.hazmat.primitives import hashes  # noqa: E402
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat  # noqa: E402
 from OpenSSL import crypto  # noqa: E402
 
 from certdrop import events, site, spool  # noqa: E402
 from certdrop.admin import import_booth, import_nginx, import_pairs  # noqa: E402
-from certdrop.issuer import ari, trouble  # noqa: E402
+from certdrop.issuer import ari, desk, mandate, trouble  # noqa: E402
+from certdrop.issuer.jose import b64  # noqa: E402
 from certdrop.judge import chain, served  # noqa: E402
 from certdrop.keeper import judges  # noqa: E402
 from certdrop.watcher import alarm, evidence, report, table, verdict  # noqa: E402
@@ -300,9 +303,77 @@ def moved_blocks(data: bytes) -> None:
     insist(time.process_time() - begin < 5, "slow")
 
 
+# ---- the signer
+
+ACME, POSTED = "https://ca.example.org:14000", "a.example@0002.csr"
+_DESK: list[desk.Desk] = []
+
+
+def _desk() -> desk.Desk:
+    """The signer's, with one request of root's; made when it is first needed."""
+    if not _DESK:
+        builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES]), False)
+        config = site.Config()
+        config.directory, config.contact = ACME + "/dir", ["a@example.org"]
+        for path in ("var/account", "spool/requests"):
+            os.makedirs(f"{ROOM}/{path}")
+        pathlib.Path(f"{ROOM}/spool/requests/{POSTED}").write_bytes(builder.sign(forger.new_key(), hashes.SHA256()).public_bytes(Encoding.PEM))
+        site.STATE, spool.SPOOL = f"{ROOM}/var", f"{ROOM}/spool"
+        _DESK.append(desk.Desk(config, frozenset()))
+    spool.SPOOL = f"{ROOM}/spool"
+    return _DESK[0]
+
+
+def _all_pairs(text: str) -> list[tuple[str, object]]:
+    """Every key and value that any parser could see in an object, whichever of two it believes, and however it spells."""
+    found: list[tuple[str, object]] = []
+    json.loads(text or "{}", object_pairs_hook=lambda pairs: found.extend((key.casefold(), value) for key, value in pairs) or dict(pairs))
+    return found
+
+
+def _is_innocent(text: bytes) -> None:
+    """What was signed, read as generously as can be, asks for nothing but what root posted."""
+    first, _, second = text.partition(b".")
+    header, payload = (base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4)).decode() for part in (first, second))
+    head = dict(_all_pairs(header))
+    for key in ("url", "kid") if "kid" in head else ("url",):
+        place = urllib.parse.urlsplit(str(head[key]))
+        insist((place.scheme, place.hostname, place.port, place.username) == ("https", "ca.example.org", 14000, None), head)
+    insist(head["alg"] == "RS256" and bool(head["nonce"]), head)
+    der = x509.load_pem_x509_csr(pathlib.Path(f"{ROOM}/spool/requests/{POSTED}").read_bytes()).public_bytes(Encoding.DER)
+    pairs, names = _all_pairs(payload), set()
+    for key, value in pairs:
+        insist(key in ("csr", "identifiers", "type", "value", "profile", "replaces", "contact", "onlyreturnexisting", "termsofserviceagreed"), pairs)
+        insist(key != "csr" or value == b64(der), pairs)
+        insist(key != "contact" or value == ["mailto:a@example.org"], pairs)
+        names |= {value} if key == "value" else set()
+    insist(any(key == "identifiers" for key, _ in pairs) == bool(names) and names in (set(), set(NAMES)), pairs)
+
+
+def question(data: bytes) -> None:
+    """A message to the signer, as it comes from the socket."""
+    said, url = _desk().answer(data)
+    insist(said[:1] in (b"+", b"-") and len(said) < 70000 and len(events.clean(url)) <= events.LIMIT)
+    if said[:1] == b"+" and data[:1] == b"S":
+        _is_innocent(data.partition(b"\n")[2])
+    insist(said[:1] == b"-" or data[:1] in b"SKE", data)
+
+
+def request(data: bytes) -> None:
+    """A header and a payload, a line each, in the wrapping that the signer wants: so that the fuzzer gets past it."""
+    header, _, payload = data.partition(b"\n")
+    text = f"{b64(header)}.{b64(payload)}".encode()
+    try:
+        _desk().mandate.key_for(POSTED, text)
+    except mandate.Refused:
+        return
+    _is_innocent(text)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in (
     grammar, reply, certificate, intermediate, signed, answer, greeting, ledger, stamp, mouth, notes, window, problem,
-    imported_key, imported_chain, moved_blocks)}
+    imported_key, imported_chain, moved_blocks, question, request)}
 
 _STATE = [b'{"class": "validation", "last_error": "x", "count": 3, "since": 1700000000, "next_try": 1900000000, "renew_at": 1900000000,'
           b' "renew_why": "window"}',
@@ -311,6 +382,9 @@ _STATE = [b'{"class": "validation", "last_error": "x", "count": 3, "since": 1700
           b'{"time": 1, "exit": 75}', b'{"told": {"\\u001b": 1e300}, "ran": 5, "mailed": true, "failed": "\\u202e"}',
           b'{"refused": {"number": 1, "reason": "key", "since": 1, "tries": 1, "next_try": 2},'
           b' "install": {"number": 1, "state": "issued-not-served", "error": "x"}}']
+_HEADER = b'{"alg": "RS256", "nonce": "n0nce-_", "url": "https://ca.example.org:14000/x", "kid": "https://ca.example.org:14000/account/1"}'
+_ORDER = (b'{"identifiers": [{"type": "dns", "value": "example.org"}, {"type": "dns", "value": "www.example.org"}],'
+          b' "profile": "x", "replaces": "a.b"}')
 SEEDS: dict[str, list[bytes]] = {
     "grammar": [forger.pem(LEAF, CA.intermediate[0]), b"-----BEGIN CERTIFICATE-----\nQQ==\n-----END CERTIFICATE-----\n"],
     "reply": [forger.pem(LEAF, CA.intermediate[0]), forger.pem(LEAF, CA.intermediate[0], CA.root[0])],
@@ -320,6 +394,14 @@ SEEDS: dict[str, list[bytes]] = {
     "ledger": _STATE, "stamp": _STATE, "mouth": _STATE, "notes": _STATE,
     "window": [b'{"suggestedWindow": {"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00.5+01:00"}, "explanationURL": "https://x"}'],
     "problem": [b'{"type": "urn:ietf:params:acme:error:rateLimited", "detail": "x", "subproblems": [{"identifier": {"value": "a"}, "detail": "y"}]}'],
+    "question": [b"K", b"N", b"X", b"D", b"E" + ACME.encode() + b"/new", b"C" + ACME.encode() + b"\n" + ACME.encode(),
+                 b"S" + POSTED.encode() + b"\n" + b64(_HEADER).encode() + b"." + b64(_ORDER).encode(), b"S\n" + b64(_HEADER).encode() + b"."],
+    "request": [_HEADER + b"\n" + _ORDER, _HEADER + b'\n{"identifiers": [{"type": "dns", "value": "evil.example"}], ' + _ORDER[1:],
+                _HEADER + b"\n" + _ORDER[:-1] + b', "Identifiers": [{"type": "dns", "value": "evil.example"}]}',
+                b'{"url": "https://evil.example/x", ' + _HEADER[1:] + b"\n", _HEADER[:-1] + b', "URL": "https://evil.example/x"}\n',
+                _HEADER.replace(b"://ca.", b"://evil@ca.") + b"\n" + _ORDER, _HEADER + b"\n", _HEADER + b"\n{}", _HEADER + b'\n{"csr": "' + b64(GOOD[0]).encode() + b'"}',
+                _HEADER + b'\n{"status": "deactivated"}', _HEADER + b'\n{"contact": ["mailto:a@example.org"]}',
+                _HEADER + b'\n{"certificate": "AA", "reason": 1}', _HEADER.replace(b"kid", b"jwk") + b'\n{"onlyReturnExisting": true}'],
     "imported_key": [PAIR[0], b'{"kty": "RSA", "n": "AQAB", "e": "AQAB", "d": "Aw", "p": "Aw", "q": "Aw", "dp": "Aw", "dq": "Aw", "qi": "Aw"}',
                      b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + PAIR[0]],
     "imported_chain": [PAIR[1], b"subject=x\n" + PAIR[1].replace(b"\n", b"\r\n")],
