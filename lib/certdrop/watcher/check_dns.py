@@ -57,6 +57,8 @@ def addresses(name: str) -> Looked:
         records, problem, words = _ask(name, kind)
         found += [address for record in records[:MOST] if (address := _address(getattr(record, "address", "")))]
         problems += [(problem, words)] if problem else []
+        if problem == SILENT:
+            break                              # the other kind would only take as long
     hard = [problem for problem in problems if problem[0] not in (NO_RECORD, NO_NAME)]
     if hard:
         return Looked(found, *hard[0])

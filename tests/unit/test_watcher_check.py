@@ -1,0 +1,395 @@
+"""certdrop-check's parts: what they make of recorded and of hostile answers. What a real host shows is in tests/system/test_check.py."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Iterator
+
+import pytest
+
+from certdrop import site, spool
+from certdrop.nginxconf import Configuration, Source
+from certdrop.watcher import check_ca, check_clients, check_cron, check_dns, check_fetch, check_host, check_keys, check_names, check_nginx, check_token
+from certdrop.watcher import check_users
+from certdrop.watcher.check_dns import Looked, Record, forbidden
+from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
+
+LE, ACCOUNT = ["letsencrypt.org"], "https://acme-v02.api.letsencrypt.org/acme/acct/1"
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def clean(lines: list[Line]) -> bool:
+    """Whether all that would be shown is one line of printable ASCII each."""
+    return all(" " <= c <= "~" for line in lines for text in line for c in text)
+
+
+# ---- CAA (RFC 8659, RFC 8657)
+
+@pytest.mark.parametrize("records", [
+    [],
+    [Record(0, "issue", "letsencrypt.org")],
+    [Record(0, "issue", " LetsEncrypt.ORG. ")],
+    [Record(0, "issue", "other.example"), Record(0, "issue", "letsencrypt.org")],
+    [Record(0, "issue", f"letsencrypt.org; accounturi={ACCOUNT}")],
+    [Record(0, "issue", "letsencrypt.org; validationmethods=dns-01,http-01")],
+    [Record(0, "issue", "letsencrypt.org; validationmethods=dns-01"), Record(0, "issue", "letsencrypt.org; validationmethods=http-01")],
+    [Record(0, "issue", "letsencrypt.org;;  ; unknown=1")],
+    [Record(0, "issuewild", ";"), Record(0, "iodef", "mailto:x@example.org")],
+    [Record(128, "issue", "letsencrypt.org")],
+    [Record(0, "tbs", "Unknown")],
+])
+def test_caa_allows(records):
+    """What lets this CA issue over HTTP-01 to this account."""
+    assert forbidden(records, LE, ACCOUNT) == ""
+
+
+@pytest.mark.parametrize("records, words", [
+    ([Record(0, "issue", ";")], "no CA at all"),
+    ([Record(0, "issue", "")], "no CA at all"),
+    ([Record(0, "issue", "other.example")], "only other.example"),
+    ([Record(0, "issue", "letsencrypt.org.evil.example")], "only letsencrypt.org.evil.example"),
+    ([Record(0, "issue", "letsencrypt.org; validationmethods=dns-01")], "only by dns-01"),
+    ([Record(0, "issue", "letsencrypt.org; accounturi=https://acme-v02.api.letsencrypt.org/acme/acct/2")], "only for the account"),
+    ([Record(128, "tbs", "Unknown"), Record(0, "issue", "letsencrypt.org")], "critical property"),
+    ([Record(0, "issue", "\x1b]0;owned\x07\r\n" * 50)], "only"),
+])
+def test_caa_forbids(records, words):
+    """What does not, and why; in clean words."""
+    why = forbidden(records, LE, ACCOUNT)
+    assert words in why and all(" " <= c <= "~" for c in why) and len(why) < 400
+
+
+def test_an_account_that_is_not_known_is_no_reason():
+    """Before the first order nobody can say whether accounturi will be ours."""
+    assert forbidden([Record(0, "issue", "letsencrypt.org; accounturi=https://x/1")], LE, "") == ""
+
+
+def test_caa_climbs_to_the_first_records(monkeypatch):
+    """The records of the closest name above count (RFC 8659 section 3); a failure on the way is one."""
+    class Data:
+        flags, tag, value = 0, b"issue", b"letsencrypt.org"
+
+    answers = {"www.example.org": ([], check_dns.NO_NAME, ""), "example.org": ([Data()], "", ""), "org": ([], check_dns.BROKEN, "x")}
+    monkeypatch.setattr(check_dns, "_ask", lambda name, kind: answers[name])
+    assert check_dns.caa("www.example.org") == ([Record(0, "issue", "letsencrypt.org")], "example.org", "")
+    answers["example.org"] = ([], check_dns.BROKEN, "SERVFAIL")
+    assert check_dns.caa("www.example.org") == ([], "example.org", "SERVFAIL")
+
+
+@pytest.mark.parametrize("domain, level", [("example.org", None), ("xn--bcher-kva.example", None), ("xn--a.example", FAILED), ("xn--\xfc.example", FAILED)])
+def test_idn(domain, level):
+    """A label that begins with xn-- must be one."""
+    assert [found[0] for found in check_names.idn(domain)] == ([level] if level else [])
+
+
+def test_addresses_that_the_internet_does_not_have():
+    """With a CA on the Internet a private address is a failure; with one's own it is not."""
+    public, own = check_names.Authority(LE, "", True), check_names.Authority([], "", False)
+    assert [check_names.reach("a.example", address, public, None) == [] for address in ("127.0.0.1", "10.0.0.1", "fe80::1", "9.9.9.9")] == [False] * 3 + [True]
+    assert check_names.reach("a.example", "10.0.0.1", own, None) == []
+
+
+def test_names_that_take_for_ever_have_a_line(monkeypatch):
+    """The deadline of all names ends the wait, not the doctor."""
+    gate = threading.Event()
+    monkeypatch.setattr(check_names, "DEADLINE", 0.2)
+    monkeypatch.setattr(check_dns, "addresses", lambda name: gate.wait(30) and Looked([]))
+    found = site.Site("a.example", site.Config())
+    found.domains = ["a.example"]
+    lines = check_names.look([found], check_names.Authority(LE, "", True), None)
+    gate.set()
+    assert any("not examined" in line.why and line.level == WARNING for line in lines)
+
+
+# ---- fetching a token
+
+class Web(threading.Thread):
+    """A server at 127.0.0.1 that answers every request with the same bytes, and then closes, or keeps silent."""
+
+    def __init__(self, answer: bytes | None, silent: bool = False) -> None:
+        super().__init__(daemon=True)
+        self.answer, self.silent = answer, silent
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.kept: list[socket.socket] = []
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            try:
+                connection.recv(4096)
+                if self.answer is not None:
+                    connection.sendall(self.answer)
+            except OSError:
+                pass
+            if self.silent:
+                self.kept.append(connection)
+            else:
+                connection.close()
+
+
+@pytest.fixture
+def fetch(monkeypatch) -> Iterator[object]:
+    """Fetch a token from a server that answers so."""
+    servers: list[Web] = []
+
+    def asked(answer: bytes | None, silent: bool = False) -> check_fetch.Fetched:
+        server = Web(answer, silent)
+        servers.append(server)
+        real = check_fetch._once
+        with monkeypatch.context() as patch:
+            patch.setattr(check_fetch, "_once", lambda address, host, target, port, tls: real(address, host, target, server.port, False))
+            return check_fetch.fetch("127.0.0.1", "a.example", "/.well-known/acme-challenge/x", "CONTENT")
+
+    yield asked
+    for server in servers:
+        server.listener.close()
+
+
+@pytest.mark.parametrize("answer, came, status, words", [
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nCONTENT", True, 200, ""),
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\nCONTENT\r\n0\r\n\r\n", True, 200, ""),
+    (b"HTTP/1.0 200\r\n\r\nCONTENT\n", True, 200, ""),
+    (b"HTTP/1.1 200 OK\r\n\r\n<html>\x1b[2J", False, 200, "another content: <html>"),
+    (b"HTTP/1.1 404 Not Found\r\n\r\n", False, 404, "HTTP 404 Not Found"),
+    (b"HTTP/1.1 403 \x1b]0;owned\x07\r\n\r\n", False, 403, "HTTP 403"),
+    (b"HTTP/1.1 301 Moved\r\n\r\n", False, 301, "HTTP 301 Moved"),
+    (b"HTTP/1.1 302 F\r\nLocation: http://a.example:8080/\r\n\r\n", False, 302, "where the CA does not go"),
+    (b"HTTP/1.1 302 F\r\nLocation: file:///etc/passwd\r\n\r\n", False, 302, "where the CA does not go"),
+    (b"HTTP/1.1 302 F\r\nLocation: http://[::1\x1b\r\n\r\n", False, 302, "where the CA does not go"),
+    (b"HTTP/1.1 302 F\r\nLocation: //a.example:99999999/\r\n\r\n", False, 302, "where the CA does not go"),
+    (b"HTTP/1.1 302 F\r\nlocation: /again\r\n\r\n", False, 302, "redirected again and again"),
+    (b"HTTP/1.1 302 F\r\nLocation: /\xc3\xa9 \x00\r\n\r\n", False, 0, ""),
+    (b"SSH-2.0-OpenSSH_9.2\r\n", False, 0, "no HTTP answer: SSH-2.0"),
+    (b"\x1b[2J\xff" * 100000, False, 0, "no HTTP answer"),
+    (b"", False, 0, "closed without an answer"),
+    (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100000, False, 200, ""),
+    (b"HTTP/1.1 99999 OK\r\n\r\n", False, 0, "no HTTP answer"),
+])
+def test_answers_of_all_kinds(fetch, answer, came, status, words):
+    """The token, or clean words for what came in its place."""
+    found = fetch(answer)
+    assert (found.came, words in found.words) == (came, True) and found.status in (status, 302), found
+    assert all(" " <= c <= "~" for c in found.words) and len(found.words) < 350
+
+
+def test_silence_ends(fetch, monkeypatch):
+    """Who never ends his answer is not waited for."""
+    monkeypatch.setattr(check_fetch, "PATIENCE", 0.3)
+    assert [fetch(answer, silent=True).words for answer in (None, b"HTTP/1.1 200 OK\r\n")] == ["no answer in time"] * 2
+
+
+def test_nobody_listens():
+    """A port where nobody is."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError) as caught:
+        check_fetch._once("127.0.0.1", "a", "/", port, False)
+    assert check_fetch._why(caught.value) == "nobody listens there"
+
+
+def test_own_addresses_are_known():
+    """By trying to use them."""
+    assert [check_fetch.is_ours(address) for address in ("127.0.0.1", "198.51.100.1", "2001:db8::1", "nonsense")] == [True, False, False, False]
+
+
+# ---- the token
+
+@ROOT_ONLY
+def test_the_token_lies_there_while_it_is_held(tmp_path):
+    """Readable by all, its owner's; put back where it is taken away; gone when the other end of the pipe is, and after SIGKILL of that."""
+    os.chmod(tmp_path, 0o777)
+    for parent in list(tmp_path.parents)[:-2]:
+        os.chmod(parent, 0o755)
+    name, path = "certdrop-check-0123456789abcdef", tmp_path / "certdrop-check-0123456789abcdef"
+    program = [sys.executable, "-IS", "-c", pathlib.Path(check_token.__file__).read_text()]
+    process = subprocess.Popen([*program, str(tmp_path), name, "CONTENT"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=65534, umask=0o077,
+                               cwd="/")
+    assert process.stdin and process.stdout and process.stdout.read(1) == b"+"
+    assert (path.read_text(), path.stat().st_uid, path.stat().st_mode & 0o777) == ("CONTENT", 65534, 0o644)
+    path.unlink()
+    end = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert path.exists()
+    process.stdin.close()
+    assert (process.wait(30), path.exists()) == (0, False)
+
+
+@ROOT_ONLY
+def test_the_token_is_not_roots():
+    """The process that has it refuses to be root, and follows nothing."""
+    code = pathlib.Path(check_token.__file__).read_text()
+    done = subprocess.run([sys.executable, "-IS", "-c", code, "/tmp", "x", "y"], stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == os.EX_NOPERM
+
+
+def test_a_token_is_one_to_nginx():
+    """Its name is one that the challenge location serves."""
+    assert spool.is_token("certdrop-check-" + "0" * 32)
+
+
+# ---- sshd
+
+RECORDED = "port 22\naddressfamily any\nusepam yes\npasswordauthentication yes\nsubsystem sftp /usr/lib/openssh/sftp-server\n"
+
+
+@pytest.mark.parametrize("more, let_in", [
+    ("", True), ("denyusers _certdrop", False), ("denyusers other\ndenyusers _cert*", False), ("DenyUsers _certdrop@*", False),
+    ("denyusers _certdrop@10.*", True),
+    ("allowusers root admin", False), ("allowusers _certdrop@10.0.0.1", True), ("allowgroups sudo", False), ("allowgroups sudo _certdrop", True),
+    ("denygroups _certdrop", False), ("allowusers *", True), ("denyusers", True), ("\x1b[2J\n\n  \ndenyusers [", True),
+])
+def test_whom_sshd_lets_in(more, let_in):
+    """By sshd's own word."""
+    assert check_users.lets_in(RECORDED + more + "\n", "_certdrop", ["_certdrop"]) is let_in
+
+
+# ---- nginx
+
+def nginx(text: str) -> Configuration:
+    """A configuration of one file, and the live certificate's."""
+    return Configuration([Source("/etc/nginx/nginx.conf", text), Source(f"{site.STATE}/live/a.test/nginx.conf", "ssl_certificate /x; ssl_certificate_key /y;")])
+
+
+LIVE = f"include {site.STATE}/live/a.test/nginx.conf;"
+TLS = "ssl_protocols TLSv1.2 TLSv1.3; ssl_ciphers ECDHE-ECDSA-AES128-GCM-SHA256:!RC4:!MD5; ssl_session_tickets off;"
+
+
+def a_site(*domains: str) -> site.Site:
+    """A site named a.test."""
+    found = site.Site("a.test", site.Config())
+    found.domains = list(domains) or ["a.test"]
+    return found
+
+
+@pytest.mark.parametrize("inside, level, words", [
+    (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }}", OK, "nginx includes"),
+    (f"server {{ listen [::]:443 ssl; server_name a.test; {LIVE} }}", OK, "nginx includes"),
+    ("server { listen 80; server_name a.test; }", WARNING, "nginx serves nothing there"),
+    (f"server {{ listen 443 ssl; server_name a.test; ssl_certificate {site.STATE}/live/a.test/fullchain.pem; }}", FAILED, "names the certificate itself"),
+    (f"server {{ listen 443 ssl; server_name a.test; ssl_certificate {site.STATE}/sites/a.test/0001/fullchain.pem; }}", FAILED, "names one generation"),
+    ("server { listen 443 ssl; server_name a.test; ssl_certificate /etc/letsencrypt/\x1b[2J; }", FAILED, "with another certificate (/etc/letsencrypt/"),
+    ("server { listen 443 ssl; server_name b.test; ssl_certificate /b; }", FAILED, "has no server block of its own"),
+    (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }} server {{ listen [::]:443 ssl default_server; ssl_certificate /b; }}", FAILED, "own"),
+])
+def test_what_port_443_has(inside, level, words):
+    """The include of the live certificate, in every block that answers for the name, whatever the address."""
+    lines = check_nginx.certificate(nginx(f"http {{ {inside} }}"), a_site())
+    assert [line.level for line in lines] == [level] and words in lines[0].why and clean(lines), lines
+
+
+@pytest.mark.parametrize("settings, words", [
+    (TLS, []),
+    ("", ["no ssl_protocols", "no ssl_ciphers", "session tickets"]),
+    (TLS.replace("TLSv1.2 TLSv1.3", "TLSv1 TLSv1.1 TLSv1.2"), ["TLSv1 TLSv1.1 is weak"]),
+    (TLS.replace("TLSv1.2 TLSv1.3", "TLSv1.2"), ["TLSv1.3 is missing"]),
+    (TLS.replace("!RC4", "RC4-SHA:DES-CBC3-SHA"), ["weak ciphers: RC4-SHA DES-CBC3-SHA"]),
+    (TLS + "ssl_stapling on;", ["ssl_stapling does nothing"]),
+    (TLS.replace("TLSv1.2 TLSv1.3", "'\x1b[2J'"), ["is weak"]),
+])
+def test_tls_settings(settings, words):
+    """Against the guideline's intermediate level; the http part's count where the block has none."""
+    for text in (f"http {{ server {{ listen 443 ssl; server_name a.test; {LIVE} {settings} }} }}",
+                 f"http {{ {settings} server {{ listen 443 ssl; server_name a.test; {LIVE} }} }}"):
+        lines = check_nginx.tls(nginx(text), [a_site()], (1, 22, 1))
+        assert [line.level for line in lines] == ([WARNING] * len(words) or [OK]) and clean(lines)
+        assert [word for word in words if not any(word in line.why for line in lines)] == []
+
+
+def test_disable_symlinks_without_from(monkeypatch):
+    """Where an ancestor of the challenges is a link, it refuses them."""
+    config = nginx("http { disable_symlinks on; server { listen 80; location /.well-known/acme-challenge/ { alias /var/spool/certdrop/challenges/; } } }")
+    assert check_nginx.challenges(config, a_site())[0].level == OK
+    monkeypatch.setattr(check_nginx, "_links", lambda path: ["/var/spool"])
+    (line,) = check_nginx.challenges(config, a_site())
+    assert line.level == FAILED and "/var/spool is a symbolic link" in line.why
+
+
+# ---- the CA, the host, other clients
+
+def test_the_directory_and_its_profiles():
+    """What is missing or not offered is said; hostile words are cleaned."""
+    assert check_ca.directory({"newNonce": "https://a", "newAccount": "https://a", "newOrder": "https://a"}, "ca.test").level == OK
+    assert "newNonce, newAccount" in check_ca.directory({"newOrder": "https://a", "newAccount": ["https://"]}, "ca.test").why
+    wanted = a_site()
+    wanted.profile = "short"
+    lines = check_ca.profiles({"profiles": {"\x1b[2J": "x", "classic": "y"}}, site.Config(), [wanted])
+    assert lines[0].level == FAILED and clean(lines)
+    assert check_ca.profiles({"profiles": {"short": "x"}}, site.Config(), [wanted])[0].level == OK
+    assert [check_ca.profiles({"profiles": odd}, site.Config(), [wanted])[0].level for odd in ([], "short", None, 7)] == [FAILED] * 4
+
+
+@pytest.mark.parametrize("skew, level", [(0, OK), (-59, OK), (300, WARNING), (-300, WARNING), (4000, FAILED), (-4000, FAILED), (None, WARNING)])
+def test_the_clock(skew, level):
+    """Minutes matter, hours are fatal."""
+    assert check_ca.clock(skew, "ca.test").level == level
+
+
+@pytest.mark.parametrize("date", ["", None, "yesterday", "Mon, 99 Foo 2026 99:99:99 GMT", "\x1b" * 100, "Thu, 01 Jan 999999 00:00:00 GMT"])
+def test_a_date_that_is_none(date):
+    """Is not known."""
+    assert check_ca._skew(date, 0.0) is None
+
+
+def test_space(monkeypatch):
+    """Bytes and inodes, each file system once; one without a number of inodes has enough."""
+    class Full:
+        f_bavail, f_frsize, f_favail, f_files = 1, 4096, 5, 1000
+
+    monkeypatch.setattr(check_host, "PLACES", ("/", "/etc", "/none"))
+    monkeypatch.setattr(check_host.os, "statvfs", lambda path: Full)
+    lines = check_host.space()
+    assert [(line.level, "inodes" in line.why) for line in lines][:2] == [(FAILED, False), (FAILED, True)] and "/none" in lines[-1].why
+    Full.f_files, Full.f_bavail = 0, 1 << 30
+    assert [line.why for line in check_host.space() if "/none" not in line.why] == []
+
+
+def test_versions(monkeypatch):
+    """What is missing or too old."""
+    monkeypatch.setattr(check_host.importlib.metadata, "version", lambda name: {"acme-tiny": "4.1.0", "idna": "3"}.get(name, "99"))
+    assert [(line.level, "acme-tiny 4.1.0 is older than 5.0.1" in line.why) for line in check_host.versions()] == [(FAILED, True)]
+
+
+def test_what_other_clients_keep(tmp_path, monkeypatch):
+    """The names in their lists, and in the names of their files; binaries, links and pipes are passed over."""
+    (tmp_path / "renewal").mkdir()
+    (tmp_path / "renewal" / "a.test.conf").write_text("[[webroot_map]]\nb.test = /var/www\n# c.test\n")
+    (tmp_path / "renewal" / "link.conf").symlink_to("/etc/shadow")
+    os.mkfifo(tmp_path / "renewal" / "pipe.conf")
+    (tmp_path / "renewal" / "binary.conf").write_bytes(os.urandom(5000))
+    (tmp_path / "domains.txt").write_text("d.test www.d.test > alias\n#e.test\n")
+    monkeypatch.setattr(check_clients, "KEPT", {"certbot": (str(tmp_path / "renewal"),), "dehydrated": (str(tmp_path / "domains.txt"), "/none")})
+    assert {"a.test", "b.test"} <= check_clients.kept("certbot") and "c.test" not in check_clients.kept("certbot")
+    assert check_clients.kept("dehydrated") == {"d.test", "www.d.test"}
+    (tmp_path / "cron.d").mkdir()
+    monkeypatch.setattr(check_clients, "FOLDERS", (str(tmp_path / "cron.d"),))
+    monkeypatch.setattr(check_clients, "TABLES", ())
+    monkeypatch.setattr(check_clients, "WANTS", ())
+    assert check_clients.look([a_site("b.test")])[0].level == OK
+    (tmp_path / "cron.d" / "x\x1b[2J").write_text("0 0 * * * root /usr/bin/certbot renew\n# dehydrated\n0 0 * * * root my-certbot-report\n")
+    lines = check_clients.look([a_site("b.test", "d.test")])
+    assert [line.level for line in lines] == [WARNING] and "certbot is still active" in lines[0].why and clean(lines)
+
+
+def test_no_cron_can_be_seen(monkeypatch):
+    """Where other users' processes are hidden, that is a warning, not a failure."""
+    monkeypatch.setattr(check_cron, "_running", lambda: ("", False))
+    assert check_cron.look()[0].level == WARNING
+    monkeypatch.setattr(check_cron, "_running", lambda: ("", True))
+    assert check_cron.look()[0].level == FAILED
+
+
+def test_keys_without_sites():
+    """Nothing to say where there is nothing."""
+    assert check_keys.look([], None) == [] and check_keys.fingerprints(["none.test"]) == {}
