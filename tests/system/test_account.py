@@ -10,7 +10,7 @@ import re
 import time
 
 import pytest
-from conftest import STATE, Host
+from conftest import CONFIG, STATE, Host
 
 import world as stage
 
@@ -231,3 +231,13 @@ def test_notes_of_an_older_version_are_found(host: Host, name: str) -> None:
     assert issued(host, name)
     assert "POST /sign-me-up" not in host.world.pebble.requests()[before:]
     assert shown(host, "account") == place and not list(pathlib.Path(f"{STATE}/account").glob("*.json"))
+
+
+def test_stagings_roots(host: Host) -> None:
+    """Who adds a site with Let's Encrypt's staging is told which roots to fetch, and where to; not where they are."""
+    stage.write(CONFIG, 'directory = "letsencrypt-staging"\nservices = []\n')
+    assert "> /etc/certdrop/roots.d/letsencrypt-staging.pem" in host.run("certdrop", "add", host.name(), "--no-issue", code=0).text
+    roots = pathlib.Path("/etc/certdrop/roots.d/letsencrypt-staging.pem")
+    roots.write_text(stage.read(host.world.pebble.root()))
+    assert "roots.d" not in host.run("certdrop", "add", host.name(), "--no-issue", code=0).text
+    roots.unlink()

@@ -49,6 +49,9 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
         wanted = {name: Sight(name).next}
     run.flush()
     _warn_of_silence()
+    roots = site.missing_roots(site.load_config())
+    if roots:
+        say([f"{PROGRAM}: note: {roots}"])
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
     code = issue(wanted)

@@ -72,6 +72,8 @@ class Network:
         wanted.sort(key=lambda task: not task.request.now)
         if wanted:
             self.log.info(events.RUN, due=len(wanted), sites=len(tasks))
+            if site.missing_roots(self.config):
+                log.say(site.missing_roots(self.config), self.options.loud)
         if self.options.loud and self.options.names:
             for task in tasks:
                 if task not in wanted:
