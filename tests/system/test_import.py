@@ -336,7 +336,7 @@ def test_a_site_that_has_no_certificate_yet(trusting: Host, forge: Forge) -> Non
     """nginx is not led from a good certificate to the placeholder."""
     host = trusting
     host.run("certdrop", "add", "soon.example.org", "--no-issue", code=0)
-    done = host.run(IMPORT, *pair(forge, "soon.example.org", "/srv/soon"), "--yes", code=0)
+    done = host.run(IMPORT, *pair(forge, "soon.example.org", "/srv/soon"), "--yes", code=os.EX_DATAERR)
     assert "has no certificate yet" in done.text
     assert host.posted("soon.example.org") == ["soon.example.org@0002.csr", "soon.example.org@0002.now"]
 
@@ -368,12 +368,12 @@ def test_what_another_user_may_change_is_left_alone(trusting: Host, forge: Forge
     host.run("useradd", "acme", code=0)
     words = pair(forge, "theirs.example.org", "/srv/theirs")
     host.run("chown", "acme", "/srv/theirs", code=0)
-    done = host.run(IMPORT, *words, "--yes", code=0)
+    done = host.run(IMPORT, *words, "--yes", code=os.EX_DATAERR)
     assert "belongs to acme" in done.text and "stays" in done.text
     assert not os.path.exists("/etc/certdrop/sites.d/theirs.example.org.toml")
     os.rename("/srv/theirs/theirs.example.org.key", "/srv/secret.key")
     os.symlink("/srv/secret.key", "/srv/theirs/theirs.example.org.key")
-    assert "not followed" in host.run(IMPORT, *words, "--owner", "acme", "--yes", code=0).text
+    assert "not followed" in host.run(IMPORT, *words, "--owner", "acme", "--yes", code=os.EX_DATAERR).text
     os.unlink("/srv/theirs/theirs.example.org.key")
     os.rename("/srv/secret.key", "/srv/theirs/theirs.example.org.key")
     host.run(IMPORT, *words, "--owner", "acme", "--yes", code=0)
@@ -384,9 +384,10 @@ def test_an_untrusted_chain_needs_a_word(host: Host, forge: Forge) -> None:
     """One that leads to no trusted root is taken over only with --untrusted."""
     host.configure()
     words = pair(forge, "untrusted.example.org", "/srv/untrusted")
-    assert "leads to no trusted root" in host.run(IMPORT, *words, "--yes", code=0).text
+    assert "leads to no trusted root" in host.run(IMPORT, *words, "--yes", code=os.EX_DATAERR).text
     assert not os.path.exists(f"{STATE}/sites/untrusted.example.org")
     host.run(IMPORT, *words, "--untrusted", "--yes", code=0)
+    host.run(IMPORT, *words, "--untrusted", "--yes", code=0)   # and again, which changes nothing
     assert host.live("untrusted.example.org") == 1
 
 

@@ -190,6 +190,28 @@ class IssueAgain(Issue):
             raise stage.stage.WorldError(f"preparing: {done}")
 
 
+class Import(Case):
+    """`certdrop-import` of a pair that nginx serves already."""
+
+    argv = ["/usr/sbin/certdrop-import", "--key", f"{stage.RUN}/old.key", "--chain", f"{stage.RUN}/old.pem", "--name", SITE, "--yes"]
+    settings = ""
+
+    def prepare(self, scene: Scene) -> None:
+        """No site; nginx reads the pair of somebody else."""
+        scene.forget()
+        scene.use_forger()
+        scene.leave_pair("old")
+
+    def goal(self, scene: Scene) -> str:
+        if stage.stage.fingerprint(stage.stage.read(f"{stage.RUN}/old.pem")) != scene.served():
+            return "nginx shows another certificate"
+        if not os.path.exists(f"{STATE}/sites/{SITE}"):
+            missing = [path for path in (f"{ETC}/sites.d/{SITE}.toml", f"{STATE}/live/{SITE}") if os.path.lexists(path)]
+            return f"half of it is there: {missing}" if missing else "it was not imported"
+        return self.settled(scene, 1)
+
+
 CASES: dict[str, type[Case]] = {
     "add": Add, "install": Install, "rotate": Rotate, "rollback": Rollback, "remove": Remove, "issue": Issue, "issue-again": IssueAgain,
+    "import": Import,
 }

@@ -141,6 +141,20 @@ class Scene:
         self.nginx.add_site(SITE, f"server {{ listen 443 ssl; server_name {SITE}; include {STATE}/live/{SITE}/nginx.conf; return 200; }}\n")
         self.nginx.reload()
 
+    def leave_pair(self, name: str) -> None:
+        """A key and a chain for the site, as another client would have left them, which nginx serves."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+        from forger import Forger, new_key, pem
+        signer, _, certificate = stage.read(f"{RUN}/ca.pem").encode().partition(b"-----BEGIN CERT")
+        forger, key = Forger.__new__(Forger), new_key()
+        forger.intermediate = x509.load_pem_x509_certificate(b"-----BEGIN CERT" + certificate), load_pem_private_key(signer, None)
+        stage.write(f"{RUN}/{name}.pem", pem(forger.leaf(key.public_key(), [SITE]), forger.intermediate[0]).decode())
+        stage.write(f"{RUN}/{name}.key", key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()).decode(), 0o600)
+        self.nginx.add_site(SITE, f"server {{ listen 443 ssl; server_name {SITE}; ssl_certificate {RUN}/{name}.pem; ssl_certificate_key {RUN}/{name}.key; "
+                            "return 200; }\n")
+        self.nginx.reload()
+
     def configure(self, text: str = "") -> None:
         """Write the site's file."""
         stage.write(f"{ETC}/sites.d/{SITE}.toml", f'domains = ["{SITE}"]\n{text}')

@@ -18,18 +18,15 @@ from certdrop import site, spool  # noqa: E402
 
 
 def main(entry: str, key: bytes) -> int:
-    """Put it there whole or not at all. Raises OSError."""
+    """Put it there whole or not at all. 0, or EX_CANTCREAT where there is one, EX_TEMPFAIL where that fails."""
     fd = spool.open_directory(site.STATE + "/account")
     try:
         if not key.startswith(b"-----BEGIN PRIVATE KEY-----\n"):
-            print("this is no key")
             return os.EX_DATAERR
         if f"{entry}.key" in os.listdir(fd):
-            print("there is one already")
             return os.EX_CANTCREAT
         spool.write(fd, entry + ".key", key, 0o600)
-    except OSError as error:
-        print(error.strerror)
+    except OSError:
         return os.EX_TEMPFAIL
     finally:
         os.close(fd)

@@ -130,15 +130,19 @@ def _do(choice: Choice, flags: set[str]) -> int:
         print(json.dumps([_as_object(one) for one in survey.found], indent=1))
         return os.EX_OK
     _print(describe(survey))
-    if "--yes" not in flags or not survey.taken:
+    if "--yes" not in flags:
         _print(what_next(survey, done=not survey.taken))
         return os.EX_OK
-    account = survey.account
-    run = import_take.take(survey.taken, [account] if account else [], survey.settings())
-    run.flush()
-    after = Survey(choice, site.load_config())
+    code, after = os.EX_OK, survey
+    if survey.taken:
+        account = survey.account
+        run = import_take.take(survey.taken, [account] if account else [], survey.settings())
+        run.flush()
+        code, after = run.exit_code(), Survey(choice, site.load_config())
     _print(what_next(after, done=True))
-    return run.exit_code()
+    missed = [one for one in survey.found if one.why and not one.site and (one.again or choice.key or one.name in choice.names)]
+    say([f"{PROGRAM}: {events.clean(one.name)}: not taken over: {events.clean(one.why)}; nothing was changed for it" for one in missed])
+    return code or (os.EX_TEMPFAIL if any(one.again for one in missed) else os.EX_DATAERR if missed else os.EX_OK)
 
 
 def _diff(survey: Survey) -> int:

@@ -65,6 +65,7 @@ class Found:
         self.ca = ca               # the CA's directory, where the client notes it
         self.pair: Pair | None = None
         self.why = ""              # why it stays
+        self.again = False         # that was our trouble: another try may do
         self.site = ""             # the site that it is already
         self.remarks: list[str] = []
         self.by_name_only = False  # nginx uses it, and no client is known to renew it
@@ -78,10 +79,12 @@ class Found:
             self.why = _obstacle(self.pair, untrusted)
         except FileNotFoundError as error:
             self.why = f"{error.filename or self.key}: no such file"
-        except (Unreadable, OSError) as error:
+        except Unreadable as error:
             self.why = str(error)
+        except OSError as error:
+            self.why, self.again = f"{error.filename or self.key}: {error.strerror}", True
         except spool.Refused as refused:
-            self.why = WHY[refused.reason]
+            self.why, self.again = WHY[refused.reason], refused.reason == "judge-failed"
         if self.pair and not spool.is_site_name(self.name):
             self.name = self.pair.domains[0]
         if self.pair and self.name in self.pair.domains:

@@ -120,14 +120,17 @@ def has_account(ca: str) -> bool:
 def _take_account(run: Run, account: Account) -> None:
     uid, gid = jail.user_ids(spool.ISSUER)
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "import_account.py")
-    done = subprocess.run(["/usr/bin/python3", "-I", "-S", program, account_entry(account.ca)], input=account.key, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[],
-                          timeout=DEADLINE, check=False)
-    if done.returncode == os.EX_OK:
+    try:                                               # its exit status is all that is heard of a process that others of its user can reach
+        code = subprocess.run(["/usr/bin/python3", "-I", "-S", program, account_entry(account.ca)], input=account.key, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid,
+                              extra_groups=[], timeout=DEADLINE, check=False).returncode
+    except (OSError, subprocess.SubprocessError):
+        code = os.EX_OSERR
+    if code == os.EX_OK:
         run.tell("account", f"the key of the account at {account.ca} is taken over from {account.client}")
     else:
-        run.fail("account", f"the key of the account at {account.ca} was not taken over ({events.clean(done.stdout.decode('utf-8', 'replace'), 200)}); "
-                 "certdrop makes an account of its own", os.EX_TEMPFAIL)
+        why = "there is one already" if code == os.EX_CANTCREAT else "it could not be written"
+        run.fail("account", f"the key of the account at {account.ca} was not taken over: {why}; certdrop makes an account of its own", os.EX_TEMPFAIL)
 
 
 def _put(parent: str, entry: str, data: bytes, mode: int = 0o644) -> None:
