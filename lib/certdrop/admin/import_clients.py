@@ -29,6 +29,7 @@ class Client:
     name = ""
     places: tuple[str, ...] = ()   # where it may be
     words = re.compile("$^")       # how a line that runs it can be told
+    forget = "take them out of what cron runs"             # how it renews some of its certificates no longer
 
     def __init__(self, reader: Reader, place: str, lines: Iterable[str] = (), ca: str = "") -> None:
         self.reader, self.place, self.lines, self.ca = reader, place, [line for line in lines if self.words.search(line)], ca
@@ -76,6 +77,7 @@ class Certbot(Client):
     """live/NAME links into archive/NAME; renewal/NAME.conf; accounts/HOST/PATH/ID with a JWK."""
 
     name, places, words = "certbot", ("/etc/letsencrypt",), re.compile(r"\b(certbot|letsencrypt-auto|letsencrypt renew)\b")
+    forget = "move their files out of /etc/letsencrypt/renewal"
 
     def look_for_pairs(self) -> None:
         self.used: Counter[str] = Counter()
@@ -120,6 +122,7 @@ class Dehydrated(Client):
     """certs/NAME; accounts/ID, where ID is the CA's URL in base64url."""
 
     name, places, words = "dehydrated", ("/var/lib/dehydrated", "/etc/dehydrated"), re.compile(r"\b(dehydrated|letsencrypt\.sh)\b")
+    forget = "take their lines out of its domains.txt"
 
     def look_for_pairs(self) -> None:
         ca = self._urls()[:1]
@@ -153,6 +156,7 @@ class AcmeSh(Client):
     """NAME or NAME_ecc, each with NAME.key, fullchain.cer and NAME.conf; ca/HOST/PATH/account.key."""
 
     name, places, words = "acme.sh", ("/root/.acme.sh", "/etc/acme.sh", "/usr/local/share/acme.sh"), re.compile(r"\bacme\.sh\b")
+    forget = "acme.sh --remove -d NAME"
 
     def look_for_pairs(self) -> None:
         for name, path in self.entries():
@@ -188,6 +192,7 @@ class Lacme(Client):
     """lacme-certs.conf and .d: a section for each certificate; the account key where lacme-accountd.conf says."""
 
     name, places, words = "lacme", ("/etc/lacme",), re.compile(r"\blacme\b")
+    forget = "take their sections out of its lacme-certs.conf"
 
     def look_for_pairs(self) -> None:
         for path in [self.place + "/lacme-certs.conf", *(inner for _, inner in self.entries("lacme-certs.conf.d"))]:

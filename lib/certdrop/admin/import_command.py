@@ -220,7 +220,7 @@ def _switch_off(survey: Survey, client: Client) -> list[str]:
     timers = import_leftovers.timers(client.words)
     steps, kept = [], [one.name if one.name != "-" else one.chains[0] for one in client.found if not one.site]
     if kept:
-        steps.append(f"{client.name} must go on for {' '.join(kept[:5])}{' ...' if len(kept) > 5 else ''}; have it forget what certdrop renews now.")
+        steps.append(f"{client.name} must go on for {' '.join(kept[:5])}{' ...' if len(kept) > 5 else ''}, but not for the others: {client.forget}.")
     elif mine or timers:
         steps.append(f"Switch {client.name} off:" + _indented([*timers, *mine]))
     if rules:
