@@ -227,6 +227,14 @@ def test_lacmes_sections(place, reader):
     assert found.accounts[0].why and found.hooks == ["a: notify = /bin/true"]
 
 
+def test_another_place_by_its_line(place, reader):
+    """Where a client is told on its command line; and once, where that is the usual one."""
+    line = f"root uacme -v -c {place}/ issue a.test"
+    assert import_clients.Uacme.where(reader, [line, f"lego --path {place}/none run"])[-1:] == [str(place)]
+    assert import_clients.Lego.where(reader, [line, f"lego --path {place}/none run"])[-1:] != [f"{place}/none"]
+    assert import_clients.AcmeTiny.where(reader, [line]) == [""]
+
+
 def test_acme_tiny_by_its_line(place, reader):
     """What it is run with says where things are; a loop's variable says in which directory at least."""
     for name in ("a.key", "a.csr", "a.crt"):

@@ -28,6 +28,7 @@ class Client:
 
     name = ""
     places: tuple[str, ...] = ()   # where it may be
+    options: tuple[str, ...] = ()  # how it is told another place
     words = re.compile("$^")       # how a line that runs it can be told
     forget = "take them out of what cron runs"             # how it renews some of its certificates no longer
 
@@ -37,6 +38,13 @@ class Client:
         self.accounts: list[Account] = []
         self.troubles: list[str] = []      # what could not be read
         self.hooks: list[str] = []         # what it ran after a renewal
+
+    @classmethod
+    def where(cls, reader: Reader, lines: Iterable[str]) -> list[str]:
+        """The places that there are: the usual ones, and the one that a line says which runs it; one of no name for a client without any."""
+        said = cls(reader, "", lines).said(*cls.options) if cls.options else ""
+        found = [place for place in dict.fromkeys([*cls.places, said.rstrip("/")]) if place.startswith("/") and os.path.isdir(place)]
+        return found if cls.places else [""]
 
     def look(self) -> None:
         """Fill in what is there; what cannot be read is a trouble."""
@@ -77,6 +85,7 @@ class Certbot(Client):
     """live/NAME links into archive/NAME; renewal/NAME.conf; accounts/HOST/PATH/ID with a JWK."""
 
     name, places, words = "certbot", ("/etc/letsencrypt",), re.compile(r"\b(certbot|letsencrypt-auto|letsencrypt renew)\b")
+    options = ("--config-dir",)
     forget = "move their files out of /etc/letsencrypt/renewal"
 
     def look_for_pairs(self) -> None:
@@ -156,6 +165,7 @@ class AcmeSh(Client):
     """NAME or NAME_ecc, each with NAME.key, fullchain.cer and NAME.conf; ca/HOST/PATH/account.key."""
 
     name, places, words = "acme.sh", ("/root/.acme.sh", "/etc/acme.sh", "/usr/local/share/acme.sh"), re.compile(r"\bacme\.sh\b")
+    options = ("--home", "--config-home")
     forget = "acme.sh --remove -d NAME"
 
     def look_for_pairs(self) -> None:
@@ -233,6 +243,7 @@ class Uacme(Client):
     """NAME/cert.pem and private/NAME/key.pem; private/key.pem is the account's. The CA stands on its command line alone."""
 
     name, places, words = "uacme", ("/etc/ssl/uacme", "/etc/uacme", "/etc/uacme.d", "/var/lib/uacme"), re.compile(r"\buacme\b")
+    options = ("-c", "--confdir")
 
     def look_for_pairs(self) -> None:
         for name, path in self.entries():
@@ -252,6 +263,7 @@ class Lego(Client):
     """certificates/NAME.key, .crt, .issuer.crt; accounts/HOST/MAIL/keys/MAIL.key, and account.json beside it."""
 
     name, places, words = "lego", ("/var/lib/lego", "/etc/lego", "/root/.lego", "/.lego"), re.compile(r"\blego\b")
+    options = ("--path",)
 
     def look_for_pairs(self) -> None:
         names = {name for name, _ in self.entries("certificates")}

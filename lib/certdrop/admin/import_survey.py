@@ -117,7 +117,7 @@ class Survey:
             for kind in CLIENTS:
                 if choice.clients and kind.name not in choice.clients:
                     continue
-                for place in ([choice.directory] if choice.directory else [place for place in kind.places if os.path.isdir(place)] or [""][:not kind.places]):
+                for place in [choice.directory] if choice.directory else kind.where(self.reader, texts):
                     client = kind(self.reader, place, texts, known)
                     client.look()
                     self.clients.append(client)
