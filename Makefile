@@ -136,7 +136,8 @@ distcheck: deps
 	@tests/distcheck/distcheck $(DISTCHECK)
 
 # The contract with acme-tiny, cryptography, pyOpenSSL and structlog, in the versions of Debian 12 and 13 and the newest.
-test-matrix: deps
+test-matrix:
+	@$(MAKE) --no-print-directory -s deps DEPS='$(DEPS) python3-pip'
 	@tests/matrix/matrix $(MATRIX)
 
 lint-deb: deb source

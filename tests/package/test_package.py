@@ -10,7 +10,7 @@ import os
 import pathlib
 import pwd
 import subprocess
-from typing import Iterator
+from typing import Callable, Iterator
 
 import pytest
 
@@ -43,7 +43,7 @@ def layout_deviations() -> str:
 def files() -> set[str]:
     """Every path of the system that is not the package manager's, a cache or a kernel's."""
     found = set()
-    skipped = ("/proc", "/sys", "/dev", "/run", "/tmp", "/src", str(ROOT), "/var/cache", "/var/lib/dpkg", "/var/lib/ucf", "/var/log/dpkg.log", "/root")
+    skipped = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/src", str(ROOT), "/var/cache", "/var/lib/dpkg", "/var/lib/ucf", "/var/log/dpkg.log", "/root")
     for folder, folders, names in os.walk("/"):
         folders[:] = [name for name in folders if os.path.join(folder, name) not in skipped]
         found |= {os.path.join(folder, name) for name in folders + names} - set(skipped)
@@ -217,6 +217,89 @@ def test_reinstalling_over_kept_keys_goes_on(installed: None) -> None:
     run("certdrop-install")
     assert (STATE / "live" / "a.test" / "privkey.pem").read_text() == key
     assert [path.name for path in (SPOOL / "requests").glob("*.csr")] == ["a.test@0002.csr"]
+
+
+@pytest.fixture
+def newer(tmp_path: pathlib.Path) -> Iterator[Callable[[str], str]]:
+    """Makes a package of a newer version, whose layout has the number 2; `step` is what migrates to it, "" for none."""
+    def make(step: str) -> str:
+        place = tmp_path / "newer"
+        run("rm", "-rf", str(place))
+        run("dpkg-deb", "-R", DEB, str(place))
+        for path, old, new in (("usr/share/certdrop/certdrop/layout", "# version 1", "# version 2"), ("DEBIAN/preinst", "layout=1", "layout=2"),
+                               ("DEBIAN/control", "\nVersion: ", "\nVersion: 99:")):
+            text = (place / path).read_text()
+            assert old in text
+            (place / path).write_text(text.replace(old, new, 1))
+        if step:
+            (place / "usr/share/certdrop/migrate-1").write_text("#!/bin/sh\nset -e\n" + step)
+            (place / "usr/share/certdrop/migrate-1").chmod(0o755)
+        run("dpkg-deb", "-b", str(place), str(tmp_path / "newer.deb"))
+        return str(tmp_path / "newer.deb")
+    yield make
+    (STATE / "migrated").unlink(missing_ok=True)
+
+
+def test_a_changed_layout_is_migrated_on_installation(installed: None, newer: Callable[[str], str]) -> None:
+    """One step a version, with no keeper at work; nginx starts before and after, and there is no way back to a version that does not know it."""
+    add_site()
+    assert (STATE / "version").read_text() == "1\n"
+    run(*DPKG, "-i", newer("! flock -n /var/lib/certdrop/keeper/lock true\necho moved >/var/lib/certdrop/migrated\n"))
+    assert ((STATE / "version").read_text(), (STATE / "migrated").read_text()) == ("2\n", "moved\n")
+    run("nginx", "-t")
+    said = run(*DPKG, "-i", "--force-downgrade", DEB, code=1)
+    assert "has layout 2, of a newer version; this one knows 1" in said
+    assert run("dpkg-query", "-W", "-f", "${Version} ${db:Status-Status}", "certdrop").startswith("99:")
+    run("nginx", "-t")
+    run("certdrop-install")
+    (STATE / "version").write_text("1\n")
+
+
+def test_a_migration_that_fails_changes_nothing_and_can_be_done_again(installed: None, newer: Callable[[str], str]) -> None:
+    """The installation says so; what is on disk is of the old layout, sites go on, and with the cause gone it succeeds."""
+    add_site()
+    said = run(*DPKG, "-i", newer("test -e /run/cause-is-gone\necho moved >/var/lib/certdrop/migrated\n"), code=1)
+    assert "migrate-1 failed; /var/lib/certdrop is as it was" in said
+    assert (STATE / "version").read_text() == "1\n" and not (STATE / "migrated").exists()
+    run("nginx", "-t")
+    pathlib.Path("/run/cause-is-gone").touch()
+    run("dpkg", "--configure", "certdrop")
+    assert (STATE / "version").read_text() == "2\n"
+    pathlib.Path("/run/cause-is-gone").unlink()
+    (STATE / "version").write_text("1\n")
+
+
+def test_a_layout_that_cannot_be_taken_over_is_refused(installed: None, newer: Callable[[str], str]) -> None:
+    """With instructions, and the old version's package can be installed again."""
+    add_site()
+    assert "install an older version first; nothing was changed" in run(*DPKG, "-i", newer(""), code=1)
+    run("nginx", "-t")
+    run(*DPKG, "-i", "--force-downgrade", DEB)
+    assert layout_deviations() == "[]"
+
+
+def test_an_installation_from_before_there_was_a_number_has_the_first(installed: None) -> None:
+    """Upgrading it notes that."""
+    (STATE / "version").unlink()
+    run(*DPKG, "-i", DEB)
+    assert (STATE / "version").read_text() == "1\n"
+
+
+def test_make_install_with_a_configuration_elsewhere() -> None:
+    """SYSCONFDIR holds for certdrop's own; what sudo and cron read stays where they look."""
+    before = files()
+    run("make", "-C", str(ROOT), "install", "PREFIX=/opt/certdrop", "SYSCONFDIR=/opt/certdrop/etc")
+    run("visudo", "-c", "-s", "-O", "-P", "-f", "/etc/sudoers.d/certdrop")
+    run("/opt/certdrop/sbin/certdrop", "add", "a.test", "--no-issue")
+    assert pathlib.Path("/opt/certdrop/etc/certdrop/sites.d/a.test.toml").exists() and not os.path.exists("/etc/certdrop")
+    run("apparmor_parser", "-QK", "/etc/apparmor.d/usr.sbin.certdrop-issue")
+    run("sudo", "-u", "_certdrop", "sudo", "-n", "/opt/certdrop/sbin/certdrop-install")
+    run("sudo", "-u", "_certdrop", "sudo", "-n", "/opt/certdrop/sbin/certdrop-install", "--help", code=1)
+    run("/opt/certdrop/sbin/certdrop", "remove", "a.test")
+    run("make", "-C", str(ROOT), "uninstall", "PREFIX=/opt/certdrop", "SYSCONFDIR=/opt/certdrop/etc")
+    left = {path for path in files() - before if not path.startswith((*map(str, PLACES), *USER_DATABASE)) and os.path.isfile(path)}
+    run("rm", "-rf", "/opt/certdrop", *map(str, PLACES))
+    assert {path for path in left if not path.startswith("/opt/certdrop/etc/certdrop/")} == set()
 
 
 def test_make_install_without_the_package() -> None:
