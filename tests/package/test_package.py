@@ -43,7 +43,8 @@ def layout_deviations() -> str:
 def files() -> set[str]:
     """Every path of the system that is not the package manager's, a cache or a kernel's."""
     found = set()
-    skipped = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/src", str(ROOT), "/var/cache", "/var/lib/dpkg", "/var/lib/ucf", "/var/log/dpkg.log", "/root")
+    skipped = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/src", str(ROOT),
+               "/var/cache", "/var/lib/dpkg", "/var/lib/ucf", "/var/log/dpkg.log", "/root")
     for folder, folders, names in os.walk("/"):
         folders[:] = [name for name in folders if os.path.join(folder, name) not in skipped]
         found |= {os.path.join(folder, name) for name in folders + names} - set(skipped)
