@@ -101,7 +101,7 @@ def test_a_healthy_host_has_no_failed_line(host: Host, well: str) -> None:
             "issuer", "nginx", "nginx challenges", "port 80", "port 443", "TLS settings", "names", "CA", "clock", "account", "space", "versions", "key",
             "served", "other clients"} <= kinds
     assert "a token comes back over each address, and CAA lets the CA issue" in said(lines, "ok", f"{well}: names")
-    assert "registered: https://ca.stage.test" in said(lines, "ok", "account")
+    assert "is valid; its contact: mailto:hostmaster@example.org" in said(lines, "ok", "account")
 
 
 def test_forms_and_exit_codes(host: Host, well: str) -> None:
@@ -276,18 +276,20 @@ def test_without_dnspython(host: Host, well: str) -> None:
 # ---- the CA
 
 def test_the_ca_is_not_there(host: Host, well: str) -> None:
-    """Said, and the rest goes on."""
+    """Said, and the rest goes on; and where it has forgotten our account, that is said."""
     host.world.pebble.stop()
     lines = check(host, well)
     assert "ca.stage.test cannot be reached" in said(lines, "failed", "CA") and "a token comes back" in said(lines, "ok", f"{well}: names")
+    assert "the CA does not tell about it" in said(lines, "warning", "account")
     host.world.pebble.start()
+    assert "the CA does not know ours" in said(check(host, well), "warning", "account")
 
 
 def test_the_ca_is_somebody_else(host: Host, well: str) -> None:
     """Its certificate does not verify; a profile it does not have; nobody to write to."""
     host.configure(ca_bundle='"/etc/ssl/certs/ca-certificates.crt"', contact="[]")
     lines = check(host, well)
-    assert "its certificate is not valid" in said(lines, "failed", "CA") and "has no contact" in said(lines, "warning", "account")
+    assert "its certificate is not valid" in said(lines, "failed", "CA") and "account" in said(lines, "warning", "account")
     host.configure(profile='"none-such"')
     assert "does not offer the profile none-such" in said(check(host, well), "failed", "profile")
 

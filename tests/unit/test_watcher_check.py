@@ -15,8 +15,8 @@ import pytest
 
 from certdrop import site, spool
 from certdrop.nginxconf import Configuration, Source
-from certdrop.watcher import check_ca, check_clients, check_cron, check_dns, check_fetch, check_host, check_keys, check_names, check_nginx, check_token
-from certdrop.watcher import check_users
+from certdrop.watcher import check_ask, check_ca, check_clients, check_cron, check_dns, check_fetch, check_host, check_keys, check_names, check_nginx
+from certdrop.watcher import check_token, check_users
 from certdrop.watcher.check_dns import Looked, Record, forbidden
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 
@@ -328,6 +328,30 @@ def test_the_directory_and_its_profiles():
     assert lines[0].level == FAILED and clean(lines)
     assert check_ca.profiles({"profiles": {"short": "x"}}, site.Config(), [wanted])[0].level == OK
     assert [check_ca.profiles({"profiles": odd}, site.Config(), [wanted])[0].level for odd in ([], "short", None, 7)] == [FAILED] * 4
+
+
+SHOWN = "CA:          https://ca.test/dir\naccount:     https://ca.test/acct/1\nstatus:      %s\ncontact:     %s\nkey:         RSA 4096\n"
+
+
+@pytest.mark.parametrize("code, out, words, level", [
+    (0, SHOWN % ("valid", "mailto:a@b"), "", OK), (0, SHOWN % ("valid", "none"), "", WARNING), (0, SHOWN % ("deactivated", "mailto:a@b"), "", FAILED),
+    (0, "", "", FAILED), (0, "\x1b[2J\nstatus: va\x1blid\n" * 100, "", FAILED), (65, "account: none", "", WARNING), (75, "", "no answer\x1b[2J", WARNING),
+    (-1, "", "did not end", WARNING),
+])
+def test_the_account(code, out, words, level):
+    """As certdrop-account shows it; whoever could have taken it over says nothing that a terminal acts on."""
+    lines = check_ca.account(code, out, words)
+    assert [line.level for line in lines] == [level] and clean(lines) and len(lines[0].why) < 500
+
+
+def test_whoever_is_asked_is_bounded(monkeypatch):
+    """A program that is not there, one that says too much, one that does not end, and one that leaves its output open to another."""
+    monkeypatch.setattr(check_ask, "TIMEOUT", 0.5)
+    assert check_ask.ask("/none", "x") == check_ask.Said(-1, "", "/none: No such file or directory")
+    assert check_ask.ask("/bin/sh", "-c", "echo out; printf '\\033[2Jerr' >&2; exit 3") == check_ask.Said(3, "out\n", "\\x1b[2Jerr")
+    assert check_ask.ask("/usr/bin/yes", most=100000)[::2] == (-1, "/usr/bin/yes says too much")
+    assert check_ask.ask("/bin/sleep", "60").words == "/bin/sleep did not end within 0 s"
+    assert check_ask.ask("/bin/sh", "-c", "sleep 60 & exit 0").code == -1
 
 
 @pytest.mark.parametrize("skew, level", [(0, OK), (-59, OK), (300, WARNING), (-300, WARNING), (4000, FAILED), (-4000, FAILED), (None, WARNING)])

@@ -61,8 +61,9 @@ def main(argv: list[str]) -> int:
     try:
         seen = b""
         if os.geteuid() == 0:
-            sites, _ = usable(names)
+            sites, config = usable(names)
             parts = seen_as_root(sites)
+            parts["account"] = check_ca.as_root(config) if config and "--offline" not in options else []
             token = check_token.put() if "--offline" not in options else None
             parts["token"] = [token.name, token.content] if token else None
             seen = json.dumps(parts).encode()
@@ -136,7 +137,7 @@ def everything(names: list[str], parts: Parts | None, offline: bool) -> Iterator
     yield [*check_cron.look(), *by_root("cron"), *check_sites.runs()] if _site_names() else []
     yield by_root("nginx")
     if config and not offline:
-        said, authority = check_ca.look(config, sites)
+        said, authority = check_ca.look(config, sites, by_root("account"))
         token = (parts or {}).get("token")
         yield check_names.look(sites, authority, (token[0], token[1]) if token else None)
         yield said

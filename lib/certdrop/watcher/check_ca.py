@@ -1,7 +1,7 @@
-"""Looks at the CA: reachable, its TLS verified, its directory, what it offers, its clock beside ours, and what is known of our account there.
+"""Looks at the CA: reachable, its TLS verified, its directory, what it offers, its clock beside ours, and our account there.
 
-Runs as: _certdrop-watch, or anyone. Trusts: `ca_bundle`; of what the CA says, nothing but what is shown. Of the issuer's note on the account,
-a URL and addresses, cleaned. Reads: the network, issuer/account@*.json. Writes: nothing.
+Runs as: _certdrop-watch, or anyone; as_root() has certdrop-account ask about the account, which _certdrop alone can. Trusts: `ca_bundle`; of
+what the CA and the issuer say, nothing but what is shown, cleaned. Reads: the network, issuer/account@*.json. Writes: nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import ssl
 import time
 from email.utils import parsedate_to_datetime
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 from certdrop import VERSION, jail, spool
 from certdrop import site as configuration
 from certdrop.events import clean
+from certdrop.watcher.check_ask import ask
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 from certdrop.watcher.check_names import Authority
 from certdrop.watcher.evidence import as_object
@@ -26,6 +28,7 @@ PATIENCE = 10.0                    # seconds for a step of the connection
 DEADLINE = 30.0                    # seconds for the answer
 MOST = 1 << 20                     # bytes of a directory
 SKEW, TOO_MUCH = 60, 3600          # seconds: CAs date certificates back by an hour, and refuse nothing for less
+PROGRAM = "/usr/sbin/certdrop-account"
 NEEDED = ("newNonce", "newAccount", "newOrder")
 
 
@@ -36,24 +39,47 @@ class Answer(NamedTuple):
     skew: float | None
 
 
-def look(config: configuration.Config, sites: list[configuration.Site]) -> tuple[list[Line], Authority]:
-    """All of it, and what the names are to be compared with."""
+def as_root(config: configuration.Config) -> list[Line]:
+    """What the CA says of our account, where there is one; asked by certdrop-account, which becomes _certdrop."""
+    if not os.path.lexists(f"{configuration.STATE}/issuer/{_entry(config.directory_url)}"):
+        return []
+    return account(*ask(PROGRAM, "show", most=spool.MAX_REPLY))
+
+
+def account(code: int, out: str, words: str) -> list[Line]:
+    """What `certdrop-account show` said."""
+    facts = dict(re.findall(r"^([A-Za-z ]+): +(.*)$", out, re.M))
+    place, status, contact = (clean(facts.get(key, ""), 150) for key in ("account", "status", "contact"))
+    if code == os.EX_DATAERR:
+        return [Line(WARNING, "account", "the CA does not know ours; the next order makes another one", "certdrop-account register does it now")]
+    if code:
+        return [Line(WARNING, "account", f"the CA does not tell about it: {clean(words or out, 200)}", "certdrop-account show says more")]
+    if status != "valid":
+        return [Line(FAILED, "account", f"{place} is {status or 'in no known state'}: nothing is issued", "certdrop-account register makes another one")]
+    if contact == "none":
+        return [Line(WARNING, "account", f"{place} is valid; it has no contact: the CA cannot tell anybody of trouble",
+                     f"set contact in {configuration.ETC}/certdrop.toml, then certdrop-account contact")]
+    return [Line(OK, "account", f"{place} is valid; its contact: {contact}")]
+
+
+def look(config: configuration.Config, sites: list[configuration.Site], asked: list[Line]) -> tuple[list[Line], Authority]:
+    """All of it, and what the names are to be compared with. `asked` is what as_root() found."""
     url = config.directory_url
     host = clean(urlsplit(url).hostname, 100)
     public = url in configuration.DIRECTORIES.values()
     noted = _noted(url)
-    account = _string(noted.get("account"))
+    place = _string(noted.get("account"))
     try:
         answer = get(url, config.ca_bundle, config.proxy)
     except (OSError, ValueError, http.client.HTTPException, RecursionError) as error:
         why, mend = explain(error, host, config)
-        return [Line(FAILED, "CA", why, mend), *registered(config, noted)], Authority(["letsencrypt.org"] if public else [], account, public)
+        return [Line(FAILED, "CA", why, mend), *(asked or registered(config, noted))], Authority(["letsencrypt.org"] if public else [], place, public)
     meta = answer.directory.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     said = meta.get("caaIdentities")
     identities = [clean(one, 100).lower() for one in said[:10] if isinstance(one, str)] if isinstance(said, list) else []
-    lines = [directory(answer.directory, host), *profiles(meta, config, sites), clock(answer.skew, host), *registered(config, noted)]
-    return lines, Authority(identities or (["letsencrypt.org"] if public else []), account, public)
+    lines = [directory(answer.directory, host), *profiles(meta, config, sites), clock(answer.skew, host), *(asked or registered(config, noted))]
+    return lines, Authority(identities or (["letsencrypt.org"] if public else []), place, public)
 
 
 def get(url: str, bundle: str, proxy: str = "") -> Answer:
@@ -131,13 +157,16 @@ def clock(skew: float | None, host: str) -> Line:
                 "run a time service: apt install systemd-timesyncd, or chrony")
 
 
+def _entry(url: str) -> str:
+    return f"account@{urlsplit(url).hostname or 'ca'}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.json"
+
+
 def _noted(url: str) -> dict[str, object]:
     """What the issuer noted of its account there."""
-    entry = f"account@{urlsplit(url).hostname or 'ca'}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.json"
     try:
         fd = spool.open_directory(configuration.STATE + "/issuer")
         try:
-            return as_object(spool.read(fd, entry, jail.user_ids(spool.ISSUER)[0], MOST))
+            return as_object(spool.read(fd, _entry(url), jail.user_ids(spool.ISSUER)[0], MOST))
         finally:
             os.close(fd)
     except (OSError, KeyError, ValueError, spool.Refused):
