@@ -37,7 +37,7 @@ UNITS = $(sort $(wildcard systemd/*))
 PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
 SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix .ci/root-lines completions/make)
-SHELL_SCRIPTS = lib/setup .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job debian/postinst debian/postrm debian/prerm debian/preinst)
+SHELL_SCRIPTS = lib/setup .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
 DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 git iproute2 lintian make mandoc mypy \
