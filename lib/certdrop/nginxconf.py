@@ -145,6 +145,10 @@ class Configuration:
         self.top = self.expand(self.parsed.get(self.main))
         self.http = [inner for one in self.top if one.name == "http" for inner in self.expand(one.block)]
         self.servers = [self._server(one) for one in self.http if one.name == "server" and one.block is not None]
+        self.answers = Answers(self.servers)
+        self._set: dict[str, list[Directive]] = {}             # what the http part itself says
+        for one in self.http:
+            self._set.setdefault(one.name, []).append(one)
 
     def included(self, pattern: str) -> list[str]:
         """The files that an `include` brings, in the order of glob(3)."""
@@ -186,7 +190,7 @@ class Configuration:
 
     def settings(self, server: Server, name: str) -> list[Directive]:
         """The directives of that name that hold in a server block: its own, else those of the http part."""
-        return server.all(name) or [one for one in self.http if one.name == name]
+        return server.all(name) or self._set.get(name, [])
 
 
 def listen(args: list[str]) -> Listen:
@@ -203,43 +207,67 @@ def listen(args: list[str]) -> Listen:
     return Listen(address, int(found[2] or 80), words)
 
 
-def answering(servers: list[Server], address: str, port: int, name: str) -> Server | None:
-    """The block that answers for a name at an address of this host ("192.0.2.1", "[2001:db8::1]") and port; None where none listens there.
+class _Place:
+    """The blocks that listen at one address and port."""
 
-    An exact address goes before the wildcard; then the names by nginx's order (its manual's "Server names"), then the default.
-    """
-    for where in (address, "[::]" if address.startswith("[") else "*"):
-        there = [(server, one) for server in servers for one in server.listens if one.port == port and one.address == where and "quic" not in one.words]
-        if there:
-            return _by_name([server for server, _ in there], name.lower()) or _default(there)
-    if not address.startswith("["):                        # `listen [::]:80 ipv6only=off` takes both
-        both = [(server, one) for server in servers for one in server.listens
-                if one.port == port and one.address == "[::]" and "ipv6only=off" in one.words]
-        if both:
-            same = [(server, one) for server in servers for one in server.listens if one.port == port and one.address == "[::]"]
-            return _by_name([server for server, _ in same], name.lower()) or _default(same)
-    return None
+    def __init__(self) -> None:
+        self.exact: dict[str, Server] = {}     # the first block with a name has it, as with nginx
+        self.patterns: list[tuple[str, Server]] = []
+        self.default: Server | None = None
+        self.is_marked = self.takes_both = False
 
+    def add(self, server: Server, one: Listen) -> None:
+        """A block that listens here."""
+        for name in server.names:
+            self.exact.setdefault(name, server)
+            if name.startswith(("*", ".", "~")) or name.endswith(".*"):
+                self.patterns.append((name, server))
+        marked = "default_server" in one.words or "default" in one.words
+        if self.default is None or marked and not self.is_marked:
+            self.default, self.is_marked = server, self.is_marked or marked
+        self.takes_both = self.takes_both or "ipv6only=off" in one.words
 
-def _default(there: list[tuple[Server, Listen]]) -> Server:
-    marked = [server for server, one in there if "default_server" in one.words or "default" in one.words]
-    return (marked or [there[0][0]])[0]
-
-
-def _by_name(servers: list[Server], name: str) -> Server | None:
-    best: tuple[int, int, Server] | None = None
-    for server in servers:
-        for pattern in server.names:
+    def find(self, name: str) -> Server | None:
+        """By nginx's order (its manual's "Server names"), then the default."""
+        if name in self.exact:
+            return self.exact[name]
+        best: tuple[tuple[int, int], Server] | None = None
+        for pattern, server in self.patterns:
             rank = _rank(pattern, name)
-            if rank is not None and (best is None or rank > best[:2]):
-                best = (*rank, server)
-    return best[2] if best else None
+            if rank is not None and (best is None or rank > best[0]):
+                best = rank, server
+        return best[1] if best else self.default
+
+
+class Answers:
+    """Who answers: server blocks by the address, the port and the name that is asked for."""
+
+    def __init__(self, servers: list[Server]) -> None:
+        self._places: dict[tuple[str, int], _Place] = {}
+        for server in servers:
+            for one in server.listens:
+                if "quic" not in one.words:
+                    self._places.setdefault((one.address, one.port), _Place()).add(server, one)
+
+    def addresses(self, port: int) -> list[str]:
+        """The addresses at which somebody listens, IPv4 first, the wildcards as the loopback's."""
+        found = {{"*": "127.0.0.1", "[::]": "[::1]"}.get(address, address) for address, at in self._places if at == port}
+        return sorted(found, key=lambda address: (address.startswith("["), address))
+
+    def find(self, address: str, port: int, name: str) -> Server | None:
+        """The block that answers for a name at an address of this host ("192.0.2.1", "[2001:db8::1]"); None where none listens there.
+
+        An exact address goes before the wildcard.
+        """
+        place = self._places.get((address, port)) or self._places.get(("[::]" if address.startswith("[") else "*", port))
+        if place is None and not address.startswith("["):
+            both = self._places.get(("[::]", port))            # `listen [::]:80 ipv6only=off` takes IPv4 too
+            place = both if both and both.takes_both else None
+        return place.find(name.lower()) if place else None
 
 
 def _rank(pattern: str, name: str) -> tuple[int, int] | None:
-    """How well a server_name matches: exact, then *.name by length, then name.* by length, then a regular expression."""
-    if pattern == name:
-        return 4, 0
+    """How well a pattern of server_name matches: *.name by length, then name.* by length, then a regular expression."""
     if pattern.startswith("."):
         return (4, -1) if pattern[1:] == name else (3, len(pattern)) if name.endswith(pattern) else None
     if pattern.startswith("*."):

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from certdrop import spool
-from certdrop.nginxconf import Configuration, Directive, Server, answering
+from certdrop.nginxconf import Configuration, Directive, Server
 
 PATH = "/.well-known/acme-challenge/"
 TOKEN = "certdrop-looks-for-the-way-to-its-challenges"
@@ -29,9 +29,7 @@ class Way(NamedTuple):
 
 def addresses(config: Configuration) -> list[str]:
     """Where nginx listens at port 80, the wildcards as the loopback's; the loopback where it does not."""
-    places = {"*": "127.0.0.1", "[::]": "[::1]"}
-    found = {places.get(one.address, one.address) for server in config.servers for one in server.listens if one.port == 80}
-    return sorted(found, key=lambda address: (address.startswith("["), address)) or ["127.0.0.1"]
+    return config.answers.addresses(80) or ["127.0.0.1"]
 
 
 def first_trouble(config: Configuration, name: str) -> Way | None:
@@ -41,7 +39,7 @@ def first_trouble(config: Configuration, name: str) -> Way | None:
 
 def way(config: Configuration, address: str, name: str) -> Way:
     """For a name, asked for at an address of this host ("192.0.2.1", "[2001:db8::1]")."""
-    server = answering(config.servers, address, 80, name)
+    server = config.answers.find(address, 80, name)
     if server is None:
         return Way(None, f"nginx does not listen on port 80 at {address}", f"certdrop-nginx {name} prints a server block that does")
     path = PATH + TOKEN

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from certdrop import nginxconf
-from certdrop.nginxconf import Configuration, Source, answering, parse, sources
+from certdrop.nginxconf import Answers, Configuration, Source, parse, sources
 
 DUMP = """\
 nginx: the configuration file /etc/nginx/nginx.conf syntax is ok
@@ -132,24 +132,24 @@ def test_a_block_without_listen_is_at_port_80():
 ])
 def test_the_name_decides_who_answers(name, line):
     """Exact, then the longest *.name, then name.*, then regular expressions in order, then the default."""
-    found = answering(servers("""server { listen 80 default_server; server_name _; }
+    found = Answers(servers("""server { listen 80 default_server; server_name _; }
 server { listen 80; server_name a.test; }
 server { listen 80; server_name *.a.test; }
 server { listen 80; server_name *.www.a.test; }
 server { listen 80; server_name mail.*; }
 server { listen 80; server_name ~^r(?<n>\\d+)\\.test$; }
-server { listen 80; server_name .c.test ~((((; }"""), "192.0.2.1", 80, name)
+server { listen 80; server_name .c.test ~((((; }""")).find("192.0.2.1", 80, name)
     assert found and found.directive.line == line
 
 
 def test_the_address_decides_first():
     """A block with this very address hides those at the wildcard; IPv6 has its own; and nobody may be there."""
-    found = servers("""server { listen 80; server_name a.test; }
+    found = Answers(servers("""server { listen 80; server_name a.test; }
 server { listen 192.0.2.1:80; server_name b.test; }
-server { listen [::]:8080 ipv6only=off; }""")
+server { listen [::]:8080 ipv6only=off; }"""))
 
     def line(address, port):
-        server = answering(found, address, port, "a.test")
+        server = found.find(address, port, "a.test")
         return server.directive.line if server else None
     assert [line("192.0.2.1", 80), line("192.0.2.2", 80), line("[::1]", 80), line("192.0.2.2", 8080), line("[::1]", 8080)] == [3, 2, None, 4, 4]
 
@@ -180,7 +180,7 @@ def test_nothing_raises():
         for _ in range(5):
             text[chance.randrange(len(text))] = chance.choice(list("{};\"'\\$#\n\0~ *[") + ["\udcff"])
         config = Configuration(sources("".join(text)))
-        answering(config.servers, "127.0.0.1", 80, "a.test")
+        config.answers.find("127.0.0.1", 80, "a.test")
     Configuration([Source("/n", "http {" + "a {" * 100_000)])
     Configuration([Source("/n", "http { server {" + "\"" * 99_999)])
     assert Configuration([]).servers == [] and Configuration(sources("no dump at all")).servers == []

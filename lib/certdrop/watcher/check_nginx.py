@@ -73,9 +73,9 @@ def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
     include = f"{configuration.STATE}/live/{found.name}/nginx.conf"
     wrong, absent = [], []
     port = 443
+    places = config.answers.addresses(port)
     for domain in found.domains:
-        places = {listen.address for server in config.servers for listen in server.listens if listen.port == port}
-        servers = [server for address in sorted(places) if (server := nginxconf.answering(config.servers, _asked(address), port, domain))]
+        servers = [server for address in places if (server := config.answers.find(address, port, domain))]
         if not servers:
             absent.append(domain)
         for server in servers:
@@ -177,10 +177,6 @@ def _above(path: str) -> list[str]:
 
 def _links(path: str) -> list[str]:
     return [folder for folder in [*reversed(_above(path)), path] if os.path.islink(folder)]
-
-
-def _asked(address: str) -> str:
-    return {"*": "127.0.0.1", "[::]": "[::1]"}.get(address, address)
 
 
 def _number(domains: list[str]) -> str:
