@@ -29,6 +29,7 @@ if __name__ == "__main__":         # -S leaves Debian's modules out, -I ours
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec, rsa  # noqa: E402
+from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: E402
 from OpenSSL import crypto  # noqa: E402
 
 from certdrop.judge import booth, chain  # noqa: E402
@@ -164,7 +165,7 @@ def _rehearse(store: crypto.X509Store) -> None:
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
     builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
     builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("a.example")]), critical=False)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     text = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
     pair(b"-----BEGIN PRIVATE KEY-----\n" + base64.encodebytes(base64.b64decode(_encode(key))) + b"-----END PRIVATE KEY-----\n", text, store)
 
