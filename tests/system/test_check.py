@@ -33,6 +33,7 @@ def cron(session_host: Host) -> Iterator[None]:
     session_host.world.cron.start()
     session_host.run("certdrop-install", code=0)
     session_host.run("certdrop-issue", user="_certdrop", code=0)
+    session_host.run("certdrop-watch", code=0)
     yield
     session_host.world.cron.stop()
 
@@ -98,7 +99,7 @@ def test_a_healthy_host_has_no_failed_line(host: Host, well: str) -> None:
     assert said(lines, "failed") == ""
     kinds = {line["what"].replace(f"{well}: ", "") for line in lines}
     assert {"configuration", "directories", "programs", "private keys", "_certdrop", "passwords", "ssh", "sudo", "sandbox", "cron", "cron table", "keeper",
-            "issuer", "nginx", "nginx challenges", "port 80", "port 443", "TLS settings", "names", "CA", "clock", "account", "space", "versions", "key",
+            "issuer", "watcher", "nginx", "nginx challenges", "port 80", "port 443", "TLS settings", "names", "CA", "clock", "account", "space", "versions", "key",
             "served", "other clients"} <= kinds
     assert "a token comes back over each address, and CAA lets the CA issue" in said(lines, "ok", f"{well}: names")
     assert "is valid; its contact: mailto:hostmaster@example.org" in said(lines, "ok", "account")

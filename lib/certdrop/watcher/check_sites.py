@@ -47,14 +47,15 @@ def runs(now: float | None = None) -> list[Line]:
     except configuration.Wrong:
         return []                              # said already
     found = []
-    for principal, often in (("keeper", "hourly"), ("issuer", "every ten minutes")):
-        run = reader.last_run(principal)
-        if run.at is None:
+    last = {"keeper": reader.last_run("keeper").at, "issuer": reader.last_run("issuer").at, "watcher": reader.watcher().at}
+    for principal, often in (("keeper", "hourly"), ("issuer", "every ten minutes"), ("watcher", "hourly")):
+        ran = last[principal]
+        if ran is None:
             found.append(Line(WARNING, principal, f"has not run yet; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
-        elif now - run.at > SILENT:
-            found.append(Line(FAILED, principal, f"has not run since {events.stamp(run.at)}; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
+        elif now - ran > SILENT:
+            found.append(Line(FAILED, principal, f"has not run since {events.stamp(ran)}; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
         else:
-            found.append(Line(OK, principal, f"ran at {events.stamp(min(run.at, now))}"))
+            found.append(Line(OK, principal, f"ran at {events.stamp(min(ran, now))}"))
     return found
 
 
