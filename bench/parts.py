@@ -195,7 +195,7 @@ def issue(extent: Extent) -> Iterator[dict[str, Any]]:
             for client in known:
                 if client.trips or extent.quick and client not in (certdrop, fastest):
                     continue
-                count = 50 if client in (certdrop, fastest) else 5
+                count = 50 if client is certdrop or client is fastest and (trip or not extent.quick) else 5
                 many[client.name] = _many(place, client, fresh, count, client.many)
             many["certdrop, without root's part"] = _many(place, certdrop, fresh, 50, lambda names: certdrop.many(names) + " --no-install")
             many[f"{fastest.name}, xargs -P {WORKERS}"] = _many(place, fastest, fresh, 50, lambda names: fastest.xargs(names, WORKERS))
