@@ -154,7 +154,7 @@ install-files:
 	install -d $(ETCDIR)/services.d $(THEIRS)/apparmor.d/abstractions $(THEIRS)/sudoers.d $(THEIRS)/cron.d $(THEIRS)/logrotate.d
 	install -m 755 $(SBIN) $(SBINDIR)
 	install -m 755 $(BIN) $(BINDIR)
-	install -m 755 lib/setup $(SHAREDIR)
+	install -m 755 lib/setup $(wildcard lib/migrate-*) $(SHAREDIR)
 	install -m 644 lib/certdrop/layout $(SHAREDIR)/certdrop
 	for module in $(MODULES); do install -D -m $$([ -x $$module ] && echo 755 || echo 644) $$module $(SHAREDIR)/$${module#lib/} || exit 1; done
 	install -m 644 $(SNIPPETS) $(SHAREDIR)/nginx

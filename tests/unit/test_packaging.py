@@ -10,6 +10,8 @@ import subprocess
 
 import pytest
 
+from certdrop import site
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "systemd").iterdir())
 PROFILES = [path for path in sorted((ROOT / "apparmor.d").iterdir()) if path.is_file()]
@@ -100,6 +102,16 @@ def test_documents_name_programs_that_exist() -> None:
     assert {(where, name) for where, name in shown if name not in known} == set()
 
 
+@pytest.mark.parametrize("version", sorted(path.name for path in (ROOT / "tests/unit/configurations").iterdir()))
+def test_the_configuration_of_every_version_is_read(version: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an administrator wrote for an older version needs no change (the files show every key that version had; make release adds them)."""
+    (tmp_path / "sites.d").mkdir()
+    for source, target in (("certdrop.toml", "certdrop.toml"), ("site.toml", "sites.d/example.org.toml")):
+        shutil.copy(ROOT / "tests/unit/configurations" / version / source, tmp_path / target)
+    monkeypatch.setattr(site, "ETC", str(tmp_path))
+    assert site.load_site("example.org", site.load_config()).domains == ["example.org", "www.example.org"]
+
+
 def test_the_release_refuses_what_is_not_ready(tmp_path: pathlib.Path) -> None:
     """A dirty tree, a version without its section in the changelog, an older one; and a good one gets its commit, tag and tarball."""
     if not (ROOT / ".git").exists():
@@ -135,6 +147,7 @@ def test_the_release_refuses_what_is_not_ready(tmp_path: pathlib.Path) -> None:
     assert (place / "debian/changelog").read_text().startswith("certdrop (9.8.7) unstable")
     assert re.search(r"^## 9\.8\.7 \(\d{4}-\d\d-\d\d\)$", changelog.read_text(), re.M)
     assert (git("tag").split(), git("status", "--porcelain")) == (["v9.8.7"], "")
+    assert (place / "tests/unit/configurations/9.8.7/certdrop.toml").read_text() == (place / "etc/certdrop.toml").read_text()
     assert (place / "dist/certdrop-9.8.7.tar.gz").exists() and (place / "dist/SHA256SUMS").exists()
     assert "check" in (tmp_path / "make.log").read_text()
     assert "there is a tag" in release("9.8.7")[1]
