@@ -140,7 +140,8 @@ def _do(choice: Choice, flags: set[str]) -> int:
         run.flush()
         code, after = run.exit_code(), Survey(choice, site.load_config())
     _print(what_next(after, done=True))
-    missed = [one for one in survey.found if one.why and not one.site and (one.again or choice.key or one.name in choice.names)]
+    here = {one.site for one in after.here}                    # of two of one name, one is taken
+    missed = [one for one in survey.found if one.why and not one.site and (one.again or choice.key or one.name in choice.names) and one.name not in here]
     say([f"{PROGRAM}: {events.clean(one.name)}: not taken over: {events.clean(one.why)}; nothing was changed for it" for one in missed])
     return code or (os.EX_TEMPFAIL if any(one.again for one in missed) else os.EX_DATAERR if missed else os.EX_OK)
 
@@ -218,7 +219,8 @@ def _switch_off(survey: Survey, client: Client) -> list[str]:
     users = {line.user for line in survey.lines if client.words.search(line.text)}
     rules = import_leftovers.sudo_rules(client.words, users)
     timers = import_leftovers.timers(client.words)
-    steps, kept = [], [one.name if one.name != "-" else one.chains[0] for one in client.found if not one.site]
+    here = {one.site for one in survey.here}
+    steps, kept = [], [one.name if one.name != "-" else one.chains[0] for one in client.found if not one.site and one.name not in here]
     if kept:
         steps.append(f"{client.name} must go on for {' '.join(kept[:5])}{' ...' if len(kept) > 5 else ''}, but not for the others: {client.forget}.")
     elif mine or timers:
