@@ -99,8 +99,8 @@ def test_a_healthy_host_has_no_failed_line(host: Host, well: str) -> None:
     assert said(lines, "failed") == ""
     kinds = {line["what"].replace(f"{well}: ", "") for line in lines}
     assert {"configuration", "directories", "programs", "private keys", "_certdrop", "passwords", "ssh", "sudo", "sandbox", "cron", "cron table", "keeper",
-            "issuer", "watcher", "nginx", "nginx challenges", "port 80", "port 443", "TLS settings", "names", "CA", "clock", "account", "space", "versions", "key",
-            "served", "other clients"} <= kinds
+            "issuer", "watcher", "nginx", "nginx challenges", "port 80", "port 443", "TLS settings", "names", "CA", "clock", "account", "space", "versions",
+            "key", "served", "other clients"} <= kinds
     assert "a token comes back over each address, and CAA lets the CA issue" in said(lines, "ok", f"{well}: names")
     assert "is valid; its contact: mailto:hostmaster@example.org" in said(lines, "ok", "account")
 
@@ -123,8 +123,8 @@ def test_anybody_may_look(host: Host, well: str) -> None:
     assert "run certdrop-check as root" in said(lines, "warning", "root") and "run certdrop-check as root" in said(lines, "warning", "challenges")
 
 
-def test_before_there_is_a_site_or_a_resolver(host: Host) -> None:
-    """Where no name resolves the doctor still answers, and says that it is the DNS."""
+def test_no_resolver_answers(host: Host) -> None:
+    """Where the resolver is dead the doctor still answers, and says that it is the DNS."""
     name = host.name()
     host.run("certdrop", "add", name, "--no-issue", code=0)
     with changed("/etc/resolv.conf", "nameserver 127.0.0.9\n"):
@@ -417,6 +417,14 @@ def test_another_client_is_active(host: Host, well: str) -> None:
         assert f"certbot is still active (/etc/cron.d/certbot) for {well}" in found
         with changed("/etc/letsencrypt/renewal/else.example.org.conf", "[renewalparams]\n"):
             assert said(check(host, "--offline"), "warning", "other clients") == ""
+
+
+def test_a_user_is_gone(host: Host, well: str) -> None:
+    """Without _certdrop-watch there is nobody to look at the network, and root does not; what root sees is shown."""
+    passwd = "".join(line + "\n" for line in stage.read("/etc/passwd").splitlines() if not line.startswith("_certdrop-watch:"))
+    with changed("/etc/passwd", passwd):
+        lines = check(host)
+    assert "there is no such user" in said(lines, "failed", "_certdrop-watch") and said(lines, "ok", "nginx") and not said(lines, "ok", "CA")
 
 
 # ---- the token

@@ -154,6 +154,14 @@ server { listen [::]:8080 ipv6only=off; }"""))
     assert [line("192.0.2.1", 80), line("192.0.2.2", 80), line("[::1]", 80), line("192.0.2.2", 8080), line("[::1]", 8080)] == [3, 2, None, 4, 4]
 
 
+def test_of_two_blocks_with_a_name_the_first_has_it():
+    """nginx warns of a conflicting server name, and goes on so; the default is the one that is marked, else the first."""
+    text = "server {{ listen 80; server_name x.test; }}\nserver {{ listen 80{}; server_name a.test; }}\nserver {{ listen 80; server_name a.test; }}"
+    lines = [Answers(servers(text.format(mark))).find("192.0.2.1", 80, name).directive.line
+             for mark in ("", " default_server") for name in ("a.test", "none.test")]
+    assert lines == [3, 2, 3, 3]
+
+
 def test_settings_come_down_from_http():
     """What a server block does not say itself."""
     config = Configuration([Source("/n", "http { ssl_protocols TLSv1; server { } server { ssl_protocols TLSv1.3; } }")])
@@ -163,7 +171,7 @@ def test_settings_come_down_from_http():
 def test_includes_that_go_round_end():
     """Files that include each other, many times over; and very many of them."""
     loop = [Source("/n", "http { include a; include b; }"), Source("/a", "include b; include b; server { }"), Source("/b", "include a; include a;")]
-    assert Configuration(loop).servers
+    assert len(Configuration(loop).servers) == 3
     wide = [Source("/n", "http { include f0; }")] + [Source(f"/f{i}", f"include f{i + 1};\ninclude f{i + 1};\n") for i in range(60)]
     assert Configuration(wide).servers == []
     many = [Source("/n", "http { include s/*; }")] + [Source(f"/s/{i:03d}", "include t; ") for i in range(200)] + [Source("/t", "server { }")]

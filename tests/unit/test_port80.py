@@ -24,6 +24,8 @@ GOOD = {
     "our own block": "server { listen 80; server_name a.test; CHALLENGE; location / { return 301 https://$host$request_uri; } }",
     "by absolute path": "server { listen 80; server_name a.test; include /etc/nginx/snippets/certdrop-challenge.conf; }",
     "an alias by hand": "server { listen 80; server_name a.test; location /.well-known/acme-challenge/ { alias /var/spool/certdrop/challenges/; } }",
+    "by hand, before a regular expression": "server { listen 80; location ^~ /.well-known/acme-challenge/ { alias /var/spool/certdrop/challenges/; }"
+                                            " location ~ /\\. { return 404; } }",
     "before a regular expression": "server { listen 80; CHALLENGE; location ~ . { return 301 https://x/; } }",
     "an if for another host": "server { listen 80; if ($host = b.test) { return 301 https://$host$request_uri; } CHALLENGE; }",
     "an if that spares challenges": "server { listen 80; if ($request_uri !~ ^/\\.well-known/) { return 301 https://x; } CHALLENGE; }",
