@@ -1,4 +1,4 @@
-"""Attacks 100 to 106: code as the issuer's network part, which wants the account key, or its word.
+"""Attacks 100 to 107: code as the issuer's network part, which wants the account key, or its word.
 
 The part is made by the function that certdrop-issue calls: the signer is forked, then the door closes. What the attacker runs, he runs in
 there, with the descriptors and the memory that the part has.
@@ -269,3 +269,19 @@ def test_106_without_landlock(ground: Ground) -> None:
         inside.tries(question(None))
         assert inside.tries("read the key") == "done"
         assert [deed for deed in ("memory", "vm", "attach", "seize", "descriptor", "core limit") if inside.tries(deed)] == []
+
+
+def test_107_a_link_to_the_key(ground: Ground) -> None:
+    """Goal: have the part that is not shut in touch a key's file, by a link in the ledger's directory: its age is what a change of keys goes by."""
+    with taken_over() as inside:
+        inside.tries(question(None))
+    (path,) = pathlib.Path(f"{STATE}/account").glob("ca.stage.test-*.key")
+    os.utime(path, (1, 1))
+    for entry in ("last-run", "account-looked-at", "agenda", "lock"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{STATE}/issuer/{entry}")
+        ground.act(lambda entry=entry: os.symlink(path, f"{STATE}/issuer/{entry}"))        # type: ignore[misc]
+        for _ in range(2):
+            ground.run("certdrop-issue", "--cron", user="_certdrop")
+        os.unlink(f"{STATE}/issuer/{entry}")
+    assert path.stat().st_mtime == 1 and b"PRIVATE KEY" in path.read_bytes()

@@ -257,6 +257,11 @@ def test_forward_only(top, config):
     with pytest.raises(Trouble):
         other.exchange()
     assert other.jwk() == public(PEMS[1])
+    looking = start(config, signer.FIND)
+    looking.exchange()
+    assert looking.jwk() == public(PEMS[0])
+    with pytest.raises(Trouble):
+        looking.make_other()
 
 
 @pytest.mark.parametrize("killed", range(5))

@@ -16,7 +16,7 @@ from certdrop import events, site, spool
 from certdrop.issuer import keyring
 from certdrop.issuer.jose import b64, unb64
 from certdrop.issuer.mandate import Mandate, Refused
-from certdrop.issuer.signer import DEACTIVATE, LONGEST, ROLL_OVER
+from certdrop.issuer.signer import DEACTIVATE, FIND, LONGEST, ROLL_OVER
 from certdrop.issuer.trouble import Trouble
 
 LOGGED = 20                        # refusals that are logged; whoever goes on asking fills no disk
@@ -139,8 +139,8 @@ class Desk:
 
     def _exchange(self, _: bytes) -> bytes:
         """Forward always, where a change that was begun is found to have been done; back only where a person looks on."""
-        if not self.ring.other_is_younger():
-            self._may(ROLL_OVER)
+        if not self.ring.other_is_younger() and ROLL_OVER not in self.mandate.may:
+            self._may(FIND)
         self.ring.exchange()
         return self._keys()
 

@@ -114,7 +114,7 @@ def _lock(options: Options) -> int | None:
 def _stamped() -> bool:
     """Note that a run looked and found nothing to do: the watcher notices where nobody looks any more."""
     try:
-        os.utime(site.STATE + "/issuer/last-run")
+        os.utime(site.STATE + "/issuer/last-run", follow_symlinks=False)       # the network part writes there: no link to a key leads away
     except FileNotFoundError:
         return False
     return True
@@ -159,11 +159,11 @@ def _have_account_looked_at() -> None:
     """Once a day: certdrop-account alone may have the account's key changed, and knows when."""
     stamp, now = site.STATE + "/issuer/account-looked-at", time.time()
     try:
-        if now - DAY < os.stat(stamp).st_mtime <= now:
+        if now - DAY < os.stat(stamp, follow_symlinks=False).st_mtime <= now:
             return
     except FileNotFoundError:
         os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
-    os.utime(stamp)
+    os.utime(stamp, follow_symlinks=False)
     import subprocess
 
     from certdrop import jail

@@ -123,7 +123,7 @@ def _do(options: Options) -> int:
         ask(f"The account at {config.directory_url} ends for ever: no certificate can be renewed, nor revoked, by it any more. Deactivate it?")
     if not _lock(patient=not options.due):
         return os.EX_TEMPFAIL                  # a run of certdrop-issue; the next day is early enough
-    may = {"show": {signer.ROLL_OVER}, "rollover": {signer.ROLL_OVER}, "deactivate": {signer.DEACTIVATE}}.get(options.verb, set())
+    may = {"rollover": {signer.ROLL_OVER}, "deactivate": {signer.DEACTIVATE, signer.FIND}}.get(options.verb, {signer.FIND})
     holder = signer.start(config, frozenset(may))
     holder.wake()
     if orders.shut_in(config, [config.directory_url, config.proxy]) == 0:

@@ -32,6 +32,7 @@ PATIENCE = 60.0                    # seconds for an answer: a new RSA key takes 
 LOOK = 60.0                        # seconds after which it looks whether its parent is still there
 ROLL_OVER = "roll-over"            # what a signer may have been started for
 DEACTIVATE = "deactivate"
+FIND = "find"                      # the key that the CA holds, also the one before
 LIBRARIES = ("/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/usr/local/share", "/etc/ssl")
 
 
