@@ -352,6 +352,8 @@ def test_whoever_is_asked_is_bounded(monkeypatch):
     assert check_ask.ask("/usr/bin/yes", most=100000)[::2] == (-1, "/usr/bin/yes says too much")
     assert check_ask.ask("/bin/sleep", "60").words == "/bin/sleep did not end within 0 s"
     assert check_ask.ask("/bin/sh", "-c", "sleep 60 & exit 0").code == -1
+    monkeypatch.setattr(check_ask, "AFTER", 0.2)
+    assert check_ask.ask("/bin/sh", "-c", "exec >&- 2>&-; sleep 60").words == "/bin/sh says no more, and does not end"
 
 
 @pytest.mark.parametrize("skew, level", [(0, OK), (-59, OK), (300, WARNING), (-300, WARNING), (4000, FAILED), (-4000, FAILED), (None, WARNING)])

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from certdrop import events, jail
 
 TIMEOUT = 30.0                     # seconds
+AFTER = 5.0                        # seconds it may still take when it has said all
 MOST = 32 << 20                    # bytes of its output; an nginx with a thousand sites says some megabytes
 
 
@@ -35,12 +36,12 @@ def ask(*argv: str, most: int = MOST) -> Said:
         return Said(-1, "", f"{argv[0]}: {error.strerror}")
     with process:
         out, error_text, trouble = _listen(process, argv[0], most)
-        if trouble:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        code = process.wait()
+        try:
+            code = process.wait(0 if trouble else AFTER)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)             # not reaped yet, so the number is still its own
+            trouble = trouble or f"{argv[0]} says no more, and does not end"
+            code = process.wait()
     return Said(-1 if trouble else code, out.decode("utf-8", "replace"), trouble or events.clean(error_text.decode("utf-8", "replace").strip(), 300))
 
 
