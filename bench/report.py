@@ -11,7 +11,7 @@ Written by `make bench` (`bench/bench`), which installs the other clients from D
 same Pebble, in the same run.  All of it is real: nothing here is computed from another number but where a `~` says so.
 
 - Times are medians, the runs taken in turns, so that what else the machine does meets all clients; look at the ratios, and at the CPU seconds where
-  other jobs ran at the same time (the load is given).  CPU includes children; memory is that of the largest process.
+  other jobs ran at the same time (the load is given).  CPU includes children, and what ends a moment later; memory is that of the largest process.
 - Each client runs as its users run it: one command where it can do many sites, else a loop in sh.  Accounts exist before; a certificate is ECDSA
   P-256 and for one name; `--no-random-sleep` where a client would wait for minutes.  No rival reloads nginx here; **certdrop's numbers include its root's
   part**: the judge, `nginx -t` twice, the reload, and the handshake that proves the new certificate, unless it says "without root's part".
@@ -145,7 +145,8 @@ def _profile(part: dict[str, Any]) -> list[str]:
     kinds = sorted({kind for found in part["kinds"].values() for kind in found["kinds"]})
     rows = [[name, f"{found['wall'] * 1000:.0f}", *(f"{found['kinds'].get(kind, 0.0) * 1000:.0f}" for kind in kinds)]
             for name, found in part["kinds"].items()]
-    texts += ["Under a profile (which makes everything slower), milliseconds, summed over all processes and threads:",
+    texts += ["Under a profile (which makes everything slower), milliseconds, summed over all processes and threads, but for the signer's, which keeps no "
+              "descriptor to tell them over:",
               table(["", "by the clock", *kinds], rows)]
     texts += [table(["", "imports, ms", "modules", "the dearest, with what they import"],
                     [[name, f"{found['ms']:.0f}", str(found["modules"]), ", ".join(f"{what} {ms:.0f}" for what, ms in found["dear"][:6])]
