@@ -137,6 +137,8 @@ def leave(host: Host) -> None:
         text = CERTBOT if package == "certbot" else ONE_LINE if package == "lego" else WEBROOT
         host.world.nginx.add_site(name, text.format(name=name, key=keys[package].format(name), chain=used[package].has(name)))
     host.world.nginx.reload()
+    host.run("useradd", "acme", code=0)                        # as the old recipe has it: a user who owns it all, and may reload nginx
+    host.run("chown", "-R", "acme", "/var/lib/acme-tiny", code=0)
     put("/etc/cron.d/tiny", f"0 0 1 * * acme /usr/local/bin/renew {NAMES['acme-tiny']}\n")
     put("/usr/local/bin/renew", "#!/bin/sh\nacme-tiny --account-key /var/lib/acme-tiny/account.key \\\n  --csr /var/lib/acme-tiny/$1.csr > /tmp/x && mv /tmp/x "
         "/var/lib/acme-tiny/$1.crt\n")
@@ -160,6 +162,7 @@ def digest(*trees: str) -> str:
 class Moved:
     """The host before, while and after all was taken over."""
 
+    careful: Done
     shown: Done
     taken: Done
     diff: str
@@ -182,12 +185,13 @@ def moved(session_host: Host) -> Iterator[Moved]:
     state = digest(STATE, SPOOL, "/etc/certdrop")
     with Watcher(list(NAMES.values())) as watcher:
         watcher.wait_round()
-        found.shown = host.run(IMPORT, code=0)
+        found.careful = host.run(IMPORT, code=0)
+        found.shown = host.run(IMPORT, "--owner", "acme", code=0)
         assert digest(STATE, SPOOL, "/etc/certdrop") == state
-        found.taken = host.run(IMPORT, "--yes", code=0)
+        found.taken = host.run(IMPORT, "--owner", "acme", "--yes", code=0)
         watcher.wait_round()
         found.trees.append(digest(*TREES))
-        found.diff = host.run(IMPORT, "--diff", code=0).text
+        found.diff = host.run(IMPORT, "--owner", "acme", "--diff", code=0).text
         host.run("patch", "-p0", "-d", "/", "-i", put_diff(found.diff), code=0)
         host.run("nginx", "-t", code=0)
         host.world.nginx.reload()
@@ -212,6 +216,15 @@ def test_all_clients_are_seen(moved: Moved) -> None:
     assert moved.shown.text.count("is taken over: rsa-") == 1
     assert "ecdsa-p256: no RSA key" in moved.shown.text        # lego's
     assert "Nothing was changed" in moved.shown.text
+
+
+def test_another_users_files_are_taken_by_an_administrators_word(moved: Moved) -> None:
+    """The files that acme-tiny's user owns stay until that user is named; and then the key is said to be due for a change."""
+    name = NAMES["acme-tiny"]
+    assert rows(moved.careful.text)[f"/var/lib/acme-tiny/{name}.crt"] == "stays"
+    assert "belongs to acme" in moved.careful.text and "--owner acme" in moved.careful.text
+    assert f"could be read by the user acme; change it soon: certdrop rotate {name}" in moved.shown.text
+    assert "certdrop-import --owner acme --diff" in moved.taken.text
 
 
 def test_the_old_files_stay(moved: Moved) -> None:
@@ -365,18 +378,18 @@ def test_a_bare_key_and_chain(trusting: Host, forge: Forge) -> None:
 def test_what_another_user_may_change_is_left_alone(trusting: Host, forge: Forge) -> None:
     """A directory that another user owns is not read, unless that user is named; a link that such a user made is never followed."""
     host = trusting
-    host.run("useradd", "acme", code=0)
+    host.run("useradd", "other", code=0)
     words = pair(forge, "theirs.example.org", "/srv/theirs")
-    host.run("chown", "acme", "/srv/theirs", code=0)
+    host.run("chown", "other", "/srv/theirs", code=0)
     done = host.run(IMPORT, *words, "--yes", code=os.EX_DATAERR)
-    assert "belongs to acme" in done.text and "stays" in done.text
+    assert "belongs to other" in done.text and "stays" in done.text
     assert not os.path.exists("/etc/certdrop/sites.d/theirs.example.org.toml")
     os.rename("/srv/theirs/theirs.example.org.key", "/srv/secret.key")
     os.symlink("/srv/secret.key", "/srv/theirs/theirs.example.org.key")
-    assert "not followed" in host.run(IMPORT, *words, "--owner", "acme", "--yes", code=os.EX_DATAERR).text
+    assert "not followed" in host.run(IMPORT, *words, "--owner", "other", "--yes", code=os.EX_DATAERR).text
     os.unlink("/srv/theirs/theirs.example.org.key")
     os.rename("/srv/secret.key", "/srv/theirs/theirs.example.org.key")
-    host.run(IMPORT, *words, "--owner", "acme", "--yes", code=0)
+    host.run(IMPORT, *words, "--owner", "other", "--yes", code=0)
     assert host.live("theirs.example.org") == 1
 
 

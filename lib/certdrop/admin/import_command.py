@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 
 from certdrop import VERSION, events, jail, site, spool
@@ -111,6 +112,7 @@ def parse(argv: list[str]) -> tuple[Choice, set[str]]:
             choice.owner = jail.user_ids(values["--owner"])[0]
         except KeyError as error:
             raise Usage(f"--owner: {values['--owner']!a:.80}: no such user") from error
+    choice.words = [word for option in ("--owner", "--client", "--dir") if option in values for word in (option, values[option])]
     choice.clients = [values["--client"]] if "--client" in values else []
     choice.directory, choice.ca = values.get("--dir", ""), values.get("--ca", "")
     choice.key, choice.chain, choice.name = values.get("--key", ""), values.get("--chain", ""), values.get("--name", "")
@@ -199,7 +201,7 @@ def what_next(survey: Survey, done: bool) -> list[str]:
     steps = []
     if text:
         steps.append("nginx still reads the old files. Have it read certdrop's (look at move.diff first):\n"
-                     f"     {PROGRAM} --diff > move.diff && patch -p0 -d / < move.diff && nginx -t && nginx -s reload")
+                     f"     {shlex.join([PROGRAM, *survey.choice.words, '--diff'])} > move.diff && patch -p0 -d / < move.diff && nginx -t && nginx -s reload")
     steps += [events.clean(remark) for remark in remarks]
     served = survey.here
     others = import_leftovers.other_uses({path: one.site for one in served for path in _paths(one)})

@@ -38,6 +38,7 @@ class Choice:
         self.owner = 0                     # a uid whose files are trusted too
         self.untrusted = False
         self.with_account = True
+        self.words: list[str] = []         # what is to be said again to see the same files
 
 
 class Survey:
@@ -136,13 +137,13 @@ class Survey:
         """Tell the files that nginx uses by what is in them: copies are known so, whoever made them; and pairs that no client is known for."""
         self.fingerprints: dict[str, str] = {}
         tiny = next((client for client in self.clients if isinstance(client, AcmeTiny)), None)
-        seen = {one.pair.sha256 for one in self.found if one.pair}
+        seen = {one.pair.sha256 for one in self.found if one.pair} | {os.path.realpath(path) for one in self.found for path in one.chains}
         for certificate, key in self.nginx.pairs():
             sha256 = self._fingerprint(certificate)
             self.fingerprints[os.path.realpath(certificate)] = sha256
-            if not sha256 or sha256 in seen or self.choice.key:
+            if {sha256, os.path.realpath(certificate)} & seen or self.choice.key:
                 continue
-            seen.add(sha256)
+            seen |= {sha256 or certificate, os.path.realpath(certificate)}
             by = tiny if tiny and {os.path.dirname(certificate), os.path.dirname(key)} & tiny.directories else self.used
             if by is self.used and self.choice.clients:
                 continue
