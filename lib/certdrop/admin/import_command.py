@@ -20,19 +20,22 @@ from certdrop.keeper.command import Refused, Usage, as_root, guard
 from certdrop.keeper.run import say
 
 PROGRAM = "certdrop-import"
-HELP = f"""\
-usage: certdrop-import [NAME...] [--yes | --dry-run | --diff | --json] [--client CLIENT [--dir DIRECTORY]]
-       certdrop-import --key FILE --chain FILE [--name NAME] [--account FILE] [--yes | --dry-run | --diff | --json]
+HELP = """\
+usage: certdrop-import [NAME...] [--yes | --dry-run | --diff | --json] [OPTION...]
+       certdrop-import --key FILE --chain FILE [--name NAME] [--account FILE] ...
 
-Takes over the certificates, keys and account of other ACME clients, without a new order: {', '.join(kind.name for kind in CLIENTS)}.
-Without --yes it only shows what it would do. The old client's files stay as they are.
+Takes over what other ACME clients left (certbot, dehydrated, acme.sh, lacme, uacme,
+lego, acme-tiny): certificates, keys, account, without a new order. Without --yes it
+only shows what it would do. The old client's files stay as they are.
 
   --yes             do it: for all, or for the sites NAME alone
   --dry-run         only show it, which is the default
   --diff            print the change to nginx's configuration, for patch(1)
   --json            show it for programs
-  --client CLIENT   of this client alone; --dir DIRECTORY where its files are in an unusual place
-  --key, --chain    a key and a chain that no client is known for; --account: and an account key
+  --client CLIENT   of this client alone
+  --dir DIRECTORY   its files are there, not where they usually are
+  --key, --chain    a key and a chain that no client is known for; --name NAME of
+                    the site, --account: and an account key
   --ca URL          the ACME directory, where the client does not note it
   --owner USER      trust the files of this user as if they were root's
   --untrusted       take chains too that lead to no trusted root
