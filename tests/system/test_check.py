@@ -27,9 +27,33 @@ CHALLENGE = "include snippets/certdrop-challenge.conf;"
 Lines = list[dict[str, str]]
 
 
+@contextlib.contextmanager
+def changed(path: str, text: str | None, mode: int = 0o644) -> Iterator[None]:
+    """A file with another content for a while, or not there."""
+    at = pathlib.Path(path)
+    kept = at.read_bytes() if at.exists() else None
+    kept_mode = at.stat().st_mode & 0o777 if kept is not None else 0
+    try:
+        at.unlink(missing_ok=True)
+        if text is not None:
+            at.write_text(text)
+            at.chmod(mode)
+        yield
+    finally:
+        at.unlink(missing_ok=True)
+        if kept is not None:
+            at.write_bytes(kept)
+            at.chmod(kept_mode)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cron(session_host: Host) -> Iterator[None]:
-    """A host without cron is not well; nor one where nobody has run yet."""
+    """A host without cron is not well; nor one where nobody has run yet. Its table is without jobs, which could run into a test."""
+    with changed("/etc/cron.d/certdrop", "# no jobs\n"):
+        yield from _with_cron(session_host)
+
+
+def _with_cron(session_host: Host) -> Iterator[None]:
     session_host.world.cron.start()
     session_host.run("certdrop-install", code=0)
     session_host.run("certdrop-issue", user="_certdrop", code=0)
@@ -72,25 +96,6 @@ def tokens() -> list[str]:
 def said(lines: Lines, level: str, what: str = "") -> str:
     """What the lines of a level say, about something."""
     return "\n".join(f"{line['what']}: {line['why']}; {line['mend']}" for line in lines if line["level"] == level and what in line["what"])
-
-
-@contextlib.contextmanager
-def changed(path: str, text: str | None, mode: int = 0o644) -> Iterator[None]:
-    """A file with another content for a while, or not there."""
-    at = pathlib.Path(path)
-    kept = at.read_bytes() if at.exists() else None
-    kept_mode = at.stat().st_mode & 0o777 if kept is not None else 0
-    try:
-        at.unlink(missing_ok=True)
-        if text is not None:
-            at.write_text(text)
-            at.chmod(mode)
-        yield
-    finally:
-        at.unlink(missing_ok=True)
-        if kept is not None:
-            at.write_bytes(kept)
-            at.chmod(kept_mode)
 
 
 def test_a_healthy_host_has_no_failed_line(host: Host, well: str) -> None:
@@ -445,12 +450,13 @@ def test_a_killed_doctor_leaves_no_token(host: Host, well: str) -> None:
 
 
 def test_the_network_part_can_write_nothing(host: Host, well: str) -> None:
-    """As root starts it: what looks at the DNS and the CA runs as _certdrop-watch, and opens no file for writing."""
-    host.run("sh", "-c", f"strace -f -qq -o /tmp/calls -e trace=execve,setresuid,setreuid,openat,landlock_restrict_self,connect certdrop-check {well}", code=0)
-    lines = stage.read("/tmp/calls").splitlines()
-    confined = next(number for number, line in enumerate(lines) if "landlock_restrict_self" in line)
-    process = lines[confined].split()[0]
-    after = [line for line in lines[confined:] if line.split()[0] == process]
-    assert not [line for line in after if "openat" in line and ("O_WRONLY" in line or "O_RDWR" in line or "O_CREAT" in line)]
-    before = lines[:confined]
-    assert not [line for line in before if "connect(" in line and "sin_port=htons(53)" in line or "sin_port=htons(14000)" in line]
+    """As root starts it: what looks at the DNS and the CA runs as _certdrop-watch, is shut in before its first packet, and opens no file for writing."""
+    host.run("sh", "-c", f"strace -f -qq -s 300 -o /tmp/calls -e trace=execve,setreuid,openat,landlock_restrict_self,connect certdrop-check {well}", code=0)
+    calls = [line.split(None, 1) for line in stage.read("/tmp/calls").splitlines()]
+    process = next(number for number, call in calls if "watcher/__main__.py" in call and call.startswith("execve"))
+    mine = [call for number, call in calls if number == process]
+    begun, confined = (next(at for at, call in enumerate(mine) if words in call) for words in ("watcher/__main__.py", "landlock_restrict_self"))
+    assert any(call.startswith("setreuid") for call in mine[:begun])
+    assert not [call for call in mine[begun:confined] if call.startswith("connect")]
+    assert [call for call in mine[confined:] if "sin_port=htons(14000)" in call]
+    assert not [call for call in mine[begun:] if call.startswith("openat") and ("O_WRONLY" in call or "O_RDWR" in call or "O_CREAT" in call)]
