@@ -240,7 +240,7 @@ def test_the_same_certificate_is_served_all_the_time(host: Host, moved: Moved) -
         assert (host.live(name), host.proven(name), host.posted(name)) == (1, 1, [f"{name}@0002.csr"])
         assert host.pair_matches(name)
         assert host.status(name)["state"] == "serving"
-    assert moved.orders[0] == moved.orders[1]
+    assert len(NAMES) <= moved.orders[0] == moved.orders[1]
 
 
 def test_nginx_reads_certdrops_files(host: Host, moved: Moved) -> None:
