@@ -164,14 +164,6 @@ def load_config() -> Config:
     return config
 
 
-def missing_roots(config: Config) -> str:
-    """What to do before certificates of Let's Encrypt's staging CA can be accepted, whose roots are in no system's store; empty where all is well."""
-    if config.directory_url != DIRECTORIES["letsencrypt-staging"] or config.trust_roots != STORE:
-        return ""
-    return (f"no system trusts the roots of Let's Encrypt's staging, so its certificates will be refused until {config.own_roots} has them: curl -fsS "
-            f"https://letsencrypt.org/certs/staging/{{letsencrypt-stg-root-x1,letsencrypt-stg-root-x2,gen-y/root-ye,gen-y/root-yr}}.pem > {config.own_roots}")
-
-
 def load_site(name: str, config: Config) -> Site:
     """sites.d/NAME.toml over the defaults. Raises Missing and Wrong."""
     path = f"{ETC}/sites.d/{name}.toml"

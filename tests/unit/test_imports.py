@@ -21,17 +21,18 @@ NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelv
 
 # What a part may use of ours (itself is always allowed), and what it must not use of others'.
 OURS = {
-    "issuer": {"spool", "site", "jail", "events"},
+    "issuer": {"spool", "site", "jail", "events", "roots"},
     "keeper": {"spool", "site", "jail", "events"},
     "judge": {"spool", "jail"},
     "watcher": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80"},
-    "admin": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80", "keeper"},
+    "admin": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80", "roots", "keeper"},
     "spool": set(),
     "events": set(),
     "jail": set(),
     "layout": set(),
     "nginxconf": set(),
     "port80": {"spool", "nginxconf"},
+    "roots": {"site"},
     "site": {"spool"},
     "__init__": set(),
 }
@@ -48,6 +49,7 @@ NOT_THEIRS = {
     "layout": NEVER_AS_ROOT | {"cryptography"},
     "nginxconf": NEVER_AS_ROOT | {"cryptography"},
     "port80": NEVER_AS_ROOT | {"cryptography"},
+    "roots": NEVER_AS_ROOT | {"cryptography"},
     "site": NEVER_AS_ROOT | {"cryptography"},
     "__init__": NEVER_AS_ROOT,
 }

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from certdrop import site
+from certdrop import roots, site
 
 STAGING = site.DIRECTORIES["letsencrypt-staging"]
 
@@ -44,12 +44,12 @@ def test_a_cas_own_roots(configured, tmp_path, directory, entry):
 
 def test_what_is_missing_for_stagings_certificates(configured, tmp_path):
     """Which files to fetch, and where to; nothing where they are there, or for another CA."""
-    text = site.missing_roots(configured('directory = "letsencrypt-staging"'))
+    text = roots.missing(configured('directory = "letsencrypt-staging"'))
     assert "https://letsencrypt.org/certs/staging/" in text and text.endswith(f"> {tmp_path}/roots.d/letsencrypt-staging.pem")
-    assert site.missing_roots(configured(f'directory = "{STAGING}"'))
+    assert roots.missing(configured(f'directory = "{STAGING}"'))
     (tmp_path / "roots.d/letsencrypt-staging.pem").write_text("")
-    assert site.missing_roots(configured('directory = "letsencrypt-staging"')) == ""
-    assert site.missing_roots(configured('directory = "letsencrypt"')) == site.missing_roots(site.Config()) == ""
+    assert roots.missing(configured('directory = "letsencrypt-staging"')) == ""
+    assert roots.missing(configured('directory = "letsencrypt"')) == roots.missing(site.Config()) == ""
 
 
 @pytest.mark.parametrize("age, right", [("", True), ("180d", True), ("renewal", False), ("0d", False), ("6 months", False)])

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 
-from certdrop import events, jail, nginxconf, port80, site, spool
+from certdrop import events, jail, nginxconf, port80, roots, site, spool
 from certdrop.keeper import generations, install, lock, notes, services, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
@@ -49,9 +49,9 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
         wanted = {name: Sight(name).next}
     run.flush()
     _warn_of_silence()
-    roots = site.missing_roots(site.load_config())
-    if roots:
-        say([f"{PROGRAM}: note: {roots}"])
+    unknown = roots.missing(site.load_config())
+    if unknown:
+        say([f"{PROGRAM}: note: {unknown}"])
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
     code = issue(wanted)
@@ -67,7 +67,7 @@ def _in_the_way(name: str, domains: list[str], config: site.Config) -> list[str]
         read = Configuration(nginxconf.sources(shown))
         for domain in domains:
             trouble = port80.first_trouble(read, domain)
-            if trouble and trouble.why not in found:
+            if trouble and events.clean(trouble.mend, 300) not in found:         # once for all names that it would mend
                 found += [events.clean(trouble.why, 300), events.clean(trouble.mend, 300)]
     return [*("; ".join(pair) for pair in zip(found[::2], found[1::2])),
             *([f"certdrop-nginx {name} --write puts a server block in place, where none has these names"] if found else []),

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from certdrop import VERSION, events, jail, site, spool
+from certdrop import VERSION, events, jail, roots, site, spool
 from certdrop.issuer import jose, orders, signer
 from certdrop.issuer.account import Account, Session, as_object
 from certdrop.issuer.transport import Gate, Transport, context
@@ -205,8 +205,8 @@ class Counter:
         facts["key"] = f"RSA {self.holder.numbers.n.bit_length()}, {self._age()}; SHA-256 of its JWK {thumbprint(self.holder.jwk())}"
         if place:
             facts["CAA record"] = f'example.org. CAA 0 issue "{self._identity()}; accounturi={place}; validationmethods=http-01"'
-        if site.missing_roots(self.config):
-            facts["note"] = site.missing_roots(self.config)
+        if roots.missing(self.config):
+            facts["note"] = roots.missing(self.config)
         for name, value in facts.items():
             print(f"{name + ':':<12} {events.clean(value, 1000)}")
         return code

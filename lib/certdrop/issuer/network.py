@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from certdrop import events, site, spool
+from certdrop import events, roots, site, spool
 from certdrop.issuer import ari, budget, log, ports
 from certdrop.issuer.account import Account, Session
 from certdrop.issuer.keyring import Key, make_key
@@ -72,8 +72,8 @@ class Network:
         wanted.sort(key=lambda task: not task.request.now)
         if wanted:
             self.log.info(events.RUN, due=len(wanted), sites=len(tasks))
-            if site.missing_roots(self.config):
-                log.say(site.missing_roots(self.config), self.options.loud)
+            if roots.missing(self.config):
+                log.say(roots.missing(self.config), self.options.loud)
         if self.options.loud and self.options.names:
             for task in tasks:
                 if task not in wanted:
