@@ -5,4 +5,9 @@ from __future__ import annotations
 import pathlib
 import sys
 
+import hypothesis
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "lib"))
+
+hypothesis.settings.register_profile("patient", deadline=None)         # how long one example takes says more of the machine than of the code
+hypothesis.settings.load_profile("patient")
