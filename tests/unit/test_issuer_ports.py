@@ -129,7 +129,7 @@ def test_profile_and_replaces_go_into_the_order_alone(ca, session):
     assert all("profile" not in (payload or {}) for path, sent in ca.payloads.items() for payload in sent if path != "/newOrder")
 
 
-@pytest.mark.parametrize("status, name", [(409, "alreadyReplaced"), (400, "malformed"), (409, "conflict")])
+@pytest.mark.parametrize("status, name", [(409, "alreadyReplaced"), (400, "malformed"), (409, "conflict"), (500, "serverInternal")])
 def test_replaces_is_given_up(ca, session, status, name):
     """Where the CA does not take the order as a replacement, it is placed once more without (RFC 9773 section 5)."""
     ca.odd["/newOrder"] = [(status, {"type": f"urn:ietf:params:acme:error:{name}", "detail": ""}, {})]

@@ -170,6 +170,17 @@ def test_a_refused_reply_is_a_failure_under_back_off(disk):
     assert (task().ledger.count, task().ledger.kind) == (0, "")
 
 
+def test_a_renewal_that_fails_stays_under_a_back_off(disk):
+    """That the last reply is installed, as at every site that has a certificate, forgives nothing that failed since."""
+    disk.site("a.test", 3)
+    first = task()
+    first.ledger.issued("https://ca", first.certificate.sha256, None, NOW)
+    first.ledger.failed(Trouble(VALIDATION, "x", 7200.0), first.certificate, NOW)
+    first.ledger.save()
+    again = task("--force", "a.test")
+    assert again.ledger.count == 1 and again.when >= NOW + 7200
+
+
 def test_the_next_key_is_no_reason_to_ask(disk):
     """A posted request alone is none: the certificate is young."""
     disk.site("a.test", 3)

@@ -66,8 +66,8 @@ class Ledger(due.Record):
             self.kind = self.last_error = ""
 
     def installed(self) -> None:
-        """Note that root took the last reply."""
-        if self.count or self.refused_reply:
+        """Note that root took the last reply: refusals before it are over. What failed since stays: a reply ended all that failed before."""
+        if self.refused_reply:
             self.forget_failures()
             self.kind = self.last_error = self.refused_reply = ""
 

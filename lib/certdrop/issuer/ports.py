@@ -138,8 +138,9 @@ class Order:
 
     def _another_try(self, url: str, body: bytes, trouble: Trouble) -> Answer:
         """What another request may heal: an order that the CA does not take as a replacement, a finalize that came too early. Raises Trouble."""
-        if url == self.session.url("newOrder") and "replaces" in self.extra and (trouble.status == 409 or trouble.problem in ("alreadyReplaced", "malformed")):
-            del self.extra["replaces"]         # RFC 9773 section 5
+        given_up = trouble.status == 409 or trouble.problem in ("alreadyReplaced", "malformed", "serverInternal")
+        if url == self.session.url("newOrder") and "replaces" in self.extra and given_up:
+            del self.extra["replaces"]         # RFC 9773 section 5; and a CA that trips over what it is to replace is asked once without
             payload = _payload(body)
             payload.pop("replaces", None)
             return self.session.post(url, payload, request=self.request)

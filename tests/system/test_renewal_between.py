@@ -1,0 +1,237 @@
+"""Between certdrop and a real CA: a proxy, and a CA that puts off, refuses or trips at one request of many."""
+
+from __future__ import annotations
+
+import datetime
+import http.client
+import http.server
+import json
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+from email.utils import formatdate
+from typing import Any, Callable, Iterator
+
+import pytest
+from conftest import STATE, Host
+from renewal import gone_afterwards
+
+import world as stage
+
+__all__ = ["gone_afterwards"]
+
+HOST, PORT, PROXY = "between.stage.test", 14200, 3128
+URN = "urn:ietf:params:acme:error:"
+
+
+class Between:
+    """Hands all requests on to the CA, but those that `odd` has an answer for: the pattern of a path, and (status, problem, headers) one after the other.
+
+    The CA makes its URLs from the Host header, so that all of them lead here.
+    """
+
+    def __init__(self, pebble: stage.Pebble) -> None:
+        self.odd: dict[str, list[tuple[int, str, dict[str, str]]]] = {}
+        self.asked: list[tuple[float, str]] = []
+        between = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def hand_on(self) -> None:
+                between.asked.append((time.time(), f"{self.command} {self.path}"))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                for pattern, answers in between.odd.items():
+                    if re.search(pattern, self.path) and answers:
+                        status, problem, headers = answers.pop(0)
+                        self.say(status, headers, json.dumps({"type": URN + problem, "detail": "said by something in between"}).encode())
+                        return
+                upstream = http.client.HTTPSConnection(pebble.host, pebble.port, timeout=60, context=pebble.context)
+                headers = {key: value for key, value in self.headers.items() if key.lower() not in ("connection", "content-length")}
+                upstream.request(self.command, self.path, body or None, headers)
+                answer = upstream.getresponse()
+                text = answer.read()
+                kept = {key: value for key, value in answer.getheaders() if key.lower() not in ("connection", "content-length", "transfer-encoding", "date")}
+                self.say(answer.status, kept, text)
+                upstream.close()
+
+            do_GET = do_HEAD = do_POST = hand_on
+
+            def say(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response(status)
+                for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
+        self.server.daemon_threads = True
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*stage.Authority().issue("between", HOST))
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def times(self, pattern: str) -> list[float]:
+        """When such requests came."""
+        return [moment for moment, line in self.asked if re.search(pattern, line)]
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def between(host: Host) -> Iterator[Between]:
+    """The CA, by way of something in between."""
+    made = Between(host.world.pebble)
+    host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
+    yield made
+    made.close()
+
+
+def renew(host: Host, name: str, code: int = 0) -> str:
+    return host.run("certdrop-issue", "--verbose", "--force", "--no-install", name, code=code).text
+
+
+def is_issued(host: Host, name: str) -> bool:
+    return os.path.exists(f"/var/spool/certdrop/replies/{name}@{host.next(name):04d}.pem")
+
+
+def in_two_seconds() -> str:
+    return "2"
+
+
+def at_a_date() -> str:
+    return formatdate(time.time() + 3, usegmt=True)
+
+
+@pytest.mark.parametrize("status, when", [(429, in_two_seconds), (503, at_a_date), (429, at_a_date), (503, in_two_seconds)])
+def test_a_short_wait_is_waited(host: Host, between: Between, status: int, when: Callable[[], str]) -> None:
+    """Retry-After, as seconds and as a date (RFC 9110 section 10.2.3): within the same run, not before, and the certificate comes."""
+    name = host.add(host.name())
+    between.odd["order-plz"] = [(status, "rateLimited", {"Retry-After": when()})]
+    renew(host, name)
+    first, second = between.times("order-plz")[-2:]
+    assert second - first >= 1 and is_issued(host, name)
+
+
+def test_a_long_wait_is_remembered(host: Host, between: Between) -> None:
+    """An hour: this run ends, says so, and none before that time asks again, not even where an administrator waits."""
+    name = host.add(host.name())
+    between.odd["order-plz"] = [(429, "rateLimited", {"Retry-After": "3600"})]
+    assert "said by something in between" in renew(host, name, os.EX_TEMPFAIL)
+    count = len(between.times("order-plz"))
+    found = json.loads(stage.read(f"{STATE}/issuer/{name}.json"))
+    assert found["class"] == "rate limited" and found["next_try"] >= time.time() + 3500
+    renew(host, name, os.EX_TEMPFAIL)
+    host.run("certdrop-issue", "--cron", "--no-install")
+    assert len(between.times("order-plz")) == count
+    assert json.loads(stage.read(f"{STATE}/issuer/{name}.json"))["count"] == 1
+
+
+def test_a_renewal_that_fails_is_under_a_back_off(host: Host, between: Between) -> None:
+    """A site that has a certificate, too: cron's next runs leave it alone until its time, and count on from there."""
+    name = host.add(host.name())
+    host.run("certdrop", "renew", name, code=0)
+    path = f"{STATE}/issuer/{name}.json"
+    pem = stage.read(f"{STATE}/live/{name}/cert.pem")
+    hour = datetime.timedelta(hours=1)
+    host.world.pebble.set_renewal_info(pem, datetime.datetime.now(datetime.timezone.utc) - 2 * hour, datetime.datetime.now(datetime.timezone.utc) - hour)
+    rewrite(path, poll_at=1)
+    between.odd["order-plz"] = [(400, "rejectedIdentifier", {})] * 9
+    before = len(between.times("order-plz"))
+    for count in (1, 2):
+        for _ in range(3):
+            host.run("certdrop-issue", "--cron", "--no-install")
+        found = json.loads(stage.read(path))
+        assert found["count"] == count == len(between.times("order-plz")) - before and found["next_try"] > time.time() + 40
+        rewrite(path, next_try=int(time.time()) - 1)
+
+
+def rewrite(path: str, **changes: int) -> None:
+    """Change the ledger as time would."""
+    found, owner = {**json.loads(stage.read(path)), **changes}, os.stat(path)
+    stage.write(path, json.dumps(found))
+    os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def test_a_finalize_that_came_too_early(host: Host, between: Between) -> None:
+    """orderNotReady (RFC 8555 section 7.4): the order is looked at again, and finalized when it is ready."""
+    name = host.add(host.name())
+    between.odd["finalize"] = [(403, "orderNotReady", {})]
+    renew(host, name)
+    assert len(between.times("finalize")) >= 2 and is_issued(host, name)
+
+
+def test_a_ca_that_trips_over_what_is_replaced(host: Host, between: Between) -> None:
+    """serverInternal at an order that names a certificate to be replaced: once more without."""
+    name = host.add(host.name())
+    host.run("certdrop", "renew", name, code=0)                             # from this CA, so that there is something to name
+    between.odd["order-plz"] = [(500, "serverInternal", {})]
+    before = len(between.times("order-plz"))
+    renew(host, name)
+    assert len(between.times("order-plz")) == before + 2 and is_issued(host, name)
+
+
+def test_a_ca_that_is_out_of_order(host: Host, between: Between) -> None:
+    """500 at every order: the CA's trouble, told, under back-off; the next try works."""
+    name = host.add(host.name())
+    between.odd["order-plz"] = [(500, "serverInternal", {})] * 4
+    assert "serverInternal: said by something in between" in renew(host, name, os.EX_TEMPFAIL)
+    assert json.loads(stage.read(f"{STATE}/issuer/{name}.json"))["class"] == "CA unreachable"
+    between.odd.clear()
+    renew(host, name)
+    assert is_issued(host, name)
+
+
+def serve_proxy(listener: socket.socket, seen: list[str], refuse: bool) -> None:
+    """A proxy that only connects (RFC 9110 section 9.3.6)."""
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+    while True:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        line = client.recv(65536).decode("latin-1").partition("\r\n")[0]
+        seen.append(line)
+        if refuse:
+            client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            client.close()
+            continue
+        host, _, port = line.split()[1].rpartition(":")
+        server = socket.create_connection((host, int(port)))
+        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        for pair in ((client, server), (server, client)):
+            threading.Thread(target=pump, args=pair, daemon=True).start()
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+def test_a_proxy(host: Host, refuse: bool) -> None:
+    """The CA is reached through the configured proxy and not beside it; a proxy that refuses is told as one."""
+    seen: list[str] = []
+    listener = socket.create_server(("127.0.0.1", PROXY))
+    threading.Thread(target=serve_proxy, args=(listener, seen, refuse), daemon=True).start()
+    try:
+        name = host.add(host.name())
+        host.configure(proxy=f'"http://127.0.0.1:{PROXY}"')
+        text = renew(host, name, os.EX_TEMPFAIL if refuse else 0)
+        wanted = f"CONNECT {host.world.pebble.host}:{host.world.pebble.port} "
+        assert seen and all(line.startswith(wanted) for line in seen)
+        assert is_issued(host, name) is not refuse
+        assert not refuse or "403" in text
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
