@@ -15,6 +15,7 @@ from certdrop.nginxconf import Configuration, Directive, Server
 PATH = "/.well-known/acme-challenge/"
 TOKEN = "certdrop-looks-for-the-way-to-its-challenges"
 SNIPPET = "include /etc/nginx/snippets/certdrop-challenge.conf;"
+WRITE = "certdrop-nginx --write"
 HANDLERS = ("proxy_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass", "return", "memcached_pass")
 
 
@@ -25,6 +26,10 @@ class Way(NamedTuple):
     why: str = ""
     mend: str = ""
     locations: tuple[Directive, ...] = ()
+
+    def mend_for(self, site: str) -> str:
+        """How to mend it, with the name of the site in the command."""
+        return self.mend.replace(WRITE, f"certdrop-nginx {site} --write")
 
 
 def addresses(config: Configuration) -> list[str]:
@@ -41,24 +46,30 @@ def way(config: Configuration, address: str, name: str) -> Way:
     """For a name, asked for at an address of this host ("192.0.2.1", "[2001:db8::1]")."""
     server = config.answers.find(address, 80, name)
     if server is None:
-        return Way(None, f"nginx does not listen on port 80 at {address}", f"certdrop-nginx {name} prints a server block that does")
+        return Way(None, f"nginx does not listen on port 80 at {address}", f"{WRITE} puts a server block in place that does")
     path = PATH + TOKEN
     known = {"host": name, "http_host": name, "scheme": "http", "https": "", "server_port": "80", "request_uri": path, "uri": path,
              "document_uri": path, "request_method": "GET", "args": "", "server_name": name}
     early = _early(server.inside, config, path, known)
     if early and early.name != "break":                    # which spares it the rest of the block's own
         return Way(server, f"{early.place}: {_words(early)} of the server block comes before every location",
-                   f"move it into a location / {{ }}, and add to {_block(server)}: {SNIPPET}")
+                   f"move it into a location / {{ }}, and {_add(server, name)}")
     chosen = _locate(config, server.inside, path)
     if not chosen:
-        return Way(server, f"{_block(server)} answers for {name} and has no challenge location", f"add to it: {SNIPPET}")
+        return Way(server, f"{_block(server)} answers for {name} and has no challenge location", _add(server, name))
     for inner in config.expand(chosen[-1].block):          # of an outer location such a handler is not handed down
         if inner.name in HANDLERS:
-            return Way(server, f"{inner.place}: {_words(inner)} takes the challenges for {name}", f"add to {_block(server)}: {SNIPPET}", chosen)
+            return Way(server, f"{inner.place}: {_words(inner)} takes the challenges for {name}", _add(server, name), chosen)
     if _file(config, server, chosen, path) != f"{spool.challenges()}/{TOKEN}":
         return Way(server, f"{_block(server)} answers for {name}, and its location at {chosen[-1].place} does not lead to {spool.challenges()}",
-                   f"add to it, before any location that takes the challenges: {SNIPPET}", chosen)
+                   _add(server, name), chosen)
     return Way(server, locations=chosen)
+
+
+def _add(server: Server, name: str) -> str:
+    """How to let the challenges through; a block that only answers for want of a better one need not be touched."""
+    line = f"add to {_block(server)}: {SNIPPET}"
+    return line if name in server.names else f"{WRITE} gives the name a server block of its own; or {line}"
 
 
 def _block(server: Server) -> str:

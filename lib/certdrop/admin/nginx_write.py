@@ -47,7 +47,9 @@ def _write(groups: list[list[site.Site]], build: Build, dry_run: bool, ask: bool
     plans = [plan(group, build, config) for group in groups]
     if dry_run:
         for one in plans:
-            for line in (f"write {one.path}:\n\n{one.text}", f"link {one.link} to it" if one.link else "", "test nginx, and reload it"):
+            waiting = [found.name for found in one.sites if _is_waiting(found.name)]
+            for line in (f"write {one.path}:\n\n{one.text}", f"link {one.link} to it" if one.link else "", "test nginx, and reload it",
+                         f"ask the CA for a certificate, as certdrop renew {' '.join(waiting)} does" if waiting and ask else ""):
                 if line:
                     say(one, f"would {line}")
         return os.EX_OK
@@ -57,7 +59,7 @@ def _write(groups: list[list[site.Site]], build: Build, dry_run: bool, ask: bool
     except services.Failed as error:
         say(plans[0], f"nginx was not reloaded: {error}; the new file stays, nginx -t passes; start nginx, then certdrop renew {plans[0].sites[0].name}")
         return os.EX_TEMPFAIL
-    waiting = [found.name for one in plans for found in one.sites if os.path.exists(f"{site.STATE}/live/{found.name}/placeholder")]
+    waiting = [found.name for one in plans for found in one.sites if _is_waiting(found.name)]
     for one in plans:
         say(one, f"nginx reloaded; what the site serves is said at the end of {one.path}: edit it there")
     if not waiting:
@@ -70,6 +72,11 @@ def _write(groups: list[list[site.Site]], build: Build, dry_run: bool, ask: bool
     say(plans[0], f"certdrop renew {names}: asks the CA for a certificate now")
     sys.stdout.flush()
     return subprocess.run([CERTDROP, "renew", *waiting], stdin=subprocess.DEVNULL, env=jail.ENVIRONMENT, check=False).returncode
+
+
+def _is_waiting(name: str) -> bool:
+    """Whether a site has nothing but its placeholder."""
+    return os.path.exists(f"{site.STATE}/live/{name}/placeholder")
 
 
 def say(one: Plan, text: str) -> None:
@@ -115,7 +122,7 @@ def _needs_port_80(name: str, domains: list[str], others: list[Server], config: 
             way = port80.first_trouble(config, domain)
             if way:
                 raise Refused(f"{name}: {domain} has a server block already, at {server.directive.place}, which does not answer challenges: "
-                              f"{events.clean(way.why, 300)}; {events.clean(way.mend, 300)}; then run this again")
+                              f"{events.clean(way.why, 300)}; {events.clean(way.mend, 300)} (then run this again)")
     if there and missing:
         raise Refused(f"{name}: {there[0].names[0]} has a server block for port 80 already, at {there[0].directive.place}, and {missing[0]} has none; "
                       f"add {missing[0]} to its server_name; then run this again")

@@ -67,10 +67,10 @@ def _in_the_way(name: str, domains: list[str], config: site.Config) -> list[str]
         read = Configuration(nginxconf.sources(shown))
         for domain in domains:
             trouble = port80.first_trouble(read, domain)
-            if trouble and events.clean(trouble.mend, 300) not in found:         # once for all names that it would mend
-                found += [events.clean(trouble.why, 300), events.clean(trouble.mend, 300)]
+            mend = events.clean(trouble.mend_for(name), 300) if trouble else ""
+            if trouble and mend not in found:              # once for all names that it would mend
+                found += [events.clean(trouble.why, 300), mend]
     return [*("; ".join(pair) for pair in zip(found[::2], found[1::2])),
-            *([f"certdrop-nginx {name} --write puts a server block in place, where none has these names"] if found else []),
             f"next: certdrop-check {name} examines all that can be in the way; cron goes on trying, certdrop renew {name} tries at once"]
 
 

@@ -55,16 +55,18 @@ def look(sites: list[configuration.Site]) -> list[Line]:
 def challenges(config: Configuration, found: configuration.Site) -> list[Line]:
     """Whether the block that answers for each name at port 80 leads challenges to certdrop."""
     wrong: list[tuple[str, str]] = []
+    same: dict[str, list[str]] = {}                        # by what mends it: why, once for each name
     for domain in found.domains:
         trouble = port80.first_trouble(config, domain)
         if trouble:
-            wrong.append((clean(trouble.why, 300), clean(trouble.mend, 300)))
+            same.setdefault(clean(trouble.mend_for(found.name), 300), []).append(clean(trouble.why, 300))
             continue
         for address in port80.addresses(config):
             links = port80.setting(config, port80.way(config, address, domain), "disable_symlinks")
             if links and links.value in ("on", "if_not_owner") and not any(word.startswith("from=") for word in links.args):
                 wrong += [(f"{links.place}: disable_symlinks without from= refuses the challenges: {path} is a symbolic link",
                            "say from=" + spool.challenges()) for path in _links(spool.challenges())]
+    wrong += [(why[0] + (f" (so for {len(why) - 1} more of its names)" if len(why) > 1 else ""), mend) for mend, why in same.items()]
     return verdict(f"{found.name}: port 80", list(dict.fromkeys(wrong)), f"by nginx's configuration challenges for {_number(found.domains)} lead to certdrop")
 
 
