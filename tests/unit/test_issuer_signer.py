@@ -154,6 +154,18 @@ def test_a_signer_that_was_killed(top, config):
             found.sign(get(CA + "/x"))
 
 
+def test_a_signer_that_was_killed_before_it_was_asked(top, config):
+    """To wake it is no failure of its own: who wants an answer is told."""
+    before = set(children())
+    found = start(config)
+    (child,) = set(children()) - before
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found.wake()
+    with pytest.raises(Trouble):
+        found.jwk()
+
+
 def test_it_keeps_no_descriptor(top, config):
     """Not the lock, not a pipe: what its parent had is closed in it."""
     reader, writer = os.pipe()
@@ -178,6 +190,13 @@ def test_notes_of_an_older_version(top, config):
     (top / f"state/account/{ENTRY}.json").write_text("{}")
     start(config)
     assert os.listdir(top / "state/account") == [] and os.listdir(top / "state/issuer") == [f"account@{ENTRY}.json"]
+
+
+def test_something_in_the_way_of_the_notes(top, config):
+    """Which the network part may have put there, stops nobody."""
+    (top / f"state/account/{ENTRY}.json").write_text("{}")
+    (top / f"state/issuer/account@{ENTRY}.json").mkdir()
+    assert start(config).jwk() == public(PEMS[0])
 
 
 # ---- external account binding

@@ -56,7 +56,7 @@ class Account:
         try:
             with open(f"{site.STATE}/issuer/{self._entry}", encoding="utf-8") as stream:
                 found = json.load(stream)
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return
         self.known = found if isinstance(found, dict) else {}
 

@@ -41,8 +41,8 @@ def start(config: site.Config, may: frozenset[str] = frozenset()) -> Signer:
     entry = jose.entry(config.directory_url)
     try:                                       # what the CA said of the account once stood beside its key, where the network part does not read
         os.rename(f"{site.STATE}/account/{entry}.json", f"{site.STATE}/issuer/account@{entry}.json")
-    except FileNotFoundError:
-        pass
+    except OSError:
+        pass                                   # it is not there any more; or somebody put something into its way, and it is asked for again
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     if os.fork() == 0:
@@ -119,7 +119,10 @@ class Signer:
         with self._lock:
             if not self._keys and not self._woken:
                 self._woken = True
-                self._send(b"K")
+                try:
+                    self._send(b"K")
+                except Trouble:
+                    pass                       # it has ended, as whoever wants an answer will hear
 
     @property
     def numbers(self) -> jose.Numbers:
