@@ -22,8 +22,8 @@ URGENCY = 1 / 8                    # while the CA cannot be reached, share of th
 LONGEST_WAIT = 8 * DAY             # a next try further away than that was not noted by this clock
 
 POLL = 6 * HOUR                    # between two looks at the CA's window, where it does not say
-LEAST_POLL, MOST_POLL = MINUTE, DAY            # what a Retry-After may ask for (RFC 9773 section 4.3.1)
-ABSENT_POLL = 12 * HOUR            # where the CA has no window for this certificate
+LEAST_POLL, MOST_POLL = MINUTE, 12 * HOUR      # what a Retry-After may ask for (RFC 9773 section 4.3.1); twice a day at least
+ABSENT_POLL = 10 * HOUR            # where the CA has no window for this certificate
 
 
 class Certificate:
@@ -178,7 +178,7 @@ def poll_due(certificate: Certificate | None, record: Record, now: float) -> boo
 
 
 def poll_pause(retry_after: float, chance: float) -> float:
-    """Seconds until the window is asked for again: as the CA says, within a minute and a day."""
+    """Seconds until the window is asked for again: as the CA says, within a minute and half a day."""
     if not retry_after:
         return POLL * (0.8 + 0.4 * chance)
     return min(max(retry_after, LEAST_POLL), MOST_POLL)
