@@ -115,6 +115,17 @@ def test_an_order(ca, session):
     assert ca.payloads["/newOrder"] == [{"identifiers": [{"type": "dns", "value": "a.example.org"}]}]
 
 
+def test_what_is_not_sent_is_not_signed(ca, session, monkeypatch):
+    """acme-tiny registers for each order, which is not sent on; and each signature tells of which request it is."""
+    session.kid()
+    signed = []
+    sign = session.account.key.sign
+    monkeypatch.setattr(session.account.key, "sign", lambda data, request="": signed.append(request) or sign(data))
+    ca.asked.clear()
+    ports.Order(session, made_request("a.example.org"), {}, request="a.example.org@0001.csr").place(ports.load())
+    assert ["a.example.org@0001.csr"] * len(ca.asked) == signed
+
+
 def test_what_finalize_said_is_not_asked_again(ca, session):
     """A CA that issues at once is not polled."""
     ca.odd["/finalize"] = [(200, {"status": "valid", "certificate": BASE + "/certificate", "finalize": BASE + "/finalize"}, {})]
