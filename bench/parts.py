@@ -38,7 +38,7 @@ class Extent:
 
     def __init__(self, rounds: int, large: bool, quick: bool) -> None:
         self.rounds, self.large, self.quick = rounds, large, quick
-        self.patience = 4.0 if quick else 15.0     # seconds; a command that takes longer is measured once
+        self.patience = 6.0 if quick else 15.0     # seconds; a command that takes longer is measured once
         self.budget = 12.0 if quick else 60.0      # seconds that a tick of many sites may be expected to take; beyond that it is left out
 
 
