@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -106,6 +107,30 @@ def test_a_placeholder_that_is_shown_on(case: Case) -> None:
     stage.write(NGINX_TOML, service)
     case.let_time_pass()
     case.install(answer=False)
+    assert case.standing() == (number, number, number + 1) and case.served
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_killed_before_the_test_of_what_nginx_does_not_take(case: Case, proven: bool) -> None:
+    """Row 12: live is at what was never proven, and nginx does not start with it: the next run goes back to what it starts with, and asks for another."""
+    case.serve()
+    if proven:
+        case.install()
+    before = case.standing()
+    case.host.world.nginx.add_site("broken", "server { nonsense on; }")
+    case.install(code=os.EX_TEMPFAIL)                                             # written, not moved
+    assert case.standing() == (before[0], before[1], before[2] + 1)
+    case.host.world.nginx.remove_site("broken")
+    stage.write(f"{STATE}/sites/{case.name}/{before[2]:04d}/fullchain.pem", "no certificate\n")
+    os.symlink(f"../sites/{case.name}/{before[2]:04d}", f"{STATE}/live/.moved")
+    os.rename(f"{STATE}/live/.moved", f"{STATE}/live/{case.name}")
+    notes = json.loads(stage.read(f"{STATE}/keeper/{case.name}.json"))
+    stage.write(f"{STATE}/keeper/{case.name}.json", json.dumps({**notes, "install": {}}))
+    assert not case.host.world.nginx.test()[0]
+    case.host.run("certdrop-install", code=os.EX_TEMPFAIL)
+    assert case.host.world.nginx.test()[0] and case.standing() == (before[0], before[1], before[2] + 2)
+    assert not os.path.exists(f"{STATE}/sites/{case.name}/{before[2]:04d}/nginx.conf")         # withdrawn, and removed
+    number = case.install()
     assert case.standing() == (number, number, number + 1) and case.served
 
 

@@ -49,6 +49,14 @@ class Change:
         return self.sight.proven not in (None, self.to) and self.sha256(self.sight.proven) in self.before.values()
 
     @property
+    def fallback(self) -> int | None:
+        """Where live is not proven, and so may have been moved by a run that was killed before it tested: what to try in its place."""
+        if self.back in (None, self.sight.proven):
+            return None
+        below = [number for number in self.sight.complete if number < (self.back or 0)]
+        return self.sight.proven or (below[-1] if below else self.to if self.to != self.back else None)
+
+    @property
     def reloads(self) -> bool:
         """Whether a reload may matter: not where it is installed already, and nobody shows this site."""
         return self.back != self.to or self.outdated or self.was_served or self.sight.proven is not None or bool(self.notes.install)
@@ -128,6 +136,7 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
     began = time.monotonic()
     used, broken = _tested({name for change in changes for name in change.wanted.services})
     stretch = max(1.0, time.monotonic() - began)             # a service of many sites takes its time
+    broken = _without_the_untested(run, changes, broken)
     for change in changes:
         for name in change.wanted.services:
             if name in broken:
@@ -171,6 +180,23 @@ def _tested(names: set[str]) -> tuple[dict[str, services.Service], dict[str, str
         except (services.Failed, site.Wrong) as error:
             broken[name] = f"{name} does not pass its test as it is: {error}"
     return used, broken
+
+
+def _without_the_untested(run: Run, changes: list[Change], broken: dict[str, str]) -> dict[str, str]:
+    """What is broken also without that which no run that came to its end has left as live. Where this helps, live is back, and then moved as ever."""
+    untested = [change for change in changes if change.fallback is not None and broken.keys() & set(change.wanted.services)]
+    if not untested:
+        return broken
+    for change in untested:
+        change.go_back(change.fallback)
+    _, still = _tested(set(broken))
+    for change in untested:
+        if still.keys() & set(change.wanted.services):
+            change.go_back(change.back)
+        else:
+            change.back = change.fallback
+            run.log.write(events.WENT_BACK, site=change.name, number=change.back)
+    return still
 
 
 def _move(run: Run, changes: list[Change], used: dict[str, services.Service], again: bool = False) -> list[Change]:
