@@ -20,6 +20,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> None:
     """The targets' own directories, in place of the system's, for this test alone."""
     monkeypatch.setattr(targets.site, "ETC", f"{targets.ROOM}/etc")
     monkeypatch.setattr(targets.site, "STATE", f"{targets.ROOM}/var")
+    monkeypatch.setattr(targets.spool, "SPOOL", f"{targets.ROOM}/spool")
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}/{path.name}")
