@@ -40,9 +40,9 @@ SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck 
 SHELL_SCRIPTS = lib/setup .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
-DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 git iproute2 lintian make mandoc mypy \
-	python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-prometheus-client python3-pytest \
-	python3-structlog shellcheck systemd ucf util-linux zsh
+DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 gcc git iproute2 libc6-dev lintian make mandoc \
+	mypy python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-prometheus-client python3-pytest \
+	python3-structlog shellcheck spin systemd ucf util-linux zsh
 
 # All code that cron or sudo can have run as root, and the judge that root starts.
 ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/certdrop/events.py \
