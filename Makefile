@@ -113,6 +113,7 @@ torture: deps deb
 # Beside the other clients, on the stage; writes bench/RESULTS.md. Wants a quiet machine.
 bench: deps deb
 	@bench/bench
+	@CERTDROP_ROTATIONS=200 $(STAGE) run --keep-env --deb $(DEB) -- $(PYTHON) -m pytest -q tests/system/test_handshakes.py
 
 # The recovery table, model-checked; needs spin and gcc.
 model:

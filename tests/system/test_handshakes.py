@@ -110,5 +110,4 @@ def test_no_handshake_fails(host: Host, capsys: pytest.CaptureFixture[str]) -> N
     assert [failure for one in found for failure in one["failures"]] == []
     assert len(seen) == ROUNDS * 2 and ROUNDS <= len(keys) <= ROUNDS + SITES
     assert len(seen & {leaf for one in found for leaf in one["leaves"]}) > ROUNDS          # the clients did see them change
-    assert stall < 5
     stage.wait_for(lambda: host.world.nginx.workers(), 5, "nginx")
