@@ -311,13 +311,14 @@ inline use_newest() {
 			if
 			:: atomic { !ASKS -> proven = to; claim(PROVEN, shown == to) }
 			:: atomic { ASKS && !want && !busy && uses && shown == to -> proven = to; failed = 0 }
-			:: atomic { ASKS && !want && !busy && !(uses && shown == to) -> tried = to }
-			:: atomic { ASKS && want && lates < LATE -> lates++; tried = to }
+			:: atomic { ASKS && !want && !busy && !(uses && shown == to) -> m = 1 }
+			:: atomic { ASKS && want && lates < LATE -> lates++; m = 1 }
 			fi;
 			if
-			:: tried == to && proven && proven != to && before == proven -> move(proven); want = 1        /* going back helps */
+			:: m && proven && proven != to && before == proven -> move(proven); want = 1                   /* going back helps */
 			:: else
-			fi
+			fi;
+			if :: atomic { m -> tried = to; m = 0 } :: else fi                                              /* and then that is noted */
 		fi
 	fi;
 	atomic { to = 0; back = 0; before = 0 }

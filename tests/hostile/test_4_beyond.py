@@ -22,6 +22,7 @@ from conftest import OTHER, PLAYGROUND, REPLIES, SECRETS, STATE, VICTIM, Ground,
 
 JUDGE = "/usr/share/certdrop/certdrop/judge/__main__.py"
 ISSUE = "/usr/sbin/certdrop-issue"
+NGINX_TOML = "/etc/certdrop/services.d/nginx.toml"
 
 
 @contextlib.contextmanager
@@ -187,15 +188,24 @@ def test_73_a_judge_that_lies_about_what_is_shown(ground: Ground) -> None:
         assert ground.live(OTHER) == before + 1 == ground.proven(OTHER)
 
 
-def test_85_a_chain_of_the_right_key_that_nobody_trusts(ground: Ground) -> None:
-    """Goal: with hostile code in the place of the judge of replies, have the site's own key certified by a CA that no browser knows: it is undone."""
-    with ground.stands(other=False, but=(JUDGE, os.path.dirname(JUDGE))):
+@pytest.mark.parametrize("lost", [0, 3])
+def test_85_a_chain_of_the_right_key_that_nobody_trusts(ground: Ground, lost: int) -> None:
+    """Goal: with hostile code in the place of the judge of replies, have the site's own key certified by a CA that no browser knows: it is undone.
+
+    And served no more, even where the reload that undoes it (the third; one asks again while it waits) is lost.
+    """
+    service, reloads = stage.read(NGINX_TOML), f"/run/reloads-{lost}"
+    counting = f'"/bin/sh", "-c", "echo >>{reloads}; [ $(wc -l <{reloads}) = {lost} ] || nginx -s reload"'
+    with ground.stands(other=False, but=(JUDGE, os.path.dirname(JUDGE), NGINX_TOML, os.path.dirname(NGINX_TOML))):
         ground.reply(VICTIM, signer=ground.ca.stranger, above=[ground.ca.stranger[0]])
         real = stage.read(JUDGE)
         liar = LIAR.replace("LIE", "hashlib.sha256(der).hexdigest()").replace("SHOWN", "pass")
-        with replaced(JUDGE, real.replace("def main(", f'if sys.argv[1] == "chain":{textwrap.indent(liar, "    ")}\n\ndef main('), 0o644):
+        with replaced(JUDGE, real.replace("def main(", f'if sys.argv[1] == "chain":{textwrap.indent(liar, "    ")}\n\ndef main('), 0o644), \
+             replaced(NGINX_TOML, service.replace('"/usr/sbin/nginx", "-s", "reload"', counting), 0o644):
             assert ground.install().code == os.EX_TEMPFAIL
+        assert len(stage.read(reloads)) == (4 if lost else 3)
         assert "issued-not-served" in ground.events() and "does not verify" in ground.notes(VICTIM)["install"]["error"]
+        assert "the one before serves again" in ground.notes(VICTIM)["install"]["error"]
 
 
 def hostile_issuer(body: str) -> str:

@@ -93,7 +93,8 @@ class Host:
         return stage.fingerprint(stage.read(f"{STATE}/live/{name}/cert.pem"))
 
     def served(self, name: str, port: int = 443) -> str:
-        """The fingerprint of what nginx shows for a name."""
+        """The fingerprint of what nginx shows for a name, once the workers of a reload before it (which serve for another 100 ms) are told to end."""
+        stage.wait_for(lambda: len(self.world.nginx.workers()) <= (os.cpu_count() or 1), what="nginx to be done with its reload")
         return stage.fingerprint(stage.served_certificate(name, port=port))
 
     def fetch(self, name: str) -> str:

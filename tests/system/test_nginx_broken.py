@@ -75,9 +75,9 @@ def test_a_reload_that_fails_after_the_test_passed(case: Case) -> None:
         assert case.served
         assert (case.notes["state"], case.notes["number"], case.notes["tries"]) == ("issued-not-served", before[2], 1)
         assert case.host.status(case.name)["state"] == "issued-not-served"
-        began = time.monotonic()
+        before_it = case.notes
         case.install(answer=False)
-        assert time.monotonic() - began < 3 and case.notes["tries"] == 1          # no flapping on every run
+        assert case.notes == before_it                                            # no flapping on every run
     case.host.world.nginx.remove_site("taken")
     case.let_time_pass()
     case.install(answer=False)

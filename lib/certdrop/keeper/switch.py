@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from certdrop import events, site
 from certdrop.keeper import copies, generations, judges, notes, services, state
@@ -31,6 +32,7 @@ class Change:
         self.own: set[str] = set()                             # the fingerprints of all its generations
         self.before: dict[services.Place, str] = {}            # what was shown before anything was changed
         self.untrusted = False                                 # it is shown, and no good
+        self.is_back = False                                   # the proven one is shown again
         self.outdated = self.back is not None and copies.differ(wanted, self.back)
 
     @property
@@ -45,8 +47,8 @@ class Change:
 
     @property
     def goes_back(self) -> bool:
-        """Whether going back helps: the proven generation was shown before, and this one is not shown now."""
-        return self.sight.proven not in (None, self.to) and self.sha256(self.sight.proven) in self.before.values()
+        """Whether going back helps: the proven generation was shown before, and this one is not shown now, or it is and is no good."""
+        return self.sight.proven not in (None, self.to) and (self.untrusted or self.sha256(self.sight.proven) in self.before.values())
 
     @property
     def fallback(self) -> int | None:
@@ -153,14 +155,15 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
         moved = _move(run, changes, used)
         failed = _reload(run, [change for change in moved if change.reloads], used)
         asked = [change for change in moved if not _reload_is_missed(run, change, used, failed)]
-        waiting = _wait(run, asked, used, judge, stretch)
+        waiting = _wait(run, asked, used, judge, stretch, _is_served)
+        back = [change for change in waiting if change.goes_back]
+        for change in back:                                  # before anything is noted, which may fail
+            change.go_back(change.sight.proven)
+            run.log.write(events.WENT_BACK, site=change.name, number=change.sight.proven)
+        _reload(run, back, used)
+        _wait(run, back, used, judge, stretch, _is_back)     # a reload that is lost would leave the bad one served
     for change in waiting:
         _not_served(run, change)
-    back = [change for change in waiting if change.goes_back]
-    for change in back:
-        change.go_back(change.sight.proven)
-        run.log.write(events.WENT_BACK, site=change.name, number=change.sight.proven)
-    _reload(run, back, used)
 
 
 def _stand_in(run: Run, change: Change) -> None:
@@ -261,8 +264,9 @@ def _reload_is_missed(run: Run, change: Change, used: dict[str, services.Service
     return False
 
 
-def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], judge: judges.Judge, stretch: float) -> list[Change]:
-    """Ask until all show the new one, or patience ends; those that do are proven. Returns the others."""
+def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], judge: judges.Judge, stretch: float,
+          arrived: Callable[[Run, Change, dict[str, services.Service], judges.Judge], bool]) -> list[Change]:
+    """Ask until all have arrived where they were moved, or patience ends. Returns the others."""
     began, again, waiting = time.monotonic(), False, changes
     while True:
         asked = time.monotonic() - began                     # what counts is an answer to a question asked late enough
@@ -270,7 +274,7 @@ def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], ju
         answers = False                                      # while one is not shown the others are hardly: it answers for them, but at the end
         for change in waiting:
             early = asked < change.patience * stretch
-            if answers and early or not _is_served(run, change, used, judge):
+            if answers and early or not arrived(run, change, used, judge):
                 missing.append(change)
                 answers = answers or early
         waiting = missing[1:] + missing[:1]                  # the next time it is another one
@@ -283,6 +287,7 @@ def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], ju
 
 
 def _is_served(run: Run, change: Change, used: dict[str, services.Service], judge: judges.Judge) -> bool:
+    """Whether the new one is shown and good; then it is proven."""
     if change.wanted.probe == "off" or not any(used[name].port for name in change.wanted.services):
         _installed(run, change, "nobody is to be asked")
         generations.move("proven", change.name, change.to)
@@ -299,12 +304,23 @@ def _is_served(run: Run, change: Change, used: dict[str, services.Service], judg
     return True
 
 
+def _is_back(run: Run, change: Change, used: dict[str, services.Service], judge: judges.Judge) -> bool:
+    """Whether the proven one is shown again, and the new one no more."""
+    if time.monotonic() > run.end + LATE:
+        return False
+    now = change.shown(judge, used).values()
+    change.is_back = change.sha256(change.sight.proven) in now and change.sha256(change.to) not in now
+    return change.is_back
+
+
 def _not_served(run: Run, change: Change) -> None:
     if change.sight.proven is None and not change.was_served:
         _installed(run, change, f"nothing serves it yet (certdrop-nginx {change.name} prints a server block)")
         return
     services_named = ", ".join(change.wanted.services)
-    follows = "the one before serves again" if change.goes_back else "it stays in place"
+    follows = "it stays in place"
+    if change.goes_back:
+        follows = "the one before serves again" if change.is_back else "the one before is in place again, and not shown yet"
     what = "does not verify, for a client that trusts trust_roots" if change.untrusted else "is not shown"
     _put_off(run, change, "issued-not-served", f"{services_named} reloaded, and generation {change.to:04d} {what}; {follows}")
 
