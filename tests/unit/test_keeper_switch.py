@@ -33,7 +33,7 @@ class World:
 
     def wait(self, changes) -> list[str]:
         run = types.SimpleNamespace(end=self.now + 600)
-        return [change.name for change in switch._wait(run, changes, {}, None, 1.0)]
+        return [change.name for change in switch._wait(run, changes, {}, None, 1.0, self.is_served)]
 
 
 @pytest.fixture
@@ -41,7 +41,6 @@ def world(monkeypatch):
     made = World()
     monkeypatch.setattr(switch.time, "monotonic", lambda: made.now)
     monkeypatch.setattr(switch.time, "sleep", made.sleep)
-    monkeypatch.setattr(switch, "_is_served", made.is_served)
     monkeypatch.setattr(switch, "_reload", made.reload)
     return made
 
