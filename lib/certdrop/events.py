@@ -28,6 +28,7 @@ SERVICE_FAILED = "service-failed"
 # issuer
 RUN = "run"
 ISSUED = "issued"
+REVOKED = "revoked"
 FAILED = "failed"
 REGISTERED = "account-registered"
 CONTACT = "account-contact"

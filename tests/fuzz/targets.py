@@ -188,6 +188,9 @@ MAKER = os.getpid()
 atexit.register(lambda: os.getpid() == MAKER and shutil.rmtree(ROOM, True))     # children that were forked leave it alone
 
 
+REVOKED = json.dumps({"revoke": {"0001": {"reason": "superseded", "since": 1, "not_after": 1 << 40}, "0009": {"reason": "x"}, "x": 1}})
+
+
 def _stage() -> None:
     for path in ("etc/sites.d", "var/issuer", "var/keeper", "var/live", "var/proven", "var/watcher", "var/sites/a.example/0001", "var/sites/a.example/0002"):
         os.makedirs(f"{ROOM}/{path}")
@@ -230,6 +233,12 @@ def _read_along(folder: str, entry: str, data: bytes) -> None:
 def ledger(data: bytes) -> None:
     """The issuer's ledger of a site."""
     _read_along("issuer", "a.example.json", data)
+
+
+def revocations(data: bytes) -> None:
+    """What the issuer says of the certificates that root wants revoked."""
+    pathlib.Path(f"{ROOM}/var/keeper/a.example.json").write_text(REVOKED)
+    _read_along("issuer", "revocations.json", data)
 
 
 def stamp(data: bytes) -> None:
@@ -373,7 +382,7 @@ def request(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in (
-    grammar, reply, certificate, intermediate, signed, answer, greeting, ledger, stamp, mouth, notes, window, problem,
+    grammar, reply, certificate, intermediate, signed, answer, greeting, ledger, revocations, stamp, mouth, notes, window, problem,
     imported_key, imported_chain, moved_blocks, question, request)}
 
 _STATE = [b'{"class": "validation", "last_error": "x", "count": 3, "since": 1700000000, "next_try": 1900000000, "renew_at": 1900000000,'
@@ -392,6 +401,8 @@ SEEDS: dict[str, list[bytes]] = {
     "certificate": GOOD, "intermediate": GOOD[1:], "signed": [TBS, CA.intermediate[0].tbs_certificate_bytes],
     "answer": [b"accept " + b"a" * 64 + b" 1 9999999999", b"refuse key", b"nobody", b"a" * 64],
     "greeting": [b"220 ready\r\n", b"250-x\r\n250 y\r\n", b"* OK\r\n"],
+    "revocations": [*_STATE, *(b'{"a.example@0001.revoke": ' + text + b"}" for text in (
+        b'{"done": 1800000000}', b'{"done": -1, "count": 1e99}', _STATE[0], b"1"))],
     "ledger": _STATE, "stamp": _STATE, "mouth": _STATE, "notes": _STATE,
     "window": [b'{"suggestedWindow": {"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00.5+01:00"}, "explanationURL": "https://x"}'],
     "problem": [b'{"type": "urn:ietf:params:acme:error:rateLimited", "detail": "x", "subproblems": [{"identifier": {"value": "a"}, "detail": "y"}]}'],

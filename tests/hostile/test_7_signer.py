@@ -1,4 +1,4 @@
-"""Attacks 100 to 107: code as the issuer's network part, which wants the account key, or its word.
+"""Attacks 100 to 108: code as the issuer's network part, which wants the account key, or its word.
 
 The part is made by the function that certdrop-issue calls: the signer is forked, then the door closes. What the attacker runs, he runs in
 there, with the descriptors and the memory that the part has.
@@ -261,6 +261,26 @@ def test_105_the_account(inside: Inside, ground: Ground) -> None:
         lines = [json.loads(line) for line in stream]
     assert [line["event"] for line in lines] == ["not-signed"] * len(asked)
     assert inside.tries(question(None)), "and it goes on working"
+
+
+def test_108_revocations_of_ones_own(inside: Inside, ground: Ground) -> None:
+    """Goal: have a certificate revoked that root did not post, where root wants another one revoked; or that one for a worse reason."""
+    leaf, other = (x509.load_pem_x509_certificate(pathlib.Path(f"{STATE}/live/{name}/cert.pem").read_bytes()).public_bytes(serialization.Encoding.DER)
+                   for name in (VICTIM, OTHER))
+    at = f"{OTHER}@{ground.live(OTHER):04d}.revoke"
+    ground.run("certdrop", "revoke", OTHER, "--reason", "superseded", "--yes")         # the CA is not there, so it stays to be done
+    wanted = {"certificate": b64(other), "reason": 4}
+    asked = [question(payload, entry) for payload in ({"certificate": b64(leaf), "reason": 4}, {**wanted, "reason": 1}, {"certificate": b64(other)},
+             {**wanted, "more": 1}, [wanted]) for entry in (at, "", f"{VICTIM}@{ground.live(VICTIM):04d}.revoke", f"../replies/{at}")]
+    asked += [question(wanted, entry) for entry in ("", f"{VICTIM}@{ground.live(VICTIM):04d}.revoke", f"../replies/{at}", "evil@0001.revoke")]
+    asked += [question(wanted, at, url="https://evil.example.org/revoke"), question(wanted, at, jwk={"e": "AQAB", "kty": "RSA", "n": b64(b"\xc0" * 384)})]
+    forged = json.dumps({"payload": {"certificate": b64(leaf), "reason": 4}, "not_after": 1 << 40}).encode()
+    for place in ("replies", "challenges"):
+        ground.put(f"/var/spool/certdrop/{place}/{at}", forged)
+        ground.put(f"/var/spool/certdrop/{place}/evil@0001.revoke", forged)
+    assert [message for message in asked if inside.tries(message)] == []
+    assert len(inside.tries(question(wanted, at))) == 2 * 384, "what root posted is signed"
+    os.unlink(f"/var/spool/certdrop/requests/{at}")
 
 
 def test_106_without_landlock(ground: Ground) -> None:

@@ -35,6 +35,10 @@ FOREIGN = request("a.test", "www.a.test")
 DER = POSTED.public_bytes(serialization.Encoding.DER)
 
 
+REVOKE = "a.test@0002.revoke"
+LEAKED = {"certificate": b64(b"a leaf, as DER"), "reason": 1}
+
+
 class Keys:
     """In the place of a Keyring: two keys, made once."""
 
@@ -52,6 +56,10 @@ def room(tmp_path_factory):
     (top / "requests" / "ip.test@0001.csr").write_bytes(request("b.test", "192.0.2.7", "2001:db8::7").public_bytes(serialization.Encoding.PEM))
     (top / "requests" / "a.test@0003.now").write_bytes(b"")
     os.symlink(ENTRY, top / "requests" / "link.test@0001.csr")
+    (top / "requests" / REVOKE).write_text(json.dumps({"payload": LEAKED, "not_after": 1}))
+    (top / "requests" / "b.test@0002.revoke").write_text(json.dumps({"payload": {"certificate": b64(b"another")}, "not_after": 1}))
+    for number, text in enumerate(("", "{}", "[]", "{", '"payload"', '{"payload": 1}', "null"), 1):
+        (top / "requests" / f"broken.test@{number:04d}.revoke").write_text(text)
     return top
 
 
@@ -140,6 +148,34 @@ def test_a_foreign_request_is_not_finalized(payload):
 def test_no_other_names_are_ordered(payload):
     """Not fewer, not more, not others, nor in another writing."""
     assert not signed(jws(payload), ENTRY)
+
+
+def test_what_root_wants_revoked():
+    """The very text that root posted, for the request that has it."""
+    assert signed(jws(LEAKED), REVOKE) and signed(jws({"certificate": b64(b"another")}), "b.test@0002.revoke")
+
+
+@pytest.mark.parametrize("payload", [
+    {"certificate": b64(b"another")}, {"certificate": b64(b"another"), "reason": 1}, {**LEAKED, "reason": 4}, {"certificate": LEAKED["certificate"]},
+    {**LEAKED, "reason": "1"}, {**LEAKED, "more": 1}, {"reason": 1, "certificate": LEAKED["certificate"]}, {"certificate": str(LEAKED["certificate"]) + "="},
+    json.dumps(LEAKED).encode() + b" ", json.dumps(LEAKED, separators=(",", ":")).encode(), {"payload": LEAKED, "not_after": 1}, {"certificate": None},
+    b'{"certificate": ', b'{"certificate": "", "certificate": "' + str(LEAKED["certificate"]).encode() + b'", "reason": 1}'])
+def test_nothing_else_is_revoked(payload):
+    """Another certificate, another reason or none, more, or another writing: refused, also where root wants something revoked."""
+    assert not signed(jws(payload), REVOKE)
+
+
+@pytest.mark.parametrize("entry", [
+    "", ENTRY, "b.test@0002.revoke", "a.test@0003.revoke", "a.test@0002.csr", "../requests/" + REVOKE, REVOKE + "\0", "a.test@0003.now",
+    *(f"broken.test@{number:04d}.revoke" for number in range(1, 8))])
+def test_only_what_is_posted_is_revoked(entry):
+    """No request, another's, one that is a CSR, one that is damaged."""
+    assert not signed(jws(LEAKED), entry)
+
+
+def test_nothing_is_revoked_by_the_key_alone():
+    """As the certificate's own key could: that key is root's."""
+    assert not signed(jws(LEAKED, jwk=JWK), REVOKE)
 
 
 @pytest.mark.parametrize("url", [

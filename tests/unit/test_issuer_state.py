@@ -84,7 +84,7 @@ def test_the_newest_request_counts(disk):
     disk.site("a.test", 3)
     for entry in ("a.test@0002.csr", "a.test@0002.now", "nonsense", ".a.test@0009.csr.new", "UPPER@0001.csr", "a.test@0004.now"):
         disk.put("spool/requests/" + entry)
-    listed, stale = posted.requests()
+    listed, stale, _ = posted.requests()
     assert [(found.name, found.number, found.now, found.answered) for found in listed] == [("a.test", 3, False, False)] and stale == set()
 
 
@@ -93,7 +93,7 @@ def test_replies_without_a_request_are_stale(disk):
     disk.site("a.test", 3)
     for entry in ("replies/a.test@0003.pem", "replies/a.test@0002.pem", "replies/gone.test@0001.pem", "challenges/" + "t" * 43, "challenges/README"):
         disk.put("spool/" + entry)
-    listed, stale = posted.requests()
+    listed, stale, _ = posted.requests()
     assert listed[0].answered and stale == {"a.test@0002.pem", "gone.test@0001.pem"}
     plan.tidy(stale)
     assert os.listdir(spool.replies()) == ["a.test@0003.pem"] and os.listdir(spool.challenges()) == ["README"]

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from certdrop import site, spool
+from certdrop.keeper import revoke
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAN = ROOT / "man"
@@ -70,6 +71,13 @@ def test_completion_knows_the_kinds_of_key():
     assert list(site.KEYS) == completions["WORDS"]["KIND"].split()
 
 
+def test_the_reasons_of_a_revocation_are_the_same_everywhere():
+    """In the code, --help, the manual and the completions."""
+    reasons = set(revoke.REASONS)
+    assert set(completions["WORDS"]["REASON"].split()) == reasons
+    assert [reason for reason in reasons if reason not in help_of("certdrop") or f".It Cm {reason}\n" not in page("certdrop.8")] == []
+
+
 ZSH = """compadd() { [[ $1 == -a ]] && print -l -- ${(P)2} }; _files() { print FILES }; _users() { print USERS }
 words=(%s ''); CURRENT=$#words; service=$words[1]; source %s"""
 BASH = """source %s; COMP_WORDS=(%s ''); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _certdrop; printf '%%s\\n' "${COMPREPLY[@]}\""""
@@ -79,6 +87,7 @@ FISH = "source %s; complete -C '%s'"
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize("typed, offered", [
     ("certdrop", "rotate"), ("certdrop rotate", "rotate: --all"), ("certdrop add --key", "ecdsa-p256"), ("certdrop dhparam", "4096"),
+    ("certdrop revoke --reason", "superseded"),
     ("certdrop-status", "--json")])
 def test_completion_in_each_shell(shell, typed, offered, tmp_path):
     """The files that the table becomes, asked by the shells themselves."""

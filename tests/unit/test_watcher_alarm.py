@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -95,8 +96,15 @@ def test_each_kind_of_problem(world: World) -> None:
     world.generation("waits.org", 1, marker="placeholder")
     world.link("live", "waits.org", 1)
     os.utime(world.etc / "sites.d/waits.org.toml", (time.time() - 2 * DAY,) * 2)
+    said = {}
+    for name, tries in (("leaked.org", 4), ("young.org", 3)):
+        world.usual(name)
+        world.notes(name, revoke={"0001": {"reason": "keyCompromise", "since": 5, "not_after": 9999999999}})
+        said[f"{name}@0001.revoke"] = {"count": tries, "since": int(time.time()) - 60, "next_try": 5, "last_error": "unauthorized"}
+    world.put(world.state / "issuer/revocations.json", json.dumps(said).encode())
+    os.chown(world.state / "issuer/revocations.json", ISSUER, ISSUER)
     assert {"expired.org:expired", "near.org:near-end", "refused.org:refused", "dark.org:issued-not-served", "open.org:disorder",
-            "typo.org:failing", "waits.org:waiting"} == set(problems())
+            "typo.org:failing", "waits.org:waiting", "leaked.org:revocation"} == set(problems())
 
 
 def test_silence_of_keeper_and_issuer_is_told() -> None:

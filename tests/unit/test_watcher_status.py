@@ -18,7 +18,7 @@ from typing import Any, Iterator
 
 import pytest
 
-from test_watcher_evidence import DAY, World, make_certificate, make_world
+from test_watcher_evidence import DAY, ISSUER, World, make_certificate, make_world
 from certdrop import jail
 from certdrop.watcher import evidence, handshake, places, report, status, table, verdict
 
@@ -236,7 +236,8 @@ FIELDS: dict[str, Any] = {
     "name": str, "domains": list, "state": str, "severity": int, "not_before": str, "not_after": str, "days_left": float,
     "lifetime_left": float, "renew_at": str, "renew_reason": str, "fingerprint_sha256": str, "placeholder": bool,
     "served": (bool, type(None)), "generation": int, "proven_generation": int, "next_generation": int, "key": str, "key_created": str,
-    "next_key_created": str, "next_key_spki_sha256": str, "last_error": MAYBE, "since": MAYBE, "next_try": MAYBE, "disorder": list}
+    "next_key_created": str, "next_key_spki_sha256": str, "last_error": MAYBE, "since": MAYBE, "next_try": MAYBE, "disorder": list,
+    "revocations": list}
 
 
 def test_json_is_as_documented(world: World) -> None:
@@ -251,6 +252,46 @@ def test_json_is_as_documented(world: World) -> None:
     assert 79.9 < one["days_left"] <= 80
     manual = (Path(__file__).resolve().parents[2] / "man/certdrop-status.1").read_text()
     assert [] == [key for key in FIELDS if f".It {key}" not in manual and f".It Cm {key}" not in manual]
+
+
+def test_revocations_are_shown_as_the_issuer_says(world: World) -> None:
+    """Root's word is there before the issuer's, which is cleaned: pending, failing with the CA's problem, or revoked.
+
+    A live one that is revoked is no state to stay in.
+    """
+    world.usual("example.org")
+    asked, said = {"reason": "superseded", "since": 1800000000, "not_after": 1900000000}, world.state / "issuer/revocations.json"
+    world.notes("example.org", revoke={"0001": asked, "x": 1, "0003": 1})
+
+    def word(**entry: object) -> None:
+        world.put(said, json.dumps({"example.org@0001.revoke": entry, "other.org@0001.revoke": {"done": 5}}).encode())
+        os.chown(said, ISSUER, ISSUER)
+
+    def shown() -> Any:
+        (one,) = json.loads(run("--json", "--no-probe")[1])
+        assert ["0001"] == [f"{found['generation']:04d}" for found in one["revocations"]]
+        return one["revocations"][0]
+    assert ("pending", "superseded", "2027-01-15T08:00:00Z", None) == tuple(shown()[key] for key in ("state", "reason", "since", "last_error"))
+    assert "revocation of generation 0001 (superseded): pending" in run("--no-probe")[1] and 0 == run("--no-probe")[0]
+    word(count=2, since=1800000000, next_try=9999999999, last_error="the CA says \033[2Junauthorized: no\n")
+    assert ("failing", r"the CA says \x1b[2Junauthorized: no ") == (shown()["state"], shown()["last_error"])
+    assert "is not revoked: the CA says" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
+    assert "failing, 2 in a row, next try in" in run("--no-probe", "example.org")[1]
+    word(done=1800000100)
+    assert ("revoked", "2027-01-15T08:01:40Z") == (shown()["state"], shown()["revoked_at"])
+    assert "the live certificate is revoked" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
+    assert "generation 0001 (superseded): revoked, says the issuer, 2027" in run("--no-probe", "example.org")[1]
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"{", b"[]", b'{"example.org@0001.revoke": 1}', b'{"example.org@0001.revoke": {"done": "now", "count": [], "last_error": 1}}'])
+def test_an_issuer_that_says_nonsense_of_a_revocation(world: World, data: bytes) -> None:
+    """Then it is pending, as root has it."""
+    world.usual("example.org")
+    world.notes("example.org", revoke={"0001": {"reason": "superseded", "since": 1, "not_after": 1900000000}})
+    world.put(world.state / "issuer/revocations.json", data)
+    os.chown(world.state / "issuer/revocations.json", ISSUER, ISSUER)
+    assert "pending" == json.loads(run("--json", "--no-probe")[1])[0]["revocations"][0]["state"]
 
 
 def test_no_site_is_an_empty_list(world: World) -> None:

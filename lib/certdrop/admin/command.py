@@ -10,15 +10,18 @@ import re
 import sys
 
 from certdrop import VERSION, site
-from certdrop.admin import dhparam, sites
+from certdrop.admin import dhparam, revoke, sites
 from certdrop.keeper.command import Usage, as_root, guard
+from certdrop.keeper.revoke import REASONS
 
+VERBS = ("add", "renew", "rotate", "rollback", "revoke", "remove", "dhparam")
 CONFIG = site.ETC + "/certdrop.toml"
 HELP = """\
 usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--contact ADDRESS] [--staging] [--yes] [--no-issue] [--dry-run]
        certdrop renew NAME...
        certdrop rotate NAME... | --all | --due   [--next | --cancel]
        certdrop rollback NAME
+       certdrop revoke NAME [--number N] [--reason REASON] [--yes]
        certdrop remove NAME
        certdrop dhparam [2048 | 3072 | 4096] [--own]
 
@@ -27,6 +30,8 @@ usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--contact ADDRESS] [--
   renew     get a certificate now
   rotate    get one with a new key now; --next only posts the new key, --cancel withdraws the wish
   rollback  go back to the generation before
+  revoke    have the CA revoke a certificate: the live one, or that of generation --number; --reason is one of
+            unspecified, keyCompromise, affiliationChanged, superseded, cessationOfOperation
   remove    forget a site, its keys and certificates
   dhparam   for those who still need Diffie-Hellman parameters: RFC 7919's, or searched with --own
 
@@ -58,6 +63,9 @@ def _checked(argv: list[str]) -> int:
             _ask_first_use(options)
         if "--dry-run" in options:
             return _foretell(names, options)
+    if verb == "revoke" and os.geteuid() == 0:
+        number = int(options["--number"]) if "--number" in options else None
+        options["--number"] = str(revoke.ask(names[0], number, options.setdefault("--reason", "unspecified"), "--yes" in options))
     return as_root(lambda: _do(verb, names, options))
 
 
@@ -92,11 +100,11 @@ def _refuse_contact(text: str) -> None:
 
 def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
     """(verb, names, options). Raises Usage."""
-    valued = {"--name": "add", "--key": "add", "--contact": "add"}
-    flags = {"--staging": "add", "--no-issue": "add", "--yes": "add", "--dry-run": "add",
+    valued = {"--name": "add", "--key": "add", "--contact": "add", "--number": "revoke", "--reason": "revoke"}
+    flags = {"--staging": "add", "--no-issue": "add", "--dry-run": "add",
              "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate", "--own": "dhparam"}
-    if not argv or argv[0] not in ("add", "renew", "rotate", "rollback", "remove", "dhparam"):
-        raise Usage(f"{argv[0]!a:.80}: no such verb" if argv else "what is to be done? add, renew, rotate, rollback, remove or dhparam")
+    if not argv or argv[0] not in VERBS:
+        raise Usage(f"{argv[0]!a:.80}: no such verb" if argv else f"what is to be done? {', '.join(VERBS)}")
     verb, names, options, rest = argv[0], [], {}, argv[1:]
     while rest:
         word = rest.pop(0)
@@ -105,7 +113,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
             if "=" not in word and not rest:
                 raise Usage(f"{option} needs a value")
             options[option] = value if "=" in word else rest.pop(0)
-        elif flags.get(word) == verb:
+        elif flags.get(word) == verb or (word == "--yes" and verb in ("add", "revoke")):
             options[word] = "yes"
         elif word.startswith("-"):
             raise Usage(f"{word!a:.80}: no such option of {verb}")
@@ -116,9 +124,13 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
             raise Usage("dhparam takes one of 2048, 3072, 4096")
         return verb, names, options
     everything = "--all" in options or "--due" in options
-    if bool(names) == everything or (verb in ("rollback", "remove") and len(names) != 1):
+    if bool(names) == everything or (verb in ("rollback", "revoke", "remove") and len(names) != 1):
         raise Usage(f"{verb} needs {'a domain' if verb == 'add' else 'the name of a site'}{', or --all or --due, not both' if verb == 'rotate' else ''}")
     _refuse_contact(options.get("--contact", "a@b"))
+    if not re.fullmatch("[0-9]{1,9}", options.get("--number", "1")):
+        raise Usage("--number: give the number of a generation")
+    if options.get("--reason", "unspecified") not in REASONS:
+        raise Usage(f"--reason: give one of {', '.join(REASONS)}")
     if options.get("--key", "ecdsa-p256") not in site.KEYS:
         raise Usage(f"--key: give one of {', '.join(site.KEYS)}")
     return verb, names, options
@@ -134,6 +146,8 @@ def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
         return sites.renew(names)
     if verb == "rollback":
         return sites.rollback(names[0])
+    if verb == "revoke":
+        return revoke.carry_out(names[0], int(options["--number"]), options["--reason"])
     if verb == "remove":
         return sites.remove(names[0])
     if verb == "dhparam":

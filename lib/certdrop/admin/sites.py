@@ -159,6 +159,8 @@ def rollback(name: str) -> int:
             raise Refused(f"{name}: there is no earlier generation to go back to")
         if state.moment(name, older[-1], "not_after") <= time.time():
             raise Refused(f"{name}: generation {older[-1]:04d} has expired; certdrop renew {name} gets a new certificate")
+        if (older[-1], "revoke") in run.posted.get(name, set()):
+            raise Refused(f"{name}: generation {older[-1]:04d} is revoked, or about to be; certdrop renew {name} gets a new certificate")
         generations.make_next(wanted, sight.highest + 1, None, now=False)
         for number in reversed(sight.complete):            # killed in between, the live one is still the newest
             if number > older[-1]:
@@ -190,7 +192,8 @@ def remove(name: str) -> int:
                 raise Refused(f"{name}: still in use: {error}; take the site out of that service's configuration first") from error
         notes.put(name, b"%d" % sight.highest, below="keeper/retired")
         for number, kind in sorted(run.posted.get(name, set())):
-            install.withdraw(run, name, number, kind)
+            if kind != "revoke":                             # what is to be revoked is revoked, site or no site
+                install.withdraw(run, name, number, kind)
         if sight.numbers:
             os.rename(state.directory(name), f"{site.STATE}/sites/.removed-{name}")
             install.finish_removals()
@@ -204,7 +207,7 @@ def remove(name: str) -> int:
 
 def issue(wanted: Mapping[str, int | None]) -> int:
     """Have the issuer ask for these sites' requests now, then install what came. 0 where it is installed, whoever installed it."""
-    code = _run_issuer(list(wanted))
+    code = run_issuer(["--force", *wanted])
     with lock.Lock(patient=True):
         run = Run(PROGRAM, False, True)
         install.reconcile(run, list(wanted))
@@ -288,10 +291,10 @@ def _configure(entry: str, text: str) -> None:
         os.close(fd)
 
 
-def _run_issuer(names: list[str]) -> int:
-    """Run certdrop-issue as _certdrop and pass on what it says, line by line, cleaned; its exit code."""
+def run_issuer(words: list[str]) -> int:
+    """Run certdrop-issue as _certdrop, with these words, and pass on what it says, line by line, cleaned; its exit code."""
     uid, gid = jail.user_ids(spool.ISSUER)
-    process = subprocess.Popen([ISSUE, "--no-install", "--verbose", "--force", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    process = subprocess.Popen([ISSUE, "--no-install", "--verbose", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[])
     end, rest = time.monotonic() + DEADLINE, b""
     while process.stdout and time.monotonic() < end:

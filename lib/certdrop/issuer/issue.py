@@ -13,12 +13,16 @@ import os
 import pwd
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from certdrop import site, spool
 from certdrop.issuer import posted
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import HELP, Options, Usage
 from certdrop.issuer.posted import Request
+
+if TYPE_CHECKING:
+    from certdrop.issuer.revoke import Revocations
 
 SUDO = ["/usr/bin/sudo", "-n", "/usr/sbin/certdrop-install"]
 ACCOUNT = ["/usr/sbin/certdrop-account", "rollover", "--due"]
@@ -74,27 +78,51 @@ def _look(options: Options) -> tuple[int, bool, float]:
     if lock is None:
         return os.EX_OK, False, 0.0            # another run is at it
     try:
-        listed, stale = posted.requests()
-        known = {request.name for request in listed}
+        listed, stale, revoked = posted.requests()
+        known = {request.name for request in listed} | {entry.partition("@")[0] for entry in revoked}
         unknown = [name for name in options.names if name not in known]
         if unknown:
             return say(f"{unknown[0]!a:.80}: root has posted no request for such a site; certdrop-status lists the sites", os.EX_DATAERR), False, 0.0
         now = time.time()
         agenda = Agenda(now)
-        if options.names:
+        revocations, wanted = _revocations(options, revoked, now)
+        if options.revoke:
+            pending = []
+        elif options.names:
             pending = [request for request in listed if request.name in options.names]
         elif options.plan or options.dry_run:
             pending = listed
         else:
             pending = [request for request in listed if agenda.when(request) <= now]
         code, waits = os.EX_OK, False
-        if pending or stale or any(map(spool.is_token, os.listdir(spool.challenges()))) or not _stamped():
-            code, waits = _in_child(options, pending, listed, stale, agenda)
+        if pending or stale or wanted or any(map(spool.is_token, os.listdir(spool.challenges()))) or not _stamped():
+            code, waits = _in_child(options, pending, listed, stale, agenda, revocations)
             agenda = Agenda(time.time()) if options.cron else agenda
+        if options.revoke and not code:
+            code = _still_wanted(options, revoked)
         now = time.time()
         return code, waits, min((moment for request in listed if (moment := agenda.order_at(request)) > now), default=0.0)
     finally:
         os.close(lock)
+
+
+def _revocations(options: Options, entries: list[str], now: float) -> tuple[Revocations | None, bool]:
+    """(what root wants revoked, whether the CA is to be asked for some of it now)."""
+    if not entries or options.plan or options.dry_run:
+        return None, False
+    from certdrop.issuer.revoke import Revocations
+    found = Revocations(entries)
+    return found, bool(found.due(now, options.names, options.revoke))
+
+
+def _still_wanted(options: Options, entries: list[str]) -> int:
+    """The exit code of a run for revocations alone: 0 where the CA says of all of them that they are done."""
+    from certdrop import events
+    from certdrop.issuer.revoke import Revocations
+    left = [one for one in Revocations(entries).all if not one.done and (not options.names or one.name in options.names)]
+    for one in left:
+        say(f"{one.name}: generation {one.number:04d} is not revoked yet; the next try is at {events.stamp(one.next_try)}", os.EX_OK, options.loud)
+    return os.EX_TEMPFAIL if left else os.EX_OK
 
 
 def _lock(options: Options) -> int | None:
@@ -120,7 +148,8 @@ def _stamped() -> bool:
     return True
 
 
-def _in_child(options: Options, pending: list[Request], listed: list[Request], stale: set[str], agenda: Agenda) -> tuple[int, bool]:
+def _in_child(options: Options, pending: list[Request], listed: list[Request], stale: set[str], agenda: Agenda,
+              revocations: Revocations | None) -> tuple[int, bool]:
     """Have a child do the work: (its exit code, whether root should look at the spool)."""
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -130,7 +159,7 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
         try:
             os.close(reader)
             from certdrop.issuer import orders
-            code, waits = orders.run(options, pending, listed, stale, agenda)
+            code, waits = orders.run(options, pending, listed, stale, agenda, revocations)
             os.write(writer, b"1" if waits else b"0")
             sys.stdout.flush()
         except site.Wrong as error:

@@ -88,6 +88,8 @@ class Mandate:
             return payload == json.dumps({"csr": b64(_posted(request).public_bytes(Encoding.DER))})
         if payload.startswith('{"identifiers": '):
             return _orders(payload, names_of(_posted(request)))
+        if payload.startswith('{"certificate": '):
+            return payload == _revocation(request)
         return False
 
 
@@ -142,6 +144,17 @@ def _posted(request: str) -> x509.CertificateSigningRequest:
     try:
         return x509.load_pem_x509_csr(_read(request))
     except ValueError as error:
+        raise Refused("root posted no such request") from error
+
+
+def _revocation(request: str) -> str:
+    """The payload of the revocation that root posted under this name; now, and by root. Raises Refused."""
+    known = spool.parse_entry(request)
+    if known is None or known[2] != "revoke":
+        raise Refused("it names no request to revoke")
+    try:
+        return json.dumps(json.loads(_read(request))["payload"])
+    except (ValueError, KeyError, TypeError) as error:
         raise Refused("root posted no such request") from error
 
 

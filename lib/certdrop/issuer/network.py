@@ -13,6 +13,7 @@ import time
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from certdrop import events, roots, site, spool
-from certdrop.issuer import ari, budget, log, ports
+from certdrop.issuer import ari, budget, log, ports, revoke
 from certdrop.issuer.account import Account, Session
 from certdrop.issuer.keyring import Key, make_key
 from certdrop.issuer.opening import Opening
@@ -31,6 +32,7 @@ from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.trouble import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Trouble
 
 CODES = {REFUSED: os.EX_DATAERR}       # what another try will hardly heal; everything else: later
+Some = TypeVar("Some")
 IN_VAIN = 3                        # orders that could not reach the CA, one after the other, after which the run leaves it alone
 
 
@@ -88,7 +90,12 @@ class Network:
         self._each(tasks, self._rehearse)
         return max(self.codes, default=os.EX_OK)
 
-    def _each(self, tasks: list[Task], work: Callable[[Task], None]) -> None:
+    def carry_out(self, wanted: list[revoke.Revocation]) -> int:
+        """Have revoked what root wants revoked; what came of it is noted in each. Returns the run's exit code."""
+        self._each(wanted, self._revoke)
+        return max(self.codes, default=os.EX_OK)
+
+    def _each(self, tasks: list[Some], work: Callable[[Some], None]) -> None:
         if not tasks:
             return
         with ThreadPoolExecutor(min(self.config.workers, len(tasks))) as pool:
@@ -255,6 +262,27 @@ class Network:
             with self.lock:
                 self.codes.add(CODES.get(error.kind, os.EX_TEMPFAIL) if isinstance(error, Trouble) else os.EX_TEMPFAIL)
             log.say(f"{task.name}: dry run: {error.text if isinstance(error, Trouble) else error}; nothing was changed", True)
+
+    def _revoke(self, one: revoke.Revocation) -> None:
+        """One revocation; a failure is its own alone."""
+        try:
+            if self.down:
+                raise self.down
+            revoke.ask(self._session(), one.entry)
+            self.reached()
+            one.succeeded(time.time())
+            self.log.info(events.REVOKED, site=one.name, number=one.number)
+            log.say(f"{one.name}: the certificate of generation {one.number:04d} is revoked", self.options.loud)
+        except (Trouble, OSError, ValueError, KeyError, TypeError) as error:
+            trouble = error if isinstance(error, Trouble) else Trouble(LOCAL, f"the request to revoke: {error}")
+            if trouble is not self.down:
+                self.learn(trouble)
+            with self.lock:
+                self.codes.add(CODES.get(trouble.kind, os.EX_TEMPFAIL))
+            one.failed(trouble, time.time())
+            again = events.stamp(one.next_try)
+            self.log.error(events.FAILED, site=one.name, number=one.number, kind="revocation", problem=trouble.problem, error=trouble.text, next_try=again)
+            log.say(f"{one.name}: generation {one.number:04d} is not revoked: {trouble.text}; next try at {again}", self.options.loud)
 
     # ---- what all learn from one
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 HELP = """\
-usage: certdrop-issue [--cron] [--force] [--plan | --dry-run] [--no-install] [--quiet | --verbose] [NAME...]
+usage: certdrop-issue [--cron] [--force] [--plan | --dry-run | --revoke] [--no-install]
+                      [--quiet | --verbose] [NAME...]
 
   asks the CA for the certificates that are due: all sites, or these
 
   --plan        only list what is due, when and why; no network, no change
   --dry-run     place whole orders with the CA's staging, for a key and an account to throw away; nothing is kept
+  --revoke      only have revoked what root wants revoked, now; place no order
   --force       ask for these now, due or not (never beyond the CA's limits)
   --no-install  do not have root look at the replies afterwards
   --cron        say only what needs a person at once, and wait for what is due before the next run
@@ -19,7 +21,7 @@ certdrop-issue --dry-run example.org
 
 For a certificate now, `certdrop renew NAME` asks and installs. See certdrop-issue(8).
 """
-FLAGS = {"--cron", "--force", "--plan", "--dry-run", "--no-install", "--quiet", "--verbose"}
+FLAGS = {"--cron", "--force", "--plan", "--dry-run", "--revoke", "--no-install", "--quiet", "--verbose"}
 
 
 class Usage(Exception):
@@ -37,11 +39,12 @@ class Options:
         self.names = [word for word in argv if not word.startswith("-")]
         self.cron, self.force = "--cron" in flags, "--force" in flags
         self.plan, self.dry_run = "--plan" in flags, "--dry-run" in flags
+        self.revoke = "--revoke" in flags
         self.install = "--no-install" not in flags
         if self.force and not self.names:
             raise Usage("--force needs the name of a site")
-        if self.dry_run and (self.plan or self.force):
-            raise Usage("--dry-run goes with neither --plan nor --force")
-        if self.cron and (self.names or self.plan or self.dry_run):
-            raise Usage("--cron goes with no names, nor with --plan or --dry-run")
+        if (self.dry_run or self.revoke) and (self.plan or self.force or self.dry_run == self.revoke):
+            raise Usage("--dry-run and --revoke go with neither --plan nor --force, nor with each other")
+        if self.cron and (self.names or self.plan or self.dry_run or self.revoke):
+            raise Usage("--cron goes with no names, nor with --plan, --dry-run or --revoke")
         self.loud = "--verbose" in flags or (watched and not {"--cron", "--quiet"} & flags)

@@ -21,13 +21,15 @@ from certdrop.issuer.posted import Request
 
 if TYPE_CHECKING:
     from certdrop.issuer.network import Network
+    from certdrop.issuer.revoke import Revocations
 
 OURS = os.path.dirname(os.path.dirname(os.path.abspath(site.__file__)))
 LIBRARIES = (OURS, "/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/usr/local/share", "/dev/urandom", "/dev/null", "/etc/ssl")
 NAMES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services", "/run/systemd/resolve")
 
 
-def run(options: Options, pending: list[Request], listed: list[Request], stale: set[str], agenda: Agenda) -> tuple[int, bool]:
+def run(options: Options, pending: list[Request], listed: list[Request], stale: set[str], agenda: Agenda,
+        revocations: Revocations | None = None) -> tuple[int, bool]:
     """(a code of sysexits.h, whether root should look at the spool). Raises site.Wrong, OSError, ports.Moved."""
     now = time.time()
     if options.dry_run:
@@ -39,9 +41,13 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
         return os.EX_OK, False
     plan.tidy(stale)
     code, done = os.EX_OK, 0
-    if any(task.when <= now or task.wants_window(now) for task in tasks):
+    wanted = revocations.due(now, options.names, options.revoke) if revocations else []
+    if wanted or any(task.when <= now or task.wants_window(now) for task in tasks):
         network = _network(options, sum(task.when <= now for task in tasks))
         code, done = network.work(tasks, now)
+        if wanted and revocations:
+            code = network.carry_out(wanted)
+            revocations.save()
     elif options.loud:
         from certdrop.issuer import log
         for task in tasks if options.names else ():

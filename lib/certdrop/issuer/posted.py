@@ -38,11 +38,12 @@ class Request:
             return stream.read(spool.MAX_REPLY)
 
 
-def requests() -> tuple[list[Request], set[str]]:
-    """(the newest request of each site, sorted by name; the replies whose request is gone). Raises OSError."""
+def requests() -> tuple[list[Request], set[str], list[str]]:
+    """(the newest request of each site, sorted by name; the replies whose request is gone; what is to be revoked). Raises OSError."""
     found: dict[str, Request] = {}
     wanted: set[tuple[str, int]] = set()
     posted: set[str] = set()
+    revoked: list[str] = []
     for entry in os.listdir(spool.requests()):
         known = spool.parse_entry(entry)
         if known is None:
@@ -54,6 +55,8 @@ def requests() -> tuple[list[Request], set[str]]:
                 found[name] = Request(name, number)
         elif kind == "now":
             wanted.add((name, number))
+        elif kind == "revoke":
+            revoked.append(entry)
     stale = set()
     for entry in os.listdir(spool.replies()):
         known = spool.parse_entry(entry)
@@ -64,7 +67,7 @@ def requests() -> tuple[list[Request], set[str]]:
     for name, number in wanted:
         if name in found and found[name].number == number:
             found[name].now = True
-    return [found[name] for name in sorted(found)], stale
+    return [found[name] for name in sorted(found)], stale, revoked
 
 
 class Standing:

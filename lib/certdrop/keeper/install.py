@@ -12,7 +12,7 @@ import os
 import time
 
 from certdrop import events, site, spool
-from certdrop.keeper import generations, judges, keys, notes, state, switch
+from certdrop.keeper import generations, judges, keys, notes, revoke, state, switch
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Sight
 
@@ -23,6 +23,8 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
     """Make the sites (all unless named) as their configuration wants them. One bad site does not hold up the others."""
     finish_removals()
     sweep()
+    for name, number in revoke.ended(run):
+        withdraw(run, name, number, "revoke")
     wanted: list[site.Site] = []
     for name in site.site_names() if names is None else names:
         try:
@@ -71,7 +73,7 @@ def settle(run: Run, wanted: site.Site) -> None:
         elif step == state.POST:
             post(run, name, sight)
         elif step == state.WITHDRAW:
-            for number, kind in sorted(run.posted[name] - state.required(sight)):
+            for number, kind in sorted(state.stray(sight, run.posted[name])):
                 withdraw(run, name, number, kind)
         elif step == state.PRUNE:
             for number in sight.old:

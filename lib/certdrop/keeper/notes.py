@@ -17,7 +17,7 @@ REFUSED_KEPT = 20                  # refused replies kept for the administrator
 
 
 class Notes:
-    """The notes on one site: `refused`, `install` and `spent`, as certdrop-spool(5) describes them."""
+    """The notes on one site: `refused`, `install`, `spent` and `revoke`, as certdrop-spool(5) describes them."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -33,14 +33,16 @@ class Notes:
         self.refused = _table(found, "refused")
         self.install = _table(found, "install")
         self.spent = {key: int(str(value)) for key, value in _table(found, "spent").items()}
+        self.revoke = {key: value for key, value in _table(found, "revoke").items() if isinstance(value, dict)}
         self.installed_at = int(str(found.get("installed_at", 0)))
 
     def save(self) -> None:
         """Write the notes, where they changed."""
         now = time.time()
         self.spent = {key: end for key, end in self.spent.items() if end > now}
-        text = json.dumps({"refused": self.refused, "install": self.install, "spent": self.spent, "installed_at": self.installed_at},
-                          sort_keys=True)
+        self.revoke = {key: value for key, value in self.revoke.items() if int(str(value.get("not_after", 0))) > now}
+        text = json.dumps({"refused": self.refused, "install": self.install, "spent": self.spent, "revoke": self.revoke,
+                           "installed_at": self.installed_at}, sort_keys=True)
         if text != self._before:
             put(f"{self.name}.json", text.encode())
             self._before = text

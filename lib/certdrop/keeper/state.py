@@ -100,7 +100,7 @@ def step(sight: Sight, wanted: configuration.Site, posted: set[tuple[int, str]])
         return WANT
     if not required(sight) <= posted:
         return POST
-    if any(entry not in required(sight) for entry in posted if entry[1] != "revoke"):
+    if stray(sight, posted):
         return WITHDRAW
     return PRUNE if sight.old else WAIT
 
@@ -116,6 +116,11 @@ def required(sight: Sight) -> set[tuple[int, str]]:
     if sight.next is None:
         return set()
     return {(sight.next, "csr"), *([(sight.next, "now")] if has(sight.name, sight.next, "now") else [])}
+
+
+def stray(sight: Sight, posted: set[tuple[int, str]]) -> set[tuple[int, str]]:
+    """What should no longer be there. A request to revoke stays, whatever becomes of its generation, until the certificate ends."""
+    return {entry for entry in posted - required(sight) if entry[1] != "revoke"}
 
 
 def directory(name: str, number: int | None = None) -> str:

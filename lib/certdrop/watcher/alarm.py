@@ -69,6 +69,11 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
         add("failing", "its configuration or its files cannot be used", "leaves the live certificate in place and does not renew it", found.wrong)
     if site.state == verdict.PLACEHOLDER and found.configured_at and now - found.configured_at > WAITING and not found.failing:
         add("waiting", "there is no certificate yet", "waits for the issuer", f"run certdrop renew {name} and read what it says")
+    for one in found.revocations:
+        if one.failing and (one.failing.tries >= KEEPS_FAILING or now - (one.failing.since or now) > LASTING):
+            problems.append(Problem(f"{name}:revocation", f"{name}: a certificate that root wants revoked is not",
+                                    [("why", table.revocation(one, now)), ("certdrop", "tries again by itself"),
+                                     ("you can", f"mend what the error names, then run certdrop revoke {name} --number {one.number:04d}")], True))
     if found.disorder:
         add("disorder", "files are not as they should be", "", "; ".join(found.disorder[:5]))
     return problems

@@ -51,6 +51,22 @@ class Trouble:
 
 
 @dataclass
+class Revocation:
+    """A certificate that root wants revoked, and what the issuer says of it."""
+
+    number: int                                # the generation
+    reason: str
+    since: int | None                          # when root asked for it
+    done: int | None = None                    # when the CA said that it is revoked; the issuer's word
+    failing: Trouble | None = None
+
+    @property
+    def state(self) -> str:
+        """In one word."""
+        return "revoked" if self.done else "failing" if self.failing else "pending"
+
+
+@dataclass
 class Evidence:
     """All that is known of one site without asking the network."""
 
@@ -75,6 +91,7 @@ class Evidence:
     refused: Trouble | None = None
     install: Trouble | None = None
     failing: Trouble | None = None
+    revocations: list[Revocation] = field(default_factory=list)
     renew_at: int | None = None                # the issuer's plan
     renew_why: str = ""
     disorder: list[str] = field(default_factory=list)       # live files, owners and modes that are not as they should be
@@ -126,6 +143,7 @@ class Reader:
         found.refused = _trouble(notes.get("refused"), "reason")
         found.install = _trouble(notes.get("install"), "state")
         self._ledger(found)
+        self._revocations(found, notes.get("revoke"))
         return found
 
     def last_run(self, principal: str) -> Run:
@@ -195,6 +213,20 @@ class Reader:
                                     text(ledger, "last_error"))
         found.renew_at = number(ledger, "renew_at")
         found.renew_why = text(ledger, "renew_why", 60)
+
+    def _revocations(self, found: Evidence, wanted: object) -> None:
+        """What root wants revoked of this site, with the issuer's word."""
+        wanted = wanted if isinstance(wanted, dict) else {}
+        said = self._json("issuer", "revocations.json", self.issuer, found, OWN) if wanted else {}
+        for key in sorted(wanted):
+            note = wanted[key]
+            if not _NUMBER.fullmatch(key) or not isinstance(note, dict):
+                continue
+            word = said.get(spool.entry(found.name, int(key), "revoke"))
+            word = word if isinstance(word, dict) else {}
+            failed = Trouble(text(word, "class", 40), int(key), number(word, "since"), number(word, "count") or 1, number(word, "next_try"),
+                             text(word, "last_error")) if number(word, "count") else None
+            found.revocations.append(Revocation(int(key), text(note, "reason", 30), number(note, "since"), number(word, "done") or None, failed))
 
     def _json(self, folder: str, name: str, owner: int, found: Evidence | None, limit: int = spool.MAX_REPLY) -> dict[str, object]:
         try:

@@ -47,6 +47,9 @@ def _object(site: Verdict) -> dict[str, object]:
         "since": _moment(site.since),
         "next_try": _moment(site.next_try),
         "disorder": found.disorder,
+        "revocations": [{"generation": one.number, "state": one.state, "reason": one.reason, "since": _moment(one.since), "revoked_at": _moment(one.done),
+                         "last_error": one.failing.error if one.failing else None, "next_try": _moment(one.failing.next_try if one.failing else None)}
+                        for one in found.revocations],
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from certdrop import events, jail
 from certdrop.watcher import verdict
-from certdrop.watcher.evidence import Mouth, Run
+from certdrop.watcher.evidence import Mouth, Revocation, Run
 from certdrop.watcher.verdict import Verdict
 
 STATE, BAR, LEFT, RENEWS, KEY = 11, 16, 6, 12, 9       # widths; the site's name takes the rest
@@ -35,6 +35,7 @@ def render(sites: list[Verdict], now: float, width: int, colour: bool) -> list[s
         lines.append(f"{shown:{name}} {state} {bar(site, now):{BAR}} {left:>{LEFT}} {renews(site, now):{RENEWS}} {key[:KEY]}".rstrip())
         if site.last_error:
             lines.append(events.clean("  ! " + explain(site, now), width))
+        lines += [events.clean(f"  - revocation of {revocation(one, now)}", width) for one in found.revocations if one.state == "pending"]
     return lines
 
 
@@ -53,6 +54,7 @@ def page(site: Verdict, now: float) -> list[str]:
              ("key", f"{found.key}, made {events.stamp(found.key_created)}" if found.key_created else ""),
              ("next key", f"{found.next_spki}, made {events.stamp(found.next_key_created)}" if found.next_spki and found.next_key_created else ""),
              ("last error", explain(site, now) if site.last_error else ""),
+             *(("revocation", revocation(one, now)) for one in found.revocations),
              *(("disorder", text) for text in found.disorder)]
     return [found.name] + [f"  {label:11} {text}" for label, text in rows if text]
 
@@ -72,6 +74,18 @@ def explain(site: Verdict, now: float) -> str:
     since = f", for {span(now - site.since)}" if site.since and site.since <= now else ""
     again = "" if not site.next_try else f", next try in {span(site.next_try - now)}" if site.next_try > now else ", next try now"
     return site.last_error + since + again
+
+
+def revocation(one: Revocation, now: float) -> str:
+    """How a revocation that root asked for stands, in one line."""
+    what = f"generation {one.number:04d} ({one.reason})"
+    if one.done:
+        return f"{what}: revoked, says the issuer, {events.stamp(one.done)}"
+    if one.failing is None:
+        return f"{what}: pending, the issuer has not asked the CA yet"
+    again = one.failing.next_try
+    follows = "" if not again else f", next try in {span(again - now)}" if again > now else ", next try now"
+    return f"{what}: failing, {one.failing.tries} in a row{follows}: {one.failing.error}"
 
 
 def renews(site: Verdict, now: float) -> str:

@@ -68,7 +68,7 @@ def judge(found: Evidence, shown: set[str] | None, now: float, thresholds: Thres
             severity = CRITICAL
         elif left < (backstop * LATE if thresholds.warning is None else thresholds.warning):
             severity = max(severity, WARNING)
-    if found.disorder or found.wrong:
+    if found.disorder or found.wrong or any(one.failing or (one.done and one.number == found.live) for one in found.revocations):
         severity = max(severity, WARNING)
     days = (found.certificate.not_after - now) / DAY if found.certificate else None
     return Verdict(found, state, severity, served, days, left, renew_at, why, error, since, next_try)
@@ -157,4 +157,9 @@ def _why(found: Evidence, state: str, shown: set[str] | None) -> tuple[str, int 
         return found.wrong, None, None
     if found.live is None:
         return "the keeper has not made this site yet", None, None
+    for one in found.revocations:
+        if one.failing:
+            return f"generation {one.number:04d} is not revoked: {one.failing.error}", one.failing.since, one.failing.next_try
+        if one.done and one.number == found.live:
+            return "the live certificate is revoked, says the issuer", one.done, None
     return events.clean(found.disorder[0]) if found.disorder else "", None, None

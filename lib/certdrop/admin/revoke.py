@@ -1,0 +1,73 @@
+"""`certdrop revoke`: which certificate is meant, and what an administrator should hear before. root's word is then posted, and the issuer carries it out.
+
+Runs as: root. Trusts: the administrator's words, after checking them; of the issuer, what it says is only shown. Reads: sites/.
+Writes: through keeper/revoke.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from certdrop import events, spool
+from certdrop.admin import sites
+from certdrop.keeper import lock, revoke, state
+from certdrop.keeper.command import Refused
+from certdrop.keeper.run import Run, say
+from certdrop.keeper.state import Sight
+
+
+def ask(name: str, number: int | None, reason: str, agreed: bool) -> int:
+    """Say what will be revoked, and ask whether it shall be; its number. Raises Refused."""
+    number = find(name, number)
+    end = events.stamp(state.moment(name, number, "not_after"))
+    if number == Sight(name).live:
+        say([f"certdrop: {name}: generation {number:04d} is the live one: it is still served, and clients that look will refuse it from then on; "
+             f"certdrop rotate {name} --compromised has another one served first, and is the way if its key got out"])
+    if agreed:
+        return number
+    if not sys.stdin.isatty():
+        raise Refused(f"{name}: nobody is there to be asked; --yes agrees")
+    print(f"The certificate of generation {number:04d} of {name}, valid until {end}, is revoked for ever ({reason}). Revoke it? [y/N] ",
+          end="", file=sys.stderr, flush=True)
+    if not sys.stdin.readline().strip().lower().startswith("y"):
+        raise Refused(f"{name}: not agreed; nothing was changed")
+    return number
+
+
+def find(name: str, number: int | None) -> int:
+    """The generation whose certificate is meant: the live one, unless a number is given. Raises Refused."""
+    sight = Sight(name) if spool.is_site_name(name) else None
+    if sight is None or not sight.numbers:
+        raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
+    real = [there for there in sight.whole if not state.has(name, there, "placeholder")]
+    number = sight.live if number is None else number
+    if number not in real:
+        there = ", ".join(f"{there:04d}{' (live)' * (there == sight.live)}" for there in real) or "none"
+        raise Refused(f"{name}: there is no certificate of {f'generation {number:04d}' if number else 'this site'} to revoke; kept are those of: {there}")
+    if state.moment(name, number, "not_after") <= time.time():
+        raise Refused(f"{name}: generation {number:04d} has expired; there is nothing to revoke")
+    return number
+
+
+def carry_out(name: str, number: int, reason: str) -> int:
+    """Post root's word, and have the issuer see to it now. 0 where the issuer says that the CA did it."""
+    with lock.Lock(patient=True):
+        run = Run(sites.PROGRAM, False, True)
+        find(name, number)
+        if (number, "revoke") in run.posted.get(name, set()):
+            run.tell(name, f"that generation {number:04d} is revoked was asked for before")
+        else:
+            revoke.post(run, name, number, reason)
+            run.tell(name, f"the issuer is asked to have generation {number:04d} revoked ({reason})")
+    run.flush()
+    return have_revoked([name])
+
+
+def have_revoked(names: list[str]) -> int:
+    """Have the issuer ask the CA now for what is posted of these sites. 0 where it says that all is done."""
+    code = sites.run_issuer(["--revoke", *names])
+    if code:
+        say([f"{sites.PROGRAM}: {name}: not everything is revoked yet; cron goes on trying, certdrop-status {name} shows how it stands" for name in names])
+    return code if code in (os.EX_OK, os.EX_DATAERR, os.EX_CONFIG) else os.EX_TEMPFAIL

@@ -1,0 +1,97 @@
+"""Carries out what root wants revoked (RFC 8555 section 7.6), and remembers what came of it. A revocation that failed is tried again, for ever.
+
+Runs as: _certdrop; what speaks with the CA, shut in. Trusts: root's requests; of its own notes, nothing beyond type and bounds; of the CA,
+that it says the truth: "done" is the issuer's word. Reads: requests/NAME@NUMBER.revoke. Writes: issuer/revocations.json, world-readable.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING
+
+from certdrop import events, site, spool
+from certdrop.issuer import due
+from certdrop.issuer.trouble import REFUSED, Trouble
+
+if TYPE_CHECKING:
+    from certdrop.issuer.account import Session
+
+NOTES = "revocations.json"
+_NUMBERS = ("done", "count", "since", "failed_at", "next_try", "retry_after")
+_TEXTS = ("class", "last_error")
+
+
+class Revocation(due.Record):
+    """A certificate that root wants revoked. `done` is when the CA said that it is."""
+
+    def __init__(self, entry: str, found: object = None) -> None:
+        super().__init__()
+        self.entry = entry
+        self.name, self.number, _ = spool.parse_entry(entry) or ("", 0, "")
+        self.done = 0
+        self.kind = self.last_error = ""       # of the last failure
+        known = found if isinstance(found, dict) else {}
+        for key in _NUMBERS:
+            value = known.get(key)
+            if isinstance(value, (int, float)) and 0 <= value < 1 << 40:
+                setattr(self, key, int(value))
+        for key in _TEXTS:
+            if isinstance(known.get(key), str):
+                setattr(self, "kind" if key == "class" else key, known[key])
+
+    def is_due(self, now: float, urged: bool) -> bool:
+        """Whether to ask the CA now. `urged`: an administrator waits, and no back-off holds but the CA's."""
+        held = due.held_until(self, now)
+        return not self.done and (float(self.retry_after) if held and urged else held) <= now
+
+    def succeeded(self, now: float) -> None:
+        """The CA has revoked it."""
+        self.forget_failures()
+        self.done, self.kind, self.last_error = int(now), "", ""
+
+    def failed(self, trouble: Trouble, now: float) -> None:
+        """Note a failure and the next try."""
+        self.note_failure(trouble.retry_after, None, now, random.random())
+        self.kind, self.last_error = trouble.kind, events.clean(trouble.text, 2000)
+
+    def noted(self) -> dict[str, object]:
+        """What is remembered of it."""
+        found = {key: getattr(self, "kind" if key == "class" else key) for key in (*_NUMBERS, *_TEXTS)}
+        return {key: value for key, value in found.items() if value}
+
+
+class Revocations:
+    """All that root wants revoked, as entries of requests/, and what came of each. What root wants no more is forgotten."""
+
+    def __init__(self, entries: list[str]) -> None:
+        try:
+            with open(f"{site.STATE}/issuer/{NOTES}", encoding="utf-8") as stream:
+                found = json.load(stream)
+        except (OSError, ValueError, RecursionError):
+            found = {}
+        known = found if isinstance(found, dict) else {}
+        self.all = [Revocation(entry, known.get(entry)) for entry in sorted(entries)]
+
+    def due(self, now: float, names: list[str], urged: bool) -> list[Revocation]:
+        """What to ask the CA for now: all, or of these sites."""
+        return [one for one in self.all if (not names or one.name in names) and one.is_due(now, urged)]
+
+    def save(self) -> None:
+        """Write it down, whole or not at all. Raises OSError."""
+        from certdrop.issuer import ledger
+        ledger.put(NOTES, json.dumps({one.entry: one.noted() for one in self.all if one.noted()}).encode())
+
+
+def ask(session: Session, entry: str) -> None:
+    """Have the CA revoke it. That it is revoked already is as good. Raises Trouble, OSError."""
+    url = session.directory().get("revokeCert")
+    if not isinstance(url, str):
+        raise Trouble(REFUSED, "the CA does not offer to revoke certificates")
+    with open(f"{spool.requests()}/{entry}", encoding="ascii") as stream:
+        payload = json.loads(stream.read(spool.MAX_REPLY))["payload"]
+    try:
+        session.post(url, payload, request=entry)
+    except Trouble as trouble:
+        if trouble.problem != "alreadyRevoked":
+            raise

@@ -1,0 +1,49 @@
+"""Asks the issuer to revoke certificates: root's word in the spool, for as long as the certificate would be valid.
+
+What is posted holds the text that is signed and sent to the CA (RFC 8555 section 7.6), so that nobody after root has a say in it.
+Runs as: root, under the keeper's lock. Trusts: its own files. Reads: sites/, requests/. Writes: requests/, notes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from certdrop import events, spool
+from certdrop.keeper import notes, state
+from certdrop.keeper.run import Run
+
+# Why (RFC 5280 section 5.3.1): what the holder of a certificate may say. 0 is said by leaving it out.
+REASONS = {"unspecified": 0, "keyCompromise": 1, "affiliationChanged": 3, "superseded": 4, "cessationOfOperation": 5}
+
+
+def post(run: Run, name: str, number: int, reason: str) -> None:
+    """Ask for the revocation of a generation's certificate, which is never accepted again."""
+    import base64                      # here, because most runs revoke nothing
+    with open(state.directory(name, number) + "/cert.pem", "rb") as stream:
+        leaf = base64.b64decode(b"".join(stream.read().splitlines()[1:-1]))
+    payload: dict[str, object] = {"certificate": base64.urlsafe_b64encode(leaf).decode().rstrip("=")}
+    if REASONS[reason]:
+        payload["reason"] = REASONS[reason]
+    end, known = state.moment(name, number, "not_after"), notes.Notes(name)
+    known.spent[str(state.facts(name, number, "cert")["sha256"])] = end
+    known.revoke[f"{number:04d}"] = {"reason": reason, "since": int(time.time()), "not_after": end}
+    known.save()
+    text = json.dumps({"payload": payload, "not_after": end})
+    spool.write(run.requests, spool.entry(name, number, "revoke"), text.encode(), 0o640, run.group)
+    run.posted.setdefault(name, set()).add((number, "revoke"))
+    run.log.write(events.POSTED, site=name, number=number, kind="revoke", reason=reason)
+
+
+def ended(run: Run) -> list[tuple[str, int]]:
+    """(site, number) of the requests whose certificate has ended: they mean nothing any more. Of removed sites, too."""
+    found = []
+    for name, posted in run.posted.items():
+        for number in sorted(number for number, kind in posted if kind == "revoke"):
+            try:
+                with open(f"{spool.requests()}/{spool.entry(name, number, 'revoke')}", encoding="ascii") as stream:
+                    if int(json.load(stream)["not_after"]) <= time.time():
+                        found.append((name, number))
+            except (OSError, ValueError):      # one damaged file holds up nobody
+                pass
+    return found
