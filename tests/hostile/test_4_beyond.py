@@ -11,6 +11,8 @@ import re
 import select
 import shutil
 import signal
+import socket
+import stat
 import subprocess
 import textwrap
 import time
@@ -540,3 +542,47 @@ def test_84_signals(ground: Ground) -> None:
     with ground.stands():
         with ground.attacker(strike):
             ground.install(code=0, timeout=60)
+
+
+@contextlib.contextmanager
+def file_system_that_never_answers(ground: Ground, place: str) -> Iterator[None]:
+    """A file system in user space (FUSE) of the issuer's, mounted there by Debian's fusermount3, which answers no question at all."""
+    if not os.path.exists("/dev/fuse"):
+        os.mknod("/dev/fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
+        os.chmod("/dev/fuse", 0o666)
+
+    def mount() -> None:
+        ours, its = socket.socketpair()
+        subprocess.run(["/usr/bin/fusermount3", "-o", "fsname=hostile", "--", place], pass_fds=[its.fileno()], check=True, stdin=subprocess.DEVNULL,
+                       env={"PATH": "/usr/bin:/bin", "_FUSE_COMMFD": str(its.fileno())})
+        kept = socket.recv_fds(ours, 1, 1)[1]
+        assert kept
+        signal.pause()
+    process = ground.start(mount)
+    try:
+        stage.wait_for(lambda: f" {place} " in stage.read("/proc/self/mountinfo"), 10, "the mount")
+        yield
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_86_a_file_system_that_never_answers(ground: Ground) -> None:
+    """Goal: have root, or the watcher, wait for ever: a file system of ours over replies/, and over what status reads."""
+    before = {name: (ground.live(name), ground.on_disk(name)) for name in (VICTIM, OTHER)}
+    ground.reply(OTHER)
+    with file_system_that_never_answers(ground, REPLIES):
+        done = ground.install(timeout=30)
+        assert done.code == os.EX_NOPERM and done.text == f"certdrop-install: {REPLIES}: Permission denied; certdrop-check says what is wrong\n", done
+        assert "2 serving" in ground.run("certdrop-status", timeout=30, code=0).text
+        assert {name: (ground.live(name), ground.on_disk(name)) for name in before} == before
+    ground.install(code=0)
+    assert ground.live(OTHER) == before[OTHER][0] + 1 and ground.live(VICTIM) == before[VICTIM][0]
+    for place in (f"{STATE}/issuer", f"{STATE}/account", "/var/spool/certdrop/challenges"):
+        with file_system_that_never_answers(ground, place):
+            ground.install(timeout=30, code=0)
+            said = ground.run("certdrop-status", timeout=30).text
+            assert "2 serving" in said and ("issuer/victim.example.org.json cannot be used" in said) == place.endswith("issuer"), said
+            assert "Traceback" not in ground.run("certdrop-watch", timeout=60).text
+    assert all(ground.served(name) == ground.on_disk(name) and ground.pair_matches(name) for name in before)

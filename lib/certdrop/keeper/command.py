@@ -73,7 +73,8 @@ def guard(program: str, work: Callable[[], int], quiet: bool = False) -> int:
     except site.Wrong as error:
         text, code = str(error), os.EX_CONFIG
     except PermissionError as error:
-        text, code = str(error), os.EX_NOPERM
+        text = f"{error.filename}: {error.strerror}; certdrop-check says what is wrong" if error.filename else str(error)
+        code = os.EX_NOPERM
     except lock.Busy as error:
         text, code = f"another keeper is at work ({error}); try again later", os.EX_TEMPFAIL
     except OSError as error:
