@@ -147,3 +147,12 @@ def test_the_ca_refuses(host: Host) -> None:
     finally:
         host.world.pebble.restart(blocked=[])
         host.run("certdrop", "remove", "blocked.example.net", code=0)
+
+
+@pytest.mark.parametrize("tool", ["certdrop", "certdrop-install", "certdrop-issue", "certdrop-account", "certdrop-status", "certdrop-watch", "certdrop-nginx",
+                                  "certdrop-import", "certdrop-check"])
+def test_nobody_listens(host: Host, unchanged: None, tool: str) -> None:
+    """Help that nobody can read is no error, and no traceback: standard output is closed, or full."""
+    for where in (">&-", ">/dev/full"):
+        done = host.run("sh", "-c", f"{tool} --help {where}")
+        assert "Traceback" not in done.text and (done.code == 0 or where != ">&-"), (where, done)

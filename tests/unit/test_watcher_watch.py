@@ -278,6 +278,12 @@ def test_test_says_where_it_went(host: Host, capsys: pytest.CaptureFixture[str])
     assert f"handed over for root by {host.script}" in capsys.readouterr().out and 1 == len(host.mails())
 
 
+def test_test_says_that_it_went_nowhere(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where no terminal is: who asks is told."""
+    assert os.EX_TEMPFAIL == watch.send_test(courier.Route({"via": "command:/nowhere"}))
+    assert "/nowhere is not there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv, code", [(["--frobnicate"], 64), (["--test", "x"], 64)])
 def test_usage(argv: list[str], code: int) -> None:
     """A command line that is not understood is 64."""

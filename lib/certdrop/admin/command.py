@@ -46,7 +46,7 @@ See certdrop(8).
 def main(argv: list[str]) -> int:
     """`certdrop`. Returns a code of sysexits.h."""
     if argv[:1] in (["--help"], ["-h"], ["help"]) or argv[1:2] == ["--help"]:
-        sys.stdout.write(HELP)
+        print(HELP, end="")
         return os.EX_OK
     if argv == ["--version"]:
         print(f"certdrop {VERSION}")

@@ -55,7 +55,7 @@ FLAGS = ("--yes", "--dry-run", "--diff", "--json", "--untrusted", "--no-account"
 def main(argv: list[str]) -> int:
     """`certdrop-import`. Returns a code of sysexits.h."""
     if argv in (["--help"], ["-h"]):
-        sys.stdout.write(HELP)
+        print(HELP, end="")
         return os.EX_OK
     if argv == ["--version"]:
         print(f"{PROGRAM} {VERSION}")

@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
 def run(argv: list[str]) -> int:
     """Check the words, then print. Raises site.Wrong, Absent and OSError."""
     if argv in (["--help"], ["-h"]):
-        sys.stdout.write(HELP)
+        print(HELP, end="")
         return os.EX_OK
     if argv == ["--version"]:
         print(f"certdrop-nginx {VERSION}")

@@ -34,7 +34,7 @@ TICK = 600                         # seconds from one run by cron to the next
 def main(argv: list[str]) -> int:
     """Returns a code of sysexits.h."""
     if "--help" in argv or "-h" in argv:
-        sys.stdout.write(HELP)
+        print(HELP, end="")
         return os.EX_OK
     try:
         options = Options(argv, sys.stderr.isatty())

@@ -79,7 +79,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Returns a code of sysexits.h."""
     if {"--help", "-h"} & set(argv):
-        sys.stdout.write(HELP)
+        print(HELP, end="")
         return os.EX_OK
     if argv == ["--version"]:
         print(f"certdrop-account {VERSION}")

@@ -27,7 +27,7 @@ class Refused(Exception):
 def main(argv: list[str]) -> int:
     """`certdrop-install`. Returns a code of sysexits.h; 0 too where another keeper is at work."""
     if argv in (["--help"], ["-h"]):
-        sys.stdout.write(HELP)
+        print(HELP, end="")
         return os.EX_OK
     if argv:
         sys.stderr.write("certdrop-install: takes no arguments\n" + HELP)

@@ -69,7 +69,11 @@ def _guarded(work: Any) -> int:
 
 def send_test(route: courier.Route) -> int:
     """--test: send a message now, and say where it went."""
-    courier.deliver(route, f"[certdrop] {route.host}: a test", "This is a test: mail of certdrop-watch goes this way.\n")
+    try:
+        courier.deliver(route, f"[certdrop] {route.host}: a test", "This is a test: mail of certdrop-watch goes this way.\n")
+    except courier.Undelivered as error:
+        print(f"certdrop-watch: {error}; mail does not go out", file=sys.stderr)       # whoever asks is told, terminal or not
+        return os.EX_TEMPFAIL
     print(f"certdrop-watch: a test message was handed over for {route.words()}")
     return os.EX_OK
 
