@@ -24,6 +24,7 @@ INSTALLED = "installed"
 SERVING = "serving"
 NOT_SERVED = "issued-not-served"
 WENT_BACK = "went-back"
+BURNT = "key-burnt"
 SERVICE_FAILED = "service-failed"
 # issuer
 RUN = "run"

@@ -49,8 +49,9 @@ class Case:
             return f"live is {scene.live()}, proven {scene.proven()}, not {live}"
         if scene.served() != stage.fingerprint_on_disk():
             return "nginx shows another certificate"
-        if os.path.exists(f"{SPOOL}/replies") and scene.posted() != [f"{SITE}@{scene.generations()[-1]:04d}.csr"]:
-            return f"posted are {scene.posted()}"
+        posted = [entry for entry in scene.posted() if not entry.endswith(".revoke")]
+        if os.path.exists(f"{SPOOL}/replies") and posted != [f"{SITE}@{scene.generations()[-1]:04d}.csr"]:
+            return f"posted are {posted}"
         if self.settings and stage.stage.read(f"{stage.COPIES}/{SITE}.pem") != "".join(
                 stage.stage.read(f"{STATE}/live/{SITE}/{part}") for part in ("privkey.pem", "fullchain.pem")):
             return "the copy is another's"
@@ -103,6 +104,24 @@ class Rotate(Case):
             return f"live is {scene.live()}"
         if scene.fact(scene.live(), "request", "spki_sha256") == scene.fact(2, "request", "spki_sha256"):
             return "the key is the old one"
+        return self.settled(scene, scene.live())
+
+
+class Compromised(Rotate):
+    """`certdrop rotate --compromised`: what was issued for the old key is to be revoked, but not before another is served."""
+
+    argv = ["/usr/sbin/certdrop", "rotate", SITE, "--compromised"]
+
+    def goal(self, scene: Scene) -> str:
+        wanted = [entry for entry in scene.posted() if entry.endswith(".revoke")]
+        burnt = stage.stage.read(f"{STATE}/keeper/burnt") if os.path.exists(f"{STATE}/keeper/burnt") else ""
+        old = not burnt or scene.fact(scene.live(), "request", "spki_sha256") in burnt
+        if wanted and (old or scene.proven() != scene.live()):
+            return "it is to be revoked, and still used"
+        if old or scene.live() < 3:
+            return f"live is {scene.live()}, with the old key"
+        if wanted != [f"{SITE}@0002.revoke"]:
+            return f"to be revoked is {wanted}"
         return self.settled(scene, scene.live())
 
 
@@ -212,6 +231,6 @@ class Import(Case):
 
 
 CASES: dict[str, type[Case]] = {
-    "add": Add, "install": Install, "rotate": Rotate, "rollback": Rollback, "remove": Remove, "issue": Issue, "issue-again": IssueAgain,
-    "import": Import,
+    "add": Add, "install": Install, "rotate": Rotate, "compromised": Compromised, "rollback": Rollback, "remove": Remove,
+    "issue": Issue, "issue-again": IssueAgain, "import": Import,
 }

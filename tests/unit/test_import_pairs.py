@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
-from certdrop import spool
+from certdrop import site, spool
 from certdrop.admin import import_booth, import_command, import_pairs, import_take
 from certdrop.admin.import_pairs import Examiner, Found
 from certdrop.issuer import jose
@@ -136,6 +136,16 @@ def test_names_that_are_no_hosts(monkeypatch):
     """What the examiner says are names is checked as if an administrator had typed it."""
     pair = import_pairs.Pair("ecdsa-p256", "", "", 1, 2 ** 40, "accept", ["a.test", "localhost"], b"", [], "", 1)
     assert "no host name" in import_pairs._obstacle(pair, False)
+
+
+def test_a_key_that_got_out_stays_out(examiner, monkeypatch, tmp_path):
+    """Whatever its certificate is worth: burnt once, it is never taken over again."""
+    monkeypatch.setattr(site, "STATE", str(tmp_path))
+    pair = examine(examiner, pem(KEY), certificate(KEY), ROOT)
+    assert import_pairs._obstacle(pair, True) == ""
+    (tmp_path / "keeper").mkdir()
+    (tmp_path / "keeper" / "burnt").write_text(f"{'0' * 64}\n{pair.spki}\n")
+    assert "got out" in import_pairs._obstacle(pair, True)
 
 
 def jwk(**changes):

@@ -110,3 +110,130 @@ def test_settling_leaves_it_there(run: Any) -> None:
         run.posted.setdefault(NAME, set()).add((number, kind))
     install.settle(run, wanted)
     assert sorted(os.listdir(spool.requests())) == [f"{NAME}@0001.revoke", f"{NAME}@0002.revoke", f"{NAME}@0003.csr"]
+
+
+# ---- a key that got out
+
+def spki(number: int) -> str:
+    return str(state.facts(NAME, number, "request")["spki_sha256"])
+
+
+def burn(*numbers: int) -> None:
+    """What `certdrop rotate --compromised` writes first."""
+    notes.put("burnt", "".join(f"{spki(number)}\n" for number in numbers).encode())
+
+
+def fill(number: int) -> None:
+    """Complete a generation, with a certificate for its key."""
+    with open(state.directory(NAME, number) + "/privkey.pem", "rb") as stream:
+        pem, sha256, begin, _ = keys.placeholder(stream.read(), [NAME])
+    generations.complete(NAME, number, [pem], Accepted(sha256, begin, END))
+
+
+@pytest.fixture
+def leaked(run: Any) -> Any:
+    """Generation 2 is live and proven, with a key that got out; 1 had the same, 3 is next."""
+    wanted = site.Site(NAME, site.Config())
+    wanted.domains, wanted.key_max_age = [NAME], "180d"
+    generations.make_next(wanted, 1, 2, now=False)
+    fill(1)
+    generations.move("proven", NAME, 2)
+    install.settle(run, wanted)
+    assert spki(1) == spki(2) == spki(3)
+    burn(2)
+    run.wanted = wanted
+    run.tell = lambda *words: None
+    return run
+
+
+def asked() -> list[str]:
+    return [entry for entry in sorted(os.listdir(spool.requests())) if entry.endswith("revoke")]
+
+
+def test_a_key_that_got_out_is_not_carried_on(leaked: Any) -> None:
+    """Next gets another one, wanted now, by whatever run comes next."""
+    install.settle(leaked, leaked.wanted)
+    sight = state.Sight(NAME)
+    assert sight.next == 4 and spki(4) != spki(2) and state.has(NAME, 4, "now")
+    assert {(4, "csr"), (4, "now")} <= leaked.posted[NAME]
+    install.settle(leaked, leaked.wanted)
+    assert state.Sight(NAME).next == 4
+
+
+def test_a_fresh_next_is_only_wanted_now(leaked: Any) -> None:
+    """Where next has a key of its own already, that one is used."""
+    install.settle(leaked, leaked.wanted)
+    os.unlink(state.directory(NAME, 4) + "/now")
+    install.settle(leaked, leaked.wanted)
+    assert state.Sight(NAME).next == 4 and state.has(NAME, 4, "now")
+
+
+def test_nothing_is_revoked_before_another_is_proven(leaked: Any) -> None:
+    """Written, moved, proven: only then, and then all that were issued for the key, each once."""
+    install.settle(leaked, leaked.wanted)
+    revoke.post_owed(leaked, NAME)
+    fill(4)
+    revoke.post_owed(leaked, NAME)
+    generations.move("live", NAME, 4)
+    revoke.post_owed(leaked, NAME)
+    assert asked() == []
+    generations.move("proven", NAME, 4)
+    revoke.post_owed(leaked, NAME)
+    assert asked() == [f"{NAME}@0001.revoke", f"{NAME}@0002.revoke"] and posted(1)["payload"]["reason"] == posted(2)["payload"]["reason"] == 1
+    before = [os.stat(f"{spool.requests()}/{entry}").st_ino for entry in asked()]
+    revoke.post_owed(leaked, NAME)
+    assert before == [os.stat(f"{spool.requests()}/{entry}").st_ino for entry in asked()]
+
+
+def test_where_nobody_serves_a_site_installing_is_enough(leaked: Any) -> None:
+    """But not while an installation waits for its next try."""
+    os.unlink(f"{site.STATE}/proven/{NAME}")
+    install.settle(leaked, leaked.wanted)
+    fill(4)
+    generations.move("live", NAME, 4)
+    known = notes.Notes(NAME)
+    known.put_off(4, "issued-not-served", "x")
+    known.save()
+    revoke.post_owed(leaked, NAME)
+    assert asked() == []
+    known.install = {}
+    known.save()
+    revoke.post_owed(leaked, NAME)
+    assert asked() == [f"{NAME}@0001.revoke", f"{NAME}@0002.revoke"]
+
+
+def test_what_is_to_be_revoked_is_kept_until_that_is_posted(leaked: Any) -> None:
+    """However many generations follow: the certificate is needed for the request."""
+    for number in (4, 5, 6, 7):
+        install.settle(leaked, leaked.wanted)
+        fill(number)
+        generations.move("live", NAME, number)
+    install.settle(leaked, leaked.wanted)
+    assert state.Sight(NAME).numbers == [1, 2, 5, 6, 7, 8]
+    generations.move("proven", NAME, 7)
+    revoke.post_owed(leaked, NAME)
+    install.settle(leaked, leaked.wanted)
+    assert state.Sight(NAME).numbers == [5, 6, 7, 8] and asked() == [f"{NAME}@0001.revoke", f"{NAME}@0002.revoke"]
+
+
+def test_what_has_ended_needs_no_revocation(leaked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CA would not take it, and nobody would look."""
+    install.settle(leaked, leaked.wanted)
+    fill(4)
+    for link in ("live", "proven"):
+        generations.move(link, NAME, 4)
+    monkeypatch.setattr(time, "time", lambda: END)
+    revoke.post_owed(leaked, NAME)
+    assert asked() == []
+
+
+def test_other_keys_are_left_alone(leaked: Any) -> None:
+    """A generation with another key is neither burnt nor revoked."""
+    install.settle(leaked, leaked.wanted)
+    fill(4)
+    for link in ("live", "proven"):
+        generations.move(link, NAME, 4)
+    burn(1)
+    assert not state.is_burnt(NAME, 4) and state.owed(state.Sight(NAME), set()) == [1, 2]
+    notes.put("burnt", b"")
+    assert state.owed(state.Sight(NAME), set()) == []

@@ -235,7 +235,7 @@ MAYBE = (str, type(None))
 FIELDS: dict[str, Any] = {
     "name": str, "domains": list, "state": str, "severity": int, "not_before": str, "not_after": str, "days_left": float,
     "lifetime_left": float, "renew_at": str, "renew_reason": str, "fingerprint_sha256": str, "placeholder": bool,
-    "served": (bool, type(None)), "generation": int, "proven_generation": int, "next_generation": int, "key": str, "key_created": str,
+    "served": (bool, type(None)), "generation": int, "proven_generation": int, "next_generation": int, "key": str, "key_created": str, "key_burnt": bool,
     "next_key_created": str, "next_key_spki_sha256": str, "last_error": MAYBE, "since": MAYBE, "next_try": MAYBE, "disorder": list,
     "revocations": list}
 
@@ -281,6 +281,15 @@ def test_revocations_are_shown_as_the_issuer_says(world: World) -> None:
     assert ("revoked", "2027-01-15T08:01:40Z") == (shown()["state"], shown()["revoked_at"])
     assert "the live certificate is revoked" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
     assert "generation 0001 (superseded): revoked, says the issuer, 2027" in run("--no-probe", "example.org")[1]
+
+
+def test_a_live_key_that_got_out_is_shown(world: World) -> None:
+    """Root lists it; nobody else can."""
+    world.usual("example.org")
+    world.put(world.state / "keeper/burnt", f"{'cd' * 32}\n{'ab' * 32}\n".encode())
+    assert "its key got out" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
+    os.chown(world.state / "keeper/burnt", ISSUER, ISSUER)
+    assert 0 == run("--no-probe")[0]
 
 
 @pytest.mark.parametrize("data", [

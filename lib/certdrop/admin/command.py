@@ -19,7 +19,7 @@ CONFIG = site.ETC + "/certdrop.toml"
 HELP = """\
 usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--contact ADDRESS] [--staging] [--yes] [--no-issue] [--dry-run]
        certdrop renew NAME...
-       certdrop rotate NAME... | --all | --due   [--next | --cancel]
+       certdrop rotate NAME... | --all | --due   [--next | --cancel | --compromised]
        certdrop rollback NAME
        certdrop revoke NAME [--number N] [--reason REASON] [--yes]
        certdrop remove NAME
@@ -28,7 +28,8 @@ usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--contact ADDRESS] [--
   add       a new site: one certificate for these domains, its first domain its name. The first time it asks
             for a contact and the CA, unless --contact, --staging or --yes say; --dry-run only says what it would do
   renew     get a certificate now
-  rotate    get one with a new key now; --next only posts the new key, --cancel withdraws the wish
+  rotate    get one with a new key now; --next only posts the new key, --cancel withdraws the wish; --compromised, because
+            the key got out: it is never used again, and once the new one is served, what was issued for it is revoked
   rollback  go back to the generation before
   revoke    have the CA revoke a certificate: the live one, or that of generation --number; --reason is one of
             unspecified, keyCompromise, affiliationChanged, superseded, cessationOfOperation
@@ -102,7 +103,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
     """(verb, names, options). Raises Usage."""
     valued = {"--name": "add", "--key": "add", "--contact": "add", "--number": "revoke", "--reason": "revoke"}
     flags = {"--staging": "add", "--no-issue": "add", "--dry-run": "add",
-             "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate", "--own": "dhparam"}
+             "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate", "--compromised": "rotate", "--own": "dhparam"}
     if not argv or argv[0] not in VERBS:
         raise Usage(f"{argv[0]!a:.80}: no such verb" if argv else f"what is to be done? {', '.join(VERBS)}")
     verb, names, options, rest = argv[0], [], {}, argv[1:]
@@ -126,6 +127,8 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
     everything = "--all" in options or "--due" in options
     if bool(names) == everything or (verb in ("rollback", "revoke", "remove") and len(names) != 1):
         raise Usage(f"{verb} needs {'a domain' if verb == 'add' else 'the name of a site'}{', or --all or --due, not both' if verb == 'rotate' else ''}")
+    if len({"--next", "--cancel", "--compromised"} & options.keys()) > 1 or {"--due", "--compromised"} <= options.keys():
+        raise Usage("--next, --cancel and --compromised exclude each other, and --compromised goes with names or --all")
     _refuse_contact(options.get("--contact", "a@b"))
     if not re.fullmatch("[0-9]{1,9}", options.get("--number", "1")):
         raise Usage("--number: give the number of a generation")
@@ -155,4 +158,6 @@ def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
     if "--due" in options:
         return sites.rotate_due() or (dhparam.renew() if dhparam.is_due() else os.EX_OK)
     names = site.site_names() if "--all" in options else names
+    if "--compromised" in options:
+        return revoke.compromised(names)
     return sites.cancel(names) if "--cancel" in options else sites.rotate(names, "--next" in options)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from certdrop import site, spool
 from certdrop.admin.import_files import Reader, Unreadable
-from certdrop.keeper import judges
+from certdrop.keeper import judges, state
 
 EXPIRED, UNTRUSTED = "expired", "untrusted"
 
@@ -152,6 +152,8 @@ def _obstacle(pair: Pair, untrusted: bool) -> str:
         return f"{WHY['broken-chain'] if pair.verdict != UNTRUSTED else 'its chain leads to no trusted root'}; --untrusted takes it nevertheless"
     if pair.verdict not in ("accept", EXPIRED, UNTRUSTED, "broken-chain"):
         return WHY.get(pair.verdict, WHY["judge-failed"])
+    if pair.spki in state.burnt():
+        return "its key got out: certdrop burnt it, and never uses it again; certdrop add gets a certificate for a new one"
     try:
         for domain in pair.domains:
             site.refuse_domain(domain)

@@ -1,7 +1,9 @@
-"""`certdrop revoke`: which certificate is meant, and what an administrator should hear before. root's word is then posted, and the issuer carries it out.
+"""`certdrop revoke` and `certdrop rotate --compromised`: root's word is posted, and the issuer carries it out.
+
+A key that got out is burnt first, whatever else is to be done: what the keeper's rows make of that (state.py), every later run goes on with.
 
 Runs as: root. Trusts: the administrator's words, after checking them; of the issuer, what it says is only shown. Reads: sites/.
-Writes: through keeper/revoke.py.
+Writes: keeper/burnt below /var/lib/certdrop, and through keeper/ the rest.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ import os
 import sys
 import time
 
-from certdrop import events, spool
+from certdrop import events, site, spool
 from certdrop.admin import sites
-from certdrop.keeper import lock, revoke, state
+from certdrop.keeper import install, lock, notes, revoke, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
 from certdrop.keeper.state import Sight
@@ -59,10 +61,48 @@ def carry_out(name: str, number: int, reason: str) -> int:
         if (number, "revoke") in run.posted.get(name, set()):
             run.tell(name, f"that generation {number:04d} is revoked was asked for before")
         else:
+            if reason == "keyCompromise":
+                burn(run, name, [number])
             revoke.post(run, name, number, reason)
             run.tell(name, f"the issuer is asked to have generation {number:04d} revoked ({reason})")
+            if reason == "keyCompromise":
+                install.settle(run, site.load_site(name, run.config))
     run.flush()
     return have_revoked([name])
+
+
+def compromised(names: list[str]) -> int:
+    """Burn the keys of live and next; have certificates for fresh ones served; then have the old ones revoked. Whatever ends this, later runs go on."""
+    sites.known(names)
+    wanted: dict[str, int | None] = {}
+    with lock.Lock(patient=True):
+        run = Run(sites.PROGRAM, False, True)
+        for name in names:
+            found, sight = site.load_site(name, run.config), Sight(name)
+            if sight.live is None or not state.is_burnt(name, sight.live):         # else it is gone on with what was begun
+                burn(run, name, [number for number in (sight.live, sight.next) if number is not None])
+            install.take(run, [found])         # a certificate that is there already is not served, but known, and so can be revoked
+            install.settle(run, found)
+            wanted[name] = Sight(name).next
+        run.witness.end()
+    run.flush()
+    code = sites.issue(wanted)
+    run = Run(sites.PROGRAM, False, True)      # what is posted now
+    for name in names:
+        if state.owed(Sight(name), run.posted.get(name, set())):
+            run.fail(name, "what was issued for the key that got out is revoked when another certificate is served; later runs see to that", os.EX_TEMPFAIL)
+    run.flush()
+    there = [name for name in names if any(kind == "revoke" for _, kind in run.posted.get(name, set()))]
+    return (have_revoked(there) if there else os.EX_OK) or code or run.exit_code()
+
+
+def burn(run: Run, name: str, numbers: list[int]) -> None:
+    """Never use the keys of these generations again: all of them from this moment on, or none."""
+    keys = {str(state.facts(name, number, "request")["spki_sha256"]) for number in numbers}
+    notes.put("burnt", "".join(f"{key}\n" for key in sorted(keys | state.burnt())).encode())
+    for key in sorted(keys):
+        run.log.write(events.BURNT, site=name, spki_sha256=key)
+    run.tell(name, f"the key{'s' * (len(keys) > 1)} of generation {' and '.join(f'{number:04d}' for number in numbers)} will never be used again")
 
 
 def have_revoked(names: list[str]) -> int:

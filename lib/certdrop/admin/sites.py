@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 
 from certdrop import events, jail, nginxconf, port80, roots, site, spool
-from certdrop.keeper import generations, install, lock, notes, services, state
+from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
 from certdrop.keeper.state import Sight
@@ -138,7 +138,7 @@ def cancel(names: list[str]) -> int:
     """Withdraw the wish for a certificate now; the next generation stays posted."""
     with lock.Lock(patient=True):
         run = Run(PROGRAM, False, True)
-        for name in _known(names):
+        for name in known(names):
             sight = Sight(name)
             if sight.next is not None and state.has(name, sight.next, "now"):
                 os.unlink(state.directory(name, sight.next) + "/now")
@@ -150,7 +150,7 @@ def cancel(names: list[str]) -> int:
 
 def rollback(name: str) -> int:
     """Go back to the generation before the live one, and post a fresh next. Raises Refused where there is none that serves."""
-    _known([name])
+    known([name])
     with lock.Lock(patient=True):
         run = Run(PROGRAM, False, True)
         wanted, sight = site.load_site(name, run.config), Sight(name)
@@ -159,6 +159,8 @@ def rollback(name: str) -> int:
             raise Refused(f"{name}: there is no earlier generation to go back to")
         if state.moment(name, older[-1], "not_after") <= time.time():
             raise Refused(f"{name}: generation {older[-1]:04d} has expired; certdrop renew {name} gets a new certificate")
+        if state.is_burnt(name, older[-1]):
+            raise Refused(f"{name}: the key of generation {older[-1]:04d} got out, and is never used again; certdrop renew {name} gets a new certificate")
         if (older[-1], "revoke") in run.posted.get(name, set()):
             raise Refused(f"{name}: generation {older[-1]:04d} is revoked, or about to be; certdrop renew {name} gets a new certificate")
         generations.make_next(wanted, sight.highest + 1, None, now=False)
@@ -190,6 +192,8 @@ def remove(name: str) -> int:
             except services.Failed as error:
                 os.rename(f"{live}/.{name}.aside", f"{live}/{name}")
                 raise Refused(f"{name}: still in use: {error}; take the site out of that service's configuration first") from error
+        for number in state.owed(sight, run.posted.get(name, set())):
+            revoke.post(run, name, number, "keyCompromise")
         notes.put(name, b"%d" % sight.highest, below="keeper/retired")
         for number, kind in sorted(run.posted.get(name, set())):
             if kind != "revoke":                             # what is to be revoked is revoked, site or no site
@@ -220,7 +224,7 @@ def issue(wanted: Mapping[str, int | None]) -> int:
 
 
 def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
-    _known(names)
+    known(names)
     posted: dict[str, int | None] = {}
     with lock.Lock(patient=True):
         run = Run(PROGRAM, False, True)
@@ -274,7 +278,8 @@ def _spki(name: str, number: int) -> object:
     return state.facts(name, number, "request")["spki_sha256"]
 
 
-def _known(names: list[str]) -> list[str]:
+def known(names: list[str]) -> list[str]:
+    """These names, all of them configured sites. Raises Refused."""
     configured = site.site_names()
     for name in names:
         if name not in configured:

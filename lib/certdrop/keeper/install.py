@@ -43,6 +43,7 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
     run.witness.end()
     for found in wanted:
         try:
+            revoke.post_owed(run, found.name)
             settle(run, found)
         except OSError as error:
             run.fail(found.name, f"{_words(error)}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
@@ -76,7 +77,7 @@ def settle(run: Run, wanted: site.Site) -> None:
             for number, kind in sorted(state.stray(sight, run.posted[name])):
                 withdraw(run, name, number, kind)
         elif step == state.PRUNE:
-            for number in sight.old:
+            for number in state.prunable(sight, run.posted[name]):
                 generations.destroy(name, number)
         else:
             return

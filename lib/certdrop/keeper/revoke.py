@@ -35,6 +35,20 @@ def post(run: Run, name: str, number: int, reason: str) -> None:
     run.log.write(events.POSTED, site=name, number=number, kind="revoke", reason=reason)
 
 
+def post_owed(run: Run, name: str) -> None:
+    """Ask for the revocation of what was issued for keys that got out; not before another key is proven, or installed where nobody serves this site."""
+    if not state.burnt():
+        return
+    sight = state.Sight(name)
+    debts = state.owed(sight, run.posted.get(name, set()))
+    if not debts or sight.live is None or state.is_burnt(name, sight.live):
+        return
+    if sight.live == sight.proven or (sight.proven is None and sight.live == sight.newest and not notes.Notes(name).install):
+        for number in debts:
+            post(run, name, number, "keyCompromise")
+            run.tell(name, f"the issuer is asked to have generation {number:04d} revoked (keyCompromise)")
+
+
 def ended(run: Run) -> list[tuple[str, int]]:
     """(site, number) of the requests whose certificate has ended: they mean nothing any more. Of removed sites, too."""
     found = []

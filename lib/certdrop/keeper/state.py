@@ -22,9 +22,9 @@ SWEEP = "3 remove what was written half"
 PLACEHOLDER = "4 make the placeholder generation"
 LINK = "5 live := newest complete"
 NEXT = "6 make the next generation"
-REPLACE = "7 make another next: the configuration was changed, or its key is too old"
+REPLACE = "7 make another next: the configuration was changed, or its key is too old, or got out"
 POST = "8 post next's request"
-WANT = "7 next is wanted now, for the newest key is too old"
+WANT = "7 next is wanted now, for the newest key is too old, or got out"
 WITHDRAW = "9 withdraw other requests"
 PRUNE = "10 remove old generations"
 WAIT = "11 settled: take a reply, switch services"
@@ -102,13 +102,39 @@ def step(sight: Sight, wanted: configuration.Site, posted: set[tuple[int, str]])
         return POST
     if stray(sight, posted):
         return WITHDRAW
-    return PRUNE if sight.old else WAIT
+    return PRUNE if prunable(sight, posted) else WAIT
 
 
 def is_old_key(wanted: configuration.Site, number: int) -> bool:
-    """Whether a generation's key is older than the site's key_max_age ("renewal" makes every next a new one anyway)."""
+    """Whether a generation's key is older than the site's key_max_age ("renewal" makes every next a new one anyway), or got out."""
     days = configuration.age_in_days(wanted.key_max_age)
-    return days is not None and moment(wanted.name, number, "key_created") + days * 86400 <= time.time()
+    return is_burnt(wanted.name, number) or (days is not None and moment(wanted.name, number, "key_created") + days * 86400 <= time.time())
+
+
+def burnt() -> set[str]:
+    """The keys (SHA-256 of their SPKI) that got out: they are never used again."""
+    try:
+        with open(f"{configuration.STATE}/keeper/burnt", encoding="ascii") as stream:
+            return set(stream.read().split())
+    except FileNotFoundError:
+        return set()
+
+
+def is_burnt(name: str, number: int) -> bool:
+    """Whether a generation's key got out."""
+    keys = burnt()
+    return bool(keys) and facts(name, number, "request")["spki_sha256"] in keys
+
+
+def owed(sight: Sight, posted: set[tuple[int, str]]) -> list[int]:
+    """The generations whose certificate root has to have revoked, and did not ask for it yet: their key got out."""
+    return [number for number in sight.whole if (number, "revoke") not in posted and is_burnt(sight.name, number)
+            and not has(sight.name, number, "placeholder") and moment(sight.name, number, "not_after") > time.time()]
+
+
+def prunable(sight: Sight, posted: set[tuple[int, str]]) -> list[int]:
+    """The generations that nothing is needed of any more."""
+    return sorted({*sight.old} - {*owed(sight, posted)}) if sight.old else []
 
 
 def required(sight: Sight) -> set[tuple[int, str]]:

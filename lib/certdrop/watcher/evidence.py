@@ -88,6 +88,7 @@ class Evidence:
     key_created: int | None = None
     next_key_created: int | None = None
     next_spki: str | None = None
+    burnt: bool = False                        # the live key got out, says root
     refused: Trouble | None = None
     install: Trouble | None = None
     failing: Trouble | None = None
@@ -121,6 +122,7 @@ class Reader:
     def __init__(self) -> None:
         self.config = configuration.load_config()
         self.issuer, self.watch = _uid(spool.ISSUER), _uid(USER)
+        self.burnt = _burnt()
 
     def names(self) -> list[str]:
         """The configured sites, sorted. Raises configuration.Wrong."""
@@ -195,6 +197,7 @@ class Reader:
     def _live(self, found: Evidence, here: str) -> None:
         asked = self._json(here[len(configuration.STATE) + 1:], "request.json", ROOT, found)
         found.key, found.key_created = text(asked, "key", 20), number(asked, "key_created")
+        found.burnt = asked.get("spki_sha256") in self.burnt
         domains = asked.get("domains")
         if not found.domains and isinstance(domains, list):
             found.domains = [clean(domain, 253) for domain in domains[:configuration.MAX_DOMAINS]]
@@ -291,6 +294,14 @@ def _trouble(note: object, what: str) -> Trouble | None:
         return None
     return Trouble(text(note, what, 40), number(note, "number"), number(note, "since"), number(note, "tries") or 1,
                    number(note, "next_try"), text(note, "error"))
+
+
+def _burnt() -> set[str]:
+    """The keys that got out, as root lists them."""
+    try:
+        return set(_read(f"{configuration.STATE}/keeper", "burnt", ROOT, OWN).decode("ascii", "replace").split())
+    except (OSError, spool.Refused):
+        return set()
 
 
 def _uid(user: str) -> int:

@@ -41,6 +41,7 @@ def _object(site: Verdict) -> dict[str, object]:
         "next_generation": found.next,
         "key": found.key or None,
         "key_created": _moment(found.key_created),
+        "key_burnt": found.burnt,
         "next_key_created": _moment(found.next_key_created),
         "next_key_spki_sha256": found.next_spki,
         "last_error": site.last_error or None,

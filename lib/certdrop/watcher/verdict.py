@@ -68,7 +68,7 @@ def judge(found: Evidence, shown: set[str] | None, now: float, thresholds: Thres
             severity = CRITICAL
         elif left < (backstop * LATE if thresholds.warning is None else thresholds.warning):
             severity = max(severity, WARNING)
-    if found.disorder or found.wrong or any(one.failing or (one.done and one.number == found.live) for one in found.revocations):
+    if found.disorder or found.wrong or found.burnt or any(one.failing or (one.done and one.number == found.live) for one in found.revocations):
         severity = max(severity, WARNING)
     days = (found.certificate.not_after - now) / DAY if found.certificate else None
     return Verdict(found, state, severity, served, days, left, renew_at, why, error, since, next_try)
@@ -157,6 +157,8 @@ def _why(found: Evidence, state: str, shown: set[str] | None) -> tuple[str, int 
         return found.wrong, None, None
     if found.live is None:
         return "the keeper has not made this site yet", None, None
+    if found.burnt:
+        return "its key got out; certdrop gets a certificate for another, and then has this one revoked", None, None
     for one in found.revocations:
         if one.failing:
             return f"generation {one.number:04d} is not revoked: {one.failing.error}", one.failing.since, one.failing.next_try
