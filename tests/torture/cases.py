@@ -43,6 +43,10 @@ class Case:
         """"" where the wanted state holds."""
         raise NotImplementedError
 
+    def at_once(self, scene: Scene) -> str:
+        """What must not be, not even a moment after the fault; "" for nothing."""
+        return ""
+
     def settled(self, scene: Scene, live: int) -> str:
         """What is missing until this generation is installed, served and copied, and the next is posted."""
         if (scene.live(), scene.proven()) != (live, live):
@@ -113,16 +117,26 @@ class Compromised(Rotate):
     argv = ["/usr/sbin/certdrop", "rotate", SITE, "--compromised"]
 
     def goal(self, scene: Scene) -> str:
-        wanted = [entry for entry in scene.posted() if entry.endswith(".revoke")]
-        burnt = stage.stage.read(f"{STATE}/keeper/burnt") if os.path.exists(f"{STATE}/keeper/burnt") else ""
-        old = not burnt or scene.fact(scene.live(), "request", "spki_sha256") in burnt
-        if wanted and (old or scene.proven() != scene.live()):
-            return "it is to be revoked, and still used"
-        if old or scene.live() < 3:
+        if self.at_once(scene):
+            return self.at_once(scene)
+        wanted, burnt = [entry for entry in scene.posted() if entry.endswith(".revoke")], self.burnt()
+        if not burnt or scene.fact(scene.live(), "request", "spki_sha256") in burnt or scene.live() < 3:
             return f"live is {scene.live()}, with the old key"
         if wanted != [f"{SITE}@0002.revoke"]:
             return f"to be revoked is {wanted}"
         return self.settled(scene, scene.live())
+
+    def at_once(self, scene: Scene) -> str:
+        """Nothing is posted to be revoked that still serves."""
+        wanted = [entry for entry in scene.posted() if entry.endswith(".revoke")]
+        if wanted and (scene.proven() != scene.live() or scene.fact(scene.live(), "request", "spki_sha256") in self.burnt()):
+            return f"{wanted} is to be revoked, and still used"
+        return ""
+
+    @staticmethod
+    def burnt() -> str:
+        """The list of burnt keys."""
+        return stage.stage.read(f"{STATE}/keeper/burnt") if os.path.exists(f"{STATE}/keeper/burnt") else ""
 
 
 class Rollback(Case):

@@ -82,7 +82,7 @@ class Ordeal:
             done = scene.traced(case.argv, trace)
         except tracer.Hung as error:
             return Verdict(str(trial), trace.hit, True, [f"it does not end: {error}"])
-        wrong += stage.wrong_at_any_time(scene)
+        wrong += [*stage.wrong_at_any_time(scene), *filter(None, [case.at_once(scene)])]
         if not stage.until(lambda: not stage.processes(), 5):
             wrong.append(f"left behind: {stage.processes()}")
         if trace.hit:

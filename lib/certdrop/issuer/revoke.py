@@ -53,7 +53,7 @@ class Revocation(due.Record):
     def failed(self, trouble: Trouble, now: float) -> None:
         """Note a failure and the next try."""
         self.note_failure(trouble.retry_after, None, now, random.random())
-        self.kind, self.last_error = trouble.kind, events.clean(trouble.text, 2000)
+        self.kind, self.last_error = trouble.kind, events.clean(trouble.text)
 
     def noted(self) -> dict[str, object]:
         """What is remembered of it."""

@@ -22,6 +22,7 @@ from certdrop.watcher.principal import USER
 ROOT = 0
 LATEST = 253402300799              # 9999-12-31, the last moment that RFC 3339 can say
 OWN = 16 << 20                     # bytes of the watcher's own notes: thousands of sites may fail at once
+WORDS = 2 << 20                    # bytes of what the issuer says of revocations: some thousands of them
 TEXT = 300                         # characters of an error that somebody else wrote
 
 _NUMBER = re.compile(r"[0-9]{4,9}")
@@ -123,6 +124,7 @@ class Reader:
         self.config = configuration.load_config()
         self.issuer, self.watch = _uid(spool.ISSUER), _uid(USER)
         self.burnt = _burnt()
+        self._said: dict[str, object] | None = None          # what the issuer says of revocations
 
     def names(self) -> list[str]:
         """The configured sites, sorted. Raises configuration.Wrong."""
@@ -220,12 +222,13 @@ class Reader:
     def _revocations(self, found: Evidence, wanted: object) -> None:
         """What root wants revoked of this site, with the issuer's word."""
         wanted = wanted if isinstance(wanted, dict) else {}
-        said = self._json("issuer", "revocations.json", self.issuer, found, OWN) if wanted else {}
+        if wanted and self._said is None:      # one file for all sites, read once
+            self._said = self._json("issuer", "revocations.json", self.issuer, found, WORDS)
         for key in sorted(wanted):
             note = wanted[key]
             if not _NUMBER.fullmatch(key) or not isinstance(note, dict):
                 continue
-            word = said.get(spool.entry(found.name, int(key), "revoke"))
+            word = (self._said or {}).get(spool.entry(found.name, int(key), "revoke"))
             word = word if isinstance(word, dict) else {}
             failed = Trouble(text(word, "class", 40), int(key), number(word, "since"), number(word, "count") or 1, number(word, "next_try"),
                              text(word, "last_error")) if number(word, "count") else None
