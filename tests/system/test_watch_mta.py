@@ -85,7 +85,7 @@ def test_certificate_of_a_real_postfix_is_seen_after_starttls(server: None) -> N
     program = ("import sys; sys.path.insert(0, '/usr/share/certdrop')\n"
                "from certdrop.watcher import handshake, places\n"
                "found = places.Places().of(['postfix'], '')\n"
-               "print(found, set(handshake.ask([(place, 'mta.example.org') for place in found]).values()))\n")
+               "print(found, set(handshake.ask([(place, 'mta.example.org', '') for place in found]).values()))\n")
     wanted = stage.fingerprint(stage.read(certificate))
     stage.wait_for(lambda: f"{{'{wanted}'}}" in run("/usr/bin/python3", "-c", program, user=USER).stdout, 20, "Postfix to show its certificate")
     assert "25, 'smtp')" in run("/usr/bin/python3", "-c", program, user=USER).stdout

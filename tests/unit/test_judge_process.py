@@ -69,7 +69,8 @@ def test_one_process_judges_many(place: pathlib.Path) -> None:
         assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
         assert os.stat(f"/proc/{pid}/environ").st_uid == 0              # not dumpable: nobody of its uid may trace it
         assert os.getsid(pid) == pid
-        assert {os.path.basename(entry) for entry in os.listdir(f"/proc/{pid}/fd")} == {"0", "1", "2"}
+        lent = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        assert {fd for fd, place in lent.items() if "/libffi.so" not in place} == {"0", "1", "2"}        # libffi 3.5 keeps its own file open
 
 
 @pytest.mark.parametrize("key", ["rsa", "dsa", "ed25519", "ed448"])

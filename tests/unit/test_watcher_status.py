@@ -171,22 +171,42 @@ def test_handshake_answers(servers: list[Server], tmp_path: Path, monkeypatch: p
     """A service's certificate is seen, after PROXY or STARTTLS too; babble, silence and another protocol are nothing."""
     monkeypatch.setattr(handshake, "PATIENCE", 0.5)
     servers.append(Server(tmp_path, manner))
-    question = ((*servers[0].address, preface), "example.org")
+    question = ((*servers[0].address, preface), "example.org", "")
     assert {question: expected or servers[0].sha256} == handshake.ask([question])
+
+
+def test_a_kind_of_key_that_is_not_there(servers: list[Server], tmp_path: Path) -> None:
+    """The server has ECDSA: a question for RSA ends with what it has, as does one of a server without TLS 1.2."""
+    servers += [Server(tmp_path), Server(tmp_path)]
+    servers[1].context.minimum_version = ssl.TLSVersion.TLSv1_3
+    for server in servers:
+        asked = [((*server.address, ""), "example.org", key) for key in ("rsa", "ecdsa", "")]
+        assert dict.fromkeys(asked, server.sha256) == handshake.ask(asked)
+
+
+def test_sites_for_the_same_names_stand_together(world: World) -> None:
+    """RSA beside ECDSA: the second follows the first, and says so."""
+    for name in ("a.org", "b.org", "z.org"):
+        world.usual(name)
+    (world.etc / "sites.d/z.org.toml").write_text('domains = ["www.a.org", "a.org"]\n')
+    lines = run("--no-probe")[1].splitlines()
+    assert ["a.org +1", "= z.org +1", "b.org +1"] == [line[:12].rstrip() for line in lines[1:4]]
+    found = {one["name"]: one["beside"] for one in json.loads(run("--json", "--no-probe")[1])}
+    assert {"a.org": ["z.org"], "z.org": ["a.org"], "b.org": []} == found
 
 
 def test_deadline_holds_for_all_questions(servers: list[Server], tmp_path: Path) -> None:
     """A service that never answers does not hold up status for longer than the deadline."""
     servers.append(Server(tmp_path, "hangs"))
     begin = time.monotonic()
-    assert {} == handshake.ask([((*servers[0].address, ""), f"a{n}.org") for n in range(500)], 1.0)
+    assert {} == handshake.ask([((*servers[0].address, ""), f"a{n}.org", "") for n in range(500)], 1.0)
     assert time.monotonic() - begin < 2
 
 
 def test_few_descriptors_are_enough(servers: list[Server], tmp_path: Path) -> None:
     """Where few files may be open, fewer services are asked at a time, and all are."""
     servers.append(Server(tmp_path))
-    questions = [((*servers[0].address, ""), f"a{n}.org") for n in range(60)]
+    questions = [((*servers[0].address, ""), f"a{n}.org", "") for n in range(60)]
     child = os.fork()                          # the server, which needs descriptors too, stays here
     if child == 0:
         few = len(os.listdir("/proc/self/fd")) + 8
@@ -233,7 +253,7 @@ def test_places_follow_services_and_probe(world: World, monkeypatch: pytest.Monk
 
 MAYBE = (str, type(None))
 FIELDS: dict[str, Any] = {
-    "name": str, "domains": list, "state": str, "severity": int, "not_before": str, "not_after": str, "days_left": float,
+    "name": str, "domains": list, "beside": list, "state": str, "severity": int, "not_before": str, "not_after": str, "days_left": float,
     "lifetime_left": float, "renew_at": str, "renew_reason": str, "fingerprint_sha256": str, "placeholder": bool,
     "served": (bool, type(None)), "generation": int, "proven_generation": int, "next_generation": int, "key": str, "key_created": str, "key_burnt": bool,
     "next_key_created": str, "next_key_spki_sha256": str, "last_error": MAYBE, "since": MAYBE, "next_try": MAYBE, "disorder": list,

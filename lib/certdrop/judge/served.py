@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import ssl
+from typing import Any
 
 from certdrop.judge import booth
 
@@ -22,31 +23,53 @@ PREFACES = {                       # what is said before the handshake, and how 
     "imap": ((b"", b"* OK"), (b"a STARTTLS\r\n", b"a OK")),                                       # RFC 9051 section 6.2.1
     "pop3": ((b"", b"+OK"), (b"STLS\r\n", b"+OK")),                                               # RFC 2595 section 4
 }
+CIPHERS = {"ecdsa": "aECDSA", "rsa": "aRSA"}      # the suites of TLS 1.2 that need a key of this kind; those of 1.3 do not say
 
 
 def serve(roots: str) -> int:
     """One line a case: the leaf's SHA-256 in hex, or `nobody` (no connection), or `nothing` (no handshake).
 
+    A service may have two certificates for a name, RSA beside ECDSA: the site's own kind of key is asked for first (`key`), and whatever
+    the service likes where that fails, as it does where TLS 1.2 is switched off.
     Where the case says `verify`, there is no handshake unless OpenSSL's TLS client finds name and chain good, up to these roots: a second
     opinion on what was accepted, by other code, in a process that never saw the reply.
     """
-    contexts = {False: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
-    contexts[False].check_hostname = False              # what is shown is compared by root, whoever may trust it
-    contexts[False].verify_mode = ssl.CERT_NONE
+    contexts = {("", False): context("", "")}
     booth.say("ready")
     for (question,) in booth.frames():
         asked = json.loads(question)
-        if asked["verify"] and True not in contexts:
-            contexts[True] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            contexts[True].load_verify_locations(roots)
-        try:
-            connection = socket.create_connection((asked["address"], asked["port"]), CONNECT)
-        except OSError:
-            booth.say("nobody")
-            continue
-        with connection:
-            booth.say(booth.hear(lambda: shown(contexts[asked["verify"]], connection, asked["name"], asked["preface"])) or "nothing")
+        answer = "nothing"
+        for key in dict.fromkeys((asked["key"], "")):
+            if answer == "nothing":
+                kind = key, asked["verify"]
+                contexts[kind] = contexts.get(kind) or context(key, roots if asked["verify"] else "")
+                answer = ask(contexts[kind], asked)
+        booth.say(answer or "nothing")
     return os.EX_OK
+
+
+def context(key: str, roots: str) -> ssl.SSLContext:
+    """How we shake hands: for this kind of key, if any; what is shown is compared by root, whoever may trust it, unless there are roots."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if key:
+        made.maximum_version = ssl.TLSVersion.TLSv1_2
+        made.set_ciphers(CIPHERS[key])
+    if roots:
+        made.load_verify_locations(roots)
+    else:
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+    return made
+
+
+def ask(tls: ssl.SSLContext, asked: dict[str, Any]) -> str:
+    """One connection, and what is shown on it; "" where it hangs."""
+    try:
+        connection = socket.create_connection((asked["address"], asked["port"]), CONNECT)
+    except OSError:
+        return "nobody"
+    with connection:
+        return booth.hear(lambda: shown(tls, connection, asked["name"], asked["preface"]))
 
 
 def shown(context: ssl.SSLContext, connection: socket.socket, name: str, preface: str) -> str:

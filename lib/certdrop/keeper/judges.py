@@ -129,8 +129,9 @@ def ask_chain(judge: Judge, expected: dict[str, object], reply: bytes) -> Accept
     raise spool.Refused(reason if answer.startswith("refuse ") and reason in spool.REASONS else "judge-failed")
 
 
-def ask_served(judge: Judge, place: tuple[str, int, str], name: str, verify: bool = False) -> str:
-    """The SHA-256 in hex of the leaf shown there for `name`, or `nobody` (no connection), or `nothing` (no handshake; with `verify`, no good one)."""
-    question = json.dumps({"address": place[0], "port": place[1], "name": name, "preface": place[2], "verify": verify})
+def ask_served(judge: Judge, place: tuple[str, int, str], name: str, key: str, verify: bool = False) -> str:
+    """The SHA-256 in hex of the leaf shown there for `name`, to who likes this kind of key ("ecdsa", "rsa"), or `nobody` (no connection),
+    or `nothing` (no handshake; with `verify`, no good one)."""
+    question = json.dumps({"address": place[0], "port": place[1], "name": name, "key": key, "preface": place[2], "verify": verify})
     answer = judge.ask(question.encode())
     return answer if _SHOWN.fullmatch(answer) else "nothing"

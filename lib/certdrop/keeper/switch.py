@@ -46,6 +46,11 @@ class Change:
         return not self.own.isdisjoint(self.before.values())
 
     @property
+    def kind(self) -> str:
+        """The kind of its key, "ecdsa" or "rsa": another site may have the other for the same names."""
+        return str(state.facts(self.name, self.to, "request")["key"]).partition("-")[0]
+
+    @property
     def goes_back(self) -> bool:
         """Whether going back helps: the proven generation was shown before, and this one is not shown now, or it is and is no good."""
         return self.sight.proven not in (None, self.to) and (self.untrusted or self.sha256(self.sight.proven) in self.before.values())
@@ -102,7 +107,7 @@ class Change:
     def shown(self, judge: judges.Judge, used: dict[str, services.Service]) -> dict[services.Place, str]:
         """What its services show for this site, on each of their addresses where somebody listens."""
         places = {place for name in self.wanted.services for place in services.addresses(used[name], self.wanted.probe)}
-        found = {place: judges.ask_served(judge, place, self.wanted.domains[0]) for place in sorted(places)}
+        found = {place: judges.ask_served(judge, place, self.wanted.domains[0], self.kind) for place in sorted(places)}
         return {place: leaf for place, leaf in found.items() if leaf != "nobody"}
 
     def is_shown(self, now: dict[services.Place, str]) -> bool:
@@ -117,7 +122,7 @@ class Change:
     def is_trusted(self, now: dict[services.Place, str], judge: judges.Judge) -> bool:
         """Whether a TLS client that trusts our roots is content with what is shown: whatever was said of the reply, it is a good certificate."""
         new = self.sha256(self.to)
-        self.untrusted = judges.ask_served(judge, next(place for place, leaf in now.items() if leaf == new), self.wanted.domains[0], True) != new
+        self.untrusted = judges.ask_served(judge, next(place for place, leaf in now.items() if leaf == new), self.wanted.domains[0], self.kind, True) != new
         return not self.untrusted
 
 

@@ -94,9 +94,16 @@ class Evidence:
     install: Trouble | None = None
     failing: Trouble | None = None
     revocations: list[Revocation] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)         # other sites for the same names: RSA beside ECDSA
     renew_at: int | None = None                # the issuer's plan
     renew_why: str = ""
     disorder: list[str] = field(default_factory=list)       # live files, owners and modes that are not as they should be
+
+    @property
+    def kind(self) -> str:
+        """The kind of the live key, "ecdsa" or "rsa"; else ""."""
+        kind = self.key.partition("-")[0]
+        return kind if kind in ("ecdsa", "rsa") else ""
 
 
 @dataclass

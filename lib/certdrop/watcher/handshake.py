@@ -31,29 +31,38 @@ PREFACES = {                       # what is said before the handshake, and how 
     "pop3": ((b"", b"+OK"), (b"STLS\r\n", b"+OK")),                                               # RFC 2595 section 4
 }
 
-Question = tuple[Place, str]       # where, and for which name
+CIPHERS = {"ecdsa": "aECDSA", "rsa": "aRSA"}      # the suites of TLS 1.2 that need a key of this kind; those of 1.3 do not say
+
+Question = tuple[Place, str, str]  # where, for which name, and which kind of key ("" for any) is asked for first
 
 
-def context() -> ssl.SSLContext:
-    """How we shake hands: what is shown is compared, whoever may trust it."""
+def context(key: str = "") -> ssl.SSLContext:
+    """How we shake hands, for this kind of key: what is shown is compared, whoever may trust it."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if key:
+        made.maximum_version = ssl.TLSVersion.TLSv1_2
+        made.set_ciphers(CIPHERS[key])
     made.check_hostname = False
     made.verify_mode = ssl.CERT_NONE
     return made
 
 
 def ask(questions: list[Question], seconds: float = DEADLINE) -> dict[Question, str]:
-    """The SHA-256 of the leaf shown for each question, or NOBODY or NOTHING. A question that the deadline cut off has no answer."""
+    """The SHA-256 of the leaf shown for each question, or NOBODY or NOTHING. A question that the deadline cut off has no answer.
+
+    A service may have two certificates for a name, RSA beside ECDSA: where it has none for the kind of key, or no TLS 1.2, it is asked
+    once more for whatever it likes.
+    """
     answers: dict[Question, str] = {}
-    waiting = list(dict.fromkeys(questions))[::-1]
+    waiting = [(question, question[2]) for question in dict.fromkeys(questions)][::-1]
     end = time.monotonic() + seconds
     open_now: dict[_Handshake, float] = {}
-    tls = context()
+    tls = {key: context(key) for key in {"", *(question[2] for question in questions)}}
     with selectors.DefaultSelector() as selector:
         while (waiting or open_now) and time.monotonic() < end:
             while waiting and len(open_now) < AT_ONCE:
                 try:
-                    started = _Handshake(waiting[-1], tls)
+                    started = _Handshake(*waiting[-1], tls)
                 except OSError:                # no more descriptors for now
                     if open_now:
                         break
@@ -65,7 +74,10 @@ def ask(questions: list[Question], seconds: float = DEADLINE) -> dict[Question, 
             for one, patience in list(open_now.items()):
                 shown = one.step() if one in ready else NOTHING if time.monotonic() > patience else None
                 if shown is not None:
-                    answers[one.question] = shown
+                    if shown == NOTHING and one.key and one in ready:
+                        waiting.append((one.question, ""))
+                    else:
+                        answers[one.question] = shown
                     selector.unregister(one.connection)
                     one.connection.close()
                     del open_now[one]
@@ -79,16 +91,16 @@ def ask(questions: list[Question], seconds: float = DEADLINE) -> dict[Question, 
 class _Handshake:
     """One connection on its way, never blocking."""
 
-    def __init__(self, question: Question, tls: ssl.SSLContext) -> None:
-        self.question = question
-        (host, port, preface), name = question
+    def __init__(self, question: Question, key: str, tls: dict[str, ssl.SSLContext]) -> None:
+        self.question, self.key = question, key
+        (host, port, preface), name, _ = question
         self.dialogue = list(PREFACES.get(preface, ()))
         self.heard = b""
         self.unsent = b""
         self.connected = False
         self.wants = selectors.EVENT_WRITE
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = tls.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
+        self.tls = tls[key].wrap_bio(self.incoming, self.outgoing, server_hostname=name)
         self.connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         self.connection.setblocking(False)
         self.refused = self.connection.connect_ex((host, port)) not in (0, errno.EINPROGRESS)

@@ -25,6 +25,7 @@ def _object(site: Verdict) -> dict[str, object]:
     return {
         "name": found.name,
         "domains": found.domains,
+        "beside": found.beside,
         "state": site.state,
         "severity": site.severity,
         "not_before": _moment(certificate.not_before if certificate else None),

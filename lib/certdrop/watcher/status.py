@@ -111,7 +111,7 @@ def show(options: Options, out: TextIO) -> int:
     if unknown:
         print(f"certdrop-status: {unknown[0]!a:.80}: no such site; certdrop-status lists them", file=sys.stderr)
         return verdict.UNKNOWN
-    sites = look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now)
+    sites = together(look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now))
     keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
     silent, quiet = verdict.silence(keeper, [site.evidence for site in sites], now)
     watcher = reader.watcher()
@@ -143,9 +143,20 @@ def look(reader: Reader, names: list[str], places: Places | None, thresholds: Th
     return [verdict.judge(site, shown.get(site.name), now, thresholds) for site in found]
 
 
+def together(sites: list[Verdict]) -> list[Verdict]:
+    """The same, those for the same names beside each other (RSA beside ECDSA), each knowing of the others."""
+    groups: dict[frozenset[str], list[Verdict]] = {}
+    for one in sites:
+        groups.setdefault(frozenset(one.evidence.domains or [one.evidence.name]), []).append(one)
+    for group in groups.values():
+        for one in group:
+            one.evidence.beside = [other.evidence.name for other in group if other is not one]
+    return [one for group in groups.values() for one in group]
+
+
 def served(sites: list[Evidence], places: Places) -> dict[str, set[str]]:
     """What the services of this host show for each site; a site that nobody was asked for is not there."""
-    asked = {site.name: [(place, site.domains[0]) for place in places.of(site.services, site.probe)]
+    asked = {site.name: [(place, site.domains[0], site.kind) for place in places.of(site.services, site.probe)]
              for site in sites
              if site.certificate and site.services and site.probe != "off" and site.domains and configuration.is_host_name(site.domains[0])}
     answers = handshake.ask([question for questions in asked.values() for question in questions])

@@ -25,10 +25,13 @@ def render(sites: list[Verdict], now: float, width: int, colour: bool) -> list[s
     name = width - STATE - BAR - LEFT - RENEWS - KEY - 5
     head = f"{'SITE':{name}} {'STATE':{STATE}} {'LIFETIME':{BAR}} {'LEFT':>{LEFT}} {'RENEWS':{RENEWS}} KEY"
     lines = [paint(head, "1", colour)]
+    above = ""
     for site in sites:
         found = site.evidence
         more = f" +{len(found.domains) - 1}" if len(found.domains) > 1 else ""
-        shown = shorten(found.name, name - len(more)) + more
+        begin = "= " if above in found.beside else ""                  # for the same names as the one above
+        above = found.name
+        shown = begin + shorten(found.name, name - len(begin + more)) + more
         state = paint(f"{_SHORT.get(site.state, site.state):{STATE}}", _COLOURS[site.severity], colour)
         left = "" if site.days_left is None or found.placeholder else span(site.days_left * verdict.DAY)
         key = f"{_KEYS.get(found.key, found.key[:4])} {span(now - found.key_created)}" if found.key_created else ""
@@ -43,7 +46,7 @@ def page(site: Verdict, now: float) -> list[str]:
     """All that is known of one site, in words."""
     found, certificate = site.evidence, site.evidence.certificate
     shown = {None: "not known (nobody asked, or nobody answers)", True: "yes", False: "no, another certificate"}[site.served]
-    rows = [("state", site.state), ("names", " ".join(found.domains)), ("served", shown),
+    rows = [("state", site.state), ("names", " ".join(found.domains)), ("beside", ", ".join(found.beside)), ("served", shown),
             ("generation", f"live {_number(found.live)}, last proven {_number(found.proven)}, next {_number(found.next)}")]
     if certificate:
         rows += [("valid", f"{events.stamp(certificate.not_before)} to {events.stamp(certificate.not_after)}"
