@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from certdrop import spool
+from certdrop import site, spool
 from certdrop.nginxconf import Configuration, Directive, Server
 
 PATH = "/.well-known/acme-challenge/"
@@ -44,6 +44,7 @@ def first_trouble(config: Configuration, name: str) -> Way | None:
 
 def way(config: Configuration, address: str, name: str) -> Way:
     """For a name, asked for at an address of this host ("192.0.2.1", "[2001:db8::1]")."""
+    name = site.as_host(name)
     server = config.answers.find(address, 80, name)
     if server is None:
         return Way(None, f"nginx does not listen on port 80 at {address}", f"{WRITE} puts a server block in place that does")

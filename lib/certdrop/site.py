@@ -31,6 +31,7 @@ MAX_DOMAINS = 100                  # Let's Encrypt's limit for one certificate
 
 _AGE = re.compile(r"([1-9][0-9]{0,3})d")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_ADDRESS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*")
 _PATH = re.compile(r"(/[A-Za-z0-9._@+-]+){2,}")
 _SERVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 _SITE_ONLY = ("domains", "probe", "copy")
@@ -110,6 +111,23 @@ def is_host_name(text: str) -> bool:
     return len(text) <= 253 and len(labels) > 1 and not labels[-1].isdigit() and all(_LABEL.fullmatch(part) for part in labels)
 
 
+def is_address(text: str) -> bool:
+    """Whether text is an IP address as a certificate may name it (RFC 8738), in its canonical form (RFC 5952): no zone, not IPv4-mapped."""
+    if not _ADDRESS.fullmatch(text):
+        return False
+    import ipaddress                           # few need it
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return str(found) == text and not getattr(found, "ipv4_mapped", None)
+
+
+def as_host(domain: str) -> str:
+    """A domain as a URL, or nginx, names a host: an IPv6 address in brackets (RFC 3986 section 3.2.2)."""
+    return f"[{domain}]" if ":" in domain else domain
+
+
 def as_a_labels(text: str) -> str:
     """An internationalized name in its xn-- form (RFC 5891, mapped as browsers do); any other text as it is."""
     if text.isascii():
@@ -125,8 +143,8 @@ def refuse_domain(text: str) -> None:
     """Raise Wrong, saying why, unless text is a name that HTTP-01 can prove (RFC 8555 section 8.3)."""
     if text.startswith("*."):
         raise Wrong(f"{text}: a wildcard needs the DNS-01 challenge, which certdrop does not do; name each host instead")
-    if not is_host_name(text):
-        raise Wrong(f"{text!a:.80}: no host name; give a full DNS name such as www.example.org (an IDN as its xn-- form)")
+    if not is_host_name(text) and not is_address(text):
+        raise Wrong(f"{text!a:.80}: no host name; give a full DNS name such as www.example.org (an IDN as its xn-- form), or an IP address")
 
 
 def load_config() -> Config:

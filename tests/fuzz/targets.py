@@ -155,7 +155,7 @@ def answer(data: bytes) -> None:
         json.dumps(events.stamp(found.not_after))
     except spool.Refused as refused:
         insist(refused.reason in spool.REASONS)
-    shown = judges.ask_served(judge, ("127.0.0.1", 443, ""), "a.example")
+    shown = judges.ask_served(judge, ("127.0.0.1", 443, ""), "a.example", "ecdsa")
     insist(shown in ("nobody", "nothing") or re.fullmatch("[0-9a-f]{64}", shown) is not None)
 
 

@@ -31,7 +31,7 @@ OURS = {
     "jail": set(),
     "layout": set(),
     "nginxconf": set(),
-    "port80": {"spool", "nginxconf"},
+    "port80": {"spool", "site", "nginxconf"},
     "roots": {"site"},
     "site": {"spool"},
     "__init__": set(),

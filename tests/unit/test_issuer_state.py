@@ -355,6 +355,15 @@ def test_internationalized_names(given, expected):
     site.refuse_domain(site.as_a_labels(given))
 
 
+@pytest.mark.parametrize("text, good", [
+    ("192.0.2.1", True), ("2001:db8::1", True), ("::1", True), ("192.0.2.256", False), ("192.0.02.1", False), ("2001:DB8::1", False),
+    ("2001:db8:0:0:0:0:0:1", False), ("::ffff:192.0.2.1", False), ("::ffff:c000:201", False), ("fe80::1%eth0", False), ("[::1]", False),
+    ("192.0.2.0/24", False), ("1.2.3.4\n", False), ("::", True), (":", False), ("\u0661.2.3.4", False)])
+def test_addresses(text, good):
+    """In their one canonical form only (RFC 5952): what is compared is text."""
+    assert site.is_address(text) == good
+
+
 @pytest.mark.parametrize("text", ["\u2764\ufe0f\u200d.", "\u00fc" * 64 + ".example", "\u0661a.example\u3002", "-\u00fc.example"])
 def test_names_that_cannot_be_converted_are_refused(text):
     """With one line, as any other that is no host name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import pathlib
 import re
 import sys
@@ -64,6 +65,19 @@ def test_what_honest_cas_do_differently_is_accepted(lies: dict[str, Any]) -> Non
     assert verdict(pem(leaf(**lies), INTERMEDIATE)).startswith("accept ")
 
 
+@pytest.mark.parametrize("address, shown, expected", [
+    ("192.0.2.1", x509.IPAddress(ipaddress.ip_address("192.0.2.1")), "accept"),
+    ("2001:db8::1", x509.IPAddress(ipaddress.ip_address("2001:db8::1")), "accept"),
+    ("192.0.2.1", x509.DNSName("192.0.2.1"), "refuse names-extra"), ("2001:db8::1", x509.DNSName("2001:db8::1"), "refuse names-extra"),
+    ("192.0.2.1", x509.IPAddress(ipaddress.ip_address("192.0.2.2")), "refuse names-missing"),
+    ("192.0.2.1", x509.IPAddress(ipaddress.ip_address("::ffff:192.0.2.1")), "refuse names-missing"),
+    ("192.0.2.1", x509.DNSName("example.com"), "refuse names-missing")])
+def test_addresses(address: str, shown: x509.GeneralName, expected: str) -> None:
+    """An address is an address in the certificate, in four or sixteen bytes, and just that one (RFC 8738)."""
+    made = leaf(sans=[*map(x509.DNSName, NAMES), shown])
+    assert verdict(pem(made, INTERMEDIATE), names=[*NAMES, address]).startswith(expected)
+
+
 def test_chains_of_every_shape_are_accepted() -> None:
     """Straight from the root, with the root, long, and cross-signed by an authority that nobody here knows."""
     assert verdict(pem(leaf(signer=CA.root))).startswith("accept ")
@@ -110,7 +124,9 @@ def test_an_unknown_kind_of_key_is_refused() -> None:
     ("names-extra", {"common": "bank.example"}),
     ("names-extra", {"domains": [*NAMES, "example.org\0.bank.example"]}),
     ("names-extra", {"domains": [*NAMES, ""]}),
-    ("names-extra", {"sans": [*map(x509.DNSName, NAMES), x509.IPAddress(__import__("ipaddress").ip_address("127.0.0.1"))]}),
+    ("names-extra", {"sans": [*map(x509.DNSName, NAMES), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]}),
+    ("names-extra", {"sans": [*map(x509.DNSName, NAMES), x509.IPAddress(ipaddress.ip_address("2001:db8::1"))]}),
+    ("names-extra", {"sans": [*map(x509.DNSName, NAMES), x509.DNSName("192.0.2.1")]}),
     ("names-extra", {"sans": [*map(x509.DNSName, NAMES), x509.RFC822Name("root@example.org")]}),
     ("names-extra", {"sans": [*map(x509.DNSName, NAMES), x509.UniformResourceIdentifier("https://example.org/")]}),
     ("names-extra", {"sans": [*map(x509.DNSName, NAMES), x509.DirectoryName(forger.name("example.org"))]}),

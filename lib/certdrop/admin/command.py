@@ -11,18 +11,19 @@ import sys
 
 from certdrop import VERSION, site
 from certdrop.admin import dhparam, revoke, sites
-from certdrop.keeper.command import Usage, as_root, guard
+from certdrop.keeper.command import Refused, Usage, as_root, guard
 from certdrop.keeper.revoke import REASONS
 
 VERBS = ("add", "renew", "rotate", "rollback", "revoke", "remove", "dhparam")
 CONFIG = site.ETC + "/certdrop.toml"
 HELP = """\
-usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--contact ADDRESS] [--staging] [--yes] [--no-issue] [--dry-run]
+usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]
+                    [--contact ADDRESS] [--staging] [--yes] [--no-issue] [--dry-run]
        certdrop renew NAME...
        certdrop rotate NAME... | --all | --due   [--next | --cancel | --compromised]
        certdrop rollback NAME
        certdrop revoke NAME [--number N] [--reason REASON] [--yes]
-       certdrop remove NAME
+       certdrop remove NAME [--yes]
        certdrop dhparam [2048 | 3072 | 4096] [--own]
 
   add       a new site: one certificate for these domains, its first domain its name. The first time it asks
@@ -59,11 +60,16 @@ def _checked(argv: list[str]) -> int:
     verb, names, options = _parse(argv)
     if verb == "add":
         names = [sites.a_label(name) for name in names]
+        if ":" in names[0]:
+            options.setdefault("--name", "ip6-" + names[0].replace(":", "-"))      # no site's name has a colon
         sites.refuse(names, options.get("--name", names[0]))
         if os.geteuid() == 0:
             _ask_first_use(options)
         if "--dry-run" in options:
             return _foretell(names, options)
+    if verb == "remove" and os.geteuid() == 0 and "--yes" not in options and sys.stdin.isatty() and sys.stderr.isatty():
+        if not input(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted. Remove it? [y/N] ").strip().lower().startswith("y"):
+            raise Refused(f"{names[0]!a:.80}: not agreed; nothing was changed")
     if verb == "revoke" and os.geteuid() == 0:
         number = int(options["--number"]) if "--number" in options else None
         options["--number"] = str(revoke.ask(names[0], number, options.setdefault("--reason", "unspecified"), "--yes" in options))
@@ -101,7 +107,7 @@ def _refuse_contact(text: str) -> None:
 
 def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
     """(verb, names, options). Raises Usage."""
-    valued = {"--name": "add", "--key": "add", "--contact": "add", "--number": "revoke", "--reason": "revoke"}
+    valued = {"--name": "add", "--key": "add", "--profile": "add", "--contact": "add", "--number": "revoke", "--reason": "revoke"}
     flags = {"--staging": "add", "--no-issue": "add", "--dry-run": "add",
              "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate", "--compromised": "rotate", "--own": "dhparam"}
     if not argv or argv[0] not in VERBS:
@@ -114,7 +120,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
             if "=" not in word and not rest:
                 raise Usage(f"{option} needs a value")
             options[option] = value if "=" in word else rest.pop(0)
-        elif flags.get(word) == verb or (word == "--yes" and verb in ("add", "revoke")):
+        elif flags.get(word) == verb or (word == "--yes" and verb in ("add", "revoke", "remove")):
             options[word] = "yes"
         elif word.startswith("-"):
             raise Usage(f"{word!a:.80}: no such option of {verb}")
@@ -134,6 +140,8 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
         raise Usage("--number: give the number of a generation")
     if options.get("--reason", "unspecified") not in REASONS:
         raise Usage(f"--reason: give one of {', '.join(REASONS)}")
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", options.get("--profile", "x")):
+        raise Usage("--profile: give the name of one of the CA's profiles")
     if options.get("--key", "ecdsa-p256") not in site.KEYS:
         raise Usage(f"--key: give one of {', '.join(site.KEYS)}")
     return verb, names, options
@@ -144,7 +152,7 @@ def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
         settings = f'# See certdrop.toml(5).\ndirectory = "letsencrypt{"-staging" if "--staging" in options else ""}"\n'
         if "--contact" in options:
             settings += f'contact = ["{options["--contact"]}"]\n'
-        return sites.add(names, options.get("--name", names[0]), options.get("--key", ""), settings, "--no-issue" not in options)
+        return sites.add(names, options.get("--name", names[0]), options.get("--key", ""), options.get("--profile", ""), settings, "--no-issue" not in options)
     if verb == "renew":
         return sites.renew(names)
     if verb == "rollback":

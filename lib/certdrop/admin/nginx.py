@@ -167,7 +167,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def blocks(sites: list[site.Site], build: Build, which: tuple[str, ...] = (PLAIN, TLS)) -> str:
     """The server blocks for sites of the same domains, for port 80 and 443: their text for nginx."""
-    name, domains = sites[0].name, " ".join(sites[0].domains)
+    name, domains = sites[0].name, " ".join(map(site.as_host, sites[0].domains))
+    # A client that goes to an address names no host in its handshake (RFC 6066 section 3): the default server answers.
+    default = " default_server" if any(map(site.is_address, sites[0].domains)) else ""
     includes = "".join(f"    include {site.STATE}/live/{found.name}/nginx.conf;\n" for found in sites)
     http2 = "    http2 on;\n" if build.separate_http2 else ""
     head = f"# {name}: printed by certdrop-nginx for nginx {'.'.join(map(str, build.nginx))}; print it anew after an upgrade to another release.\n"
@@ -184,7 +186,7 @@ server {{
 """
     tls = f"""\
 server {{
-{_listen(443, " ssl" if build.separate_http2 else " ssl http2", build)}{http2}    server_name {domains};
+{_listen(443, default + (" ssl" if build.separate_http2 else " ssl http2"), build)}{http2}    server_name {domains};
 
     # Key and certificate of the live generation, by one link: do not name the files themselves.
 {includes}    include /etc/nginx/snippets/certdrop-tls.conf;

@@ -93,7 +93,7 @@ def configuration() -> Configuration:
 
 def plan(group: list[site.Site], build: Build, config: Configuration) -> Plan:
     """What to write for these sites. Raises Refused where another block has one of the names, or a file is in the way."""
-    name, domains = group[0].name, group[0].domains
+    name, domains = group[0].name, [site.as_host(domain) for domain in group[0].domains]
     for found in group:
         if not os.path.exists(f"{site.STATE}/live/{found.name}/nginx.conf"):
             raise Refused(f"{found.name}: has no certificate yet, not even a placeholder; run certdrop-install, then this again")

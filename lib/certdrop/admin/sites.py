@@ -6,6 +6,7 @@ words, after checking them. Reads and writes: sites.d/, and through install.py t
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import select
 import subprocess
@@ -23,9 +24,10 @@ ISSUE = "/usr/sbin/certdrop-issue"
 WATCH = "/usr/sbin/certdrop-watch"
 DEADLINE = 3600                    # seconds for the issuer's whole run
 PROGRAM = "certdrop"
+SHORT = "shortlived"               # Let's Encrypt's profile of 160 hours
 
 
-def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> int:
+def add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool) -> int:
     """Add a site: its configuration, a placeholder, a request; then have the issuer run, and install. Raises Refused and site.Wrong."""
     refuse(domains, name)
     with lock.Lock(patient=True):
@@ -37,10 +39,13 @@ def add(domains: list[str], name: str, key: str, settings: str, ask: bool) -> in
                 services.find(service).test()
             except services.Failed as error:
                 raise site.Wrong(f"{service} cannot use a certificate now: {error}; nothing was added") from error
-        text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n" + (f'key = "{key}"\n' if key else "")
         if settings and not os.path.exists(site.ETC + "/certdrop.toml"):
             _configure("certdrop.toml", settings)
-            site.load_config()
+            config = site.load_config()
+        if not (profile or config.profile) and config.directory.startswith("letsencrypt") and any(map(site.is_address, domains)):
+            profile = SHORT                                # the only one that may name an address there
+        text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n"
+        text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile)) if value)
         _configure(f"sites.d/{name}.toml", text)
         run = Run(PROGRAM, False, True)
         run.log.write(events.ADDED, site=name, domains=" ".join(domains))
@@ -103,9 +108,12 @@ def refuse(domains: list[str], name: str) -> None:
 
 
 def a_label(domain: str) -> str:
-    """A domain as it stands in a certificate: lower case, an internationalised one as A-labels (RFC 5890), by python3-idna."""
+    """A domain as it stands in a certificate: lower case, an international one as A-labels (RFC 5890), by python3-idna; an address in its canonical form."""
     if domain.isascii():
-        return domain.lower()
+        try:
+            return str(ipaddress.ip_address(domain[1:-1] if domain.startswith("[") and domain.endswith("]") else domain))
+        except ValueError:
+            return domain.lower()
     import idna
     try:
         return idna.encode(domain, uts46=True).decode()

@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from certdrop import spool
+from certdrop import site, spool
 from certdrop.issuer.account import NONCES, Session, as_object
 from certdrop.issuer.transport import Answer
 from certdrop.issuer.trouble import LOCAL, REFUSED, UNREACHABLE, VALIDATION, Trouble, from_answer, names_in, seconds_of, told
@@ -192,7 +192,7 @@ class Order:
     def _check_self(self, token: str) -> None:
         """Fetch the token as the CA will (RFC 8555 section 8.3), from this host: a wish, not a condition, unless configured so."""
         domain = self.tokens[token]
-        place = f"http://{domain}/.well-known/acme-challenge/{token}"
+        place = f"http://{site.as_host(domain)}/.well-known/acme-challenge/{token}"
         connection = http.client.HTTPConnection(domain, 80, timeout=SELF_CHECK)
         try:
             with open(f"{spool.challenges()}/{token}", "rb") as stream:
@@ -252,6 +252,7 @@ class Order:
     def _dumps(self, value: object, **how: object) -> str:
         if isinstance(value, dict) and "identifiers" in value:
             value = {**value, **self.extra}
+            value["identifiers"] = [_identifier(one) for one in value["identifiers"]]
         if isinstance(value, dict) and "nonce" in value:
             self._sent = "jwk" not in value    # only newAccount is signed by the key alone, and the account is known
         return json.dumps(value, sort_keys=bool(how.get("sort_keys")), separators=(",", ":") if "separators" in how else None)
@@ -290,11 +291,17 @@ class Order:
 
 
 def names_of(csr: x509.CertificateSigningRequest) -> list[str]:
-    """The DNS names that a request asks for. Raises Trouble where it has none."""
+    """The DNS names and IP addresses that a request asks for. Raises Trouble where it has none."""
     try:
-        return list(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName))
+        found = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError) as error:
         raise Trouble(LOCAL, "the request has no names") from error
+    return [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
+
+
+def _identifier(one: dict[str, str]) -> dict[str, str]:
+    """An identifier of acme-tiny's, who calls all of them names, as the order has it (RFC 8738 section 3)."""
+    return {"type": "ip" if site.is_address(one["value"]) else "dns", "value": one["value"]}
 
 
 def leads_to(chain: bytes, name: str) -> bool:

@@ -127,13 +127,16 @@ def _examine_names(leaf: x509.Certificate, names: object) -> None:
     except x509.ExtensionNotFound as error:
         raise Refused("names-missing") from error
     shown = {name.lower() for name in found.get_values_for_type(x509.DNSName)}
+    if any(":" in name or name.rpartition(".")[2].isdigit() for name in shown):        # an address, said to be a name
+        raise Refused("names-extra")
+    shown |= {str(address) for address in found.get_values_for_type(x509.IPAddress)}      # RFC 8738
     wanted = set(names) if isinstance(names, list) else set()
     common = {str(part.value).lower() for part in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)}
     if any("*" in name for name in shown | common):
         raise Refused("names-wildcard")
     if wanted - shown:
         raise Refused("names-missing")
-    if (shown | common) - wanted or any(not isinstance(name, x509.DNSName) for name in found):
+    if (shown | common) - wanted or any(not isinstance(name, (x509.DNSName, x509.IPAddress)) for name in found):
         raise Refused("names-extra")
 
 

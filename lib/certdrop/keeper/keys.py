@@ -56,8 +56,13 @@ def placeholder(key: bytes, domains: list[str]) -> tuple[bytes, str, int, int]:
 
 
 def _names(domains: list[str]) -> Any:
+    import ipaddress
+
     from cryptography import x509
-    return x509.SubjectAlternativeName([x509.DNSName(domain) for domain in domains])
+
+    from certdrop import site
+    return x509.SubjectAlternativeName(
+        [x509.IPAddress(ipaddress.ip_address(domain)) if site.is_address(domain) else x509.DNSName(domain) for domain in domains])
 
 
 def _load(key: bytes) -> Any:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from certdrop.events import clean
+from certdrop.site import as_host
 
 PATIENCE = 8.0                     # seconds for one request
 MOST = 16384                       # bytes of an answer
@@ -53,7 +54,7 @@ def fetch(address: str, name: str, path: str, content: str) -> Fetched:
             return Fetched(False, status, f"HTTP {status} {clean((found[2] or b'').decode('latin-1'), 40)}".strip(), turn, host)
         leading = clean(location[1].decode("latin-1").strip(), 200)
         try:
-            parts = urlsplit(urljoin(f"http{'s' if tls else ''}://{host}{target}", leading))
+            parts = urlsplit(urljoin(f"http{'s' if tls else ''}://{as_host(host)}{target}", leading))
             tls = parts.scheme == "https"
             port = parts.port or (443 if tls else 80)
             if parts.scheme not in ("http", "https") or port not in (80, 443) or not parts.hostname:
@@ -72,7 +73,7 @@ def _once(address: str, host: str, target: str, port: int, tls: bool) -> bytes:
     with socket.create_connection((address, port), PATIENCE) as plain:
         connection = _unverified().wrap_socket(plain, server_hostname=host) if tls else plain
         try:
-            words = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: certdrop-check\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+            words = f"GET {target} HTTP/1.1\r\nHost: {as_host(host)}\r\nUser-Agent: certdrop-check\r\nAccept: */*\r\nConnection: close\r\n\r\n"
             connection.sendall(words.encode("ascii"))
             data = b""
             while len(data) < MOST:

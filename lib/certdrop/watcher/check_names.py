@@ -62,6 +62,8 @@ def _result(domain: str, future: Future[Wrong], end: float) -> Wrong:
 def _one(domain: str, authority: Authority, token: tuple[str, str] | None, end: float) -> Wrong:
     if time.monotonic() > end:
         raise TimeoutError
+    if configuration.is_address(domain):
+        return reach(domain, domain, authority, token)
     wrong = idn(domain)
     looked = check_dns.addresses(domain)
     if looked.problem:
@@ -97,9 +99,9 @@ def _unresolved(domain: str, looked: check_dns.Looked) -> tuple[str, str]:
 
 def reach(domain: str, address: str, authority: Authority, token: tuple[str, str] | None) -> Wrong:
     """Whether a challenge is answered over this address."""
-    kind = "AAAA" if ":" in address else "A"
+    record = "the addresses in the site's file" if domain == address else f"the record {'AAAA' if ':' in address else 'A'} of {domain}"
     if authority.public and not ipaddress.ip_address(address).is_global:
-        return [(FAILED, f"{domain}: {address} is no address of the Internet: the CA cannot reach it", f"mend the record {kind} of {domain}")]
+        return [(FAILED, f"{domain}: {address} is no address of the Internet: the CA cannot reach it", f"mend {record}")]
     if token is None:
         return []
     name, content = token
@@ -118,7 +120,7 @@ def reach(domain: str, address: str, authority: Authority, token: tuple[str, str
     ours = check_fetch.is_ours(address)
     elsewhere = "" if ours else ", which is not an address of this host: it leads elsewhere, or what stands in front of it passes nothing on"
     return [(FAILED, f"{domain}: over {address} the token does not come: {came.words}{elsewhere}",
-             f"mend the record {kind} of {domain}, or whatever answers there on port 80")]
+             f"mend {record}, or whatever answers there on port 80")]
 
 
 def caa(domain: str, authority: Authority) -> Wrong:

@@ -77,7 +77,7 @@ def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
     port = 443
     places = config.answers.addresses(port)
     for domain in found.domains:
-        servers = [server for address in places if (server := config.answers.find(address, port, domain))]
+        servers = [server for address in places if (server := config.answers.find(address, port, sni(domain)))]
         if not servers:
             absent.append(domain)
         for server in servers:
@@ -89,11 +89,16 @@ def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
     return verdict(what, list(dict.fromkeys(wrong)), f"nginx includes {include}")
 
 
+def sni(domain: str) -> str:
+    """What a TLS client says of where it goes: nothing, where that is an address (RFC 6066 section 3), and the default server answers."""
+    return "" if configuration.is_address(domain) else domain
+
+
 def _certificate(server: Server, named: list[Directive], include: str, name: str, domain: str) -> list[tuple[str, str]]:
     mend = f"put there: include {include};"
     if any(one.file == include for one in named):
         return []
-    if domain not in server.names and not any(configuration.STATE in one.value for one in named):
+    if configuration.as_host(domain) not in server.names and not any(configuration.STATE in one.value for one in named):
         return [(f"{domain} has no server block of its own; {server.directive.place} answers for it, with another certificate",
                  f"certdrop-nginx {name} --write puts one in place")]
     for one in named:

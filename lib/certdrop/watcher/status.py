@@ -158,7 +158,8 @@ def served(sites: list[Evidence], places: Places) -> dict[str, set[str]]:
     """What the services of this host show for each site; a site that nobody was asked for is not there."""
     asked = {site.name: [(place, site.domains[0], site.kind) for place in places.of(site.services, site.probe)]
              for site in sites
-             if site.certificate and site.services and site.probe != "off" and site.domains and configuration.is_host_name(site.domains[0])}
+             if site.certificate and site.services and site.probe != "off" and site.domains
+             and (configuration.is_host_name(site.domains[0]) or configuration.is_address(site.domains[0]))}
     answers = handshake.ask([question for questions in asked.values() for question in questions])
     return {name: {answers[question] for question in questions} for name, questions in asked.items() if all(q in answers for q in questions)}
 
