@@ -102,6 +102,18 @@ def test_failures_are_put_off_and_an_administrator_does_not_wait():
     assert again.all[0].noted() == {"done": int(NOW)}
 
 
+def test_the_plan_shows_what_is_left(capsys):
+    """What is not done, now or after its back-off; what is done, no more."""
+    found = revoke.Revocations([ENTRY, OTHER])
+    found.all[1].failed(trouble("unauthorized"), NOW)
+    found.show([], NOW)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "a.test  now  root wants generation 0002 revoked" and "b.test  20" in second and "unauthorized" in second
+    found.all[0].succeeded(NOW)
+    found.show(["a.test"], NOW)
+    assert capsys.readouterr().out == ""
+
+
 def test_only_the_sites_that_are_named():
     """A run for one site leaves the others."""
     assert [one.entry for one in revoke.Revocations([ENTRY, OTHER]).due(NOW, ["b.test"], True)] == [OTHER]

@@ -62,7 +62,7 @@ def carry_out(name: str, number: int, reason: str) -> int:
             run.tell(name, f"that generation {number:04d} is revoked was asked for before")
         else:
             if reason == "keyCompromise":
-                burn(run, name, [number])
+                burn(run, [(name, number)])
             revoke.post(run, name, number, reason)
             run.tell(name, f"the issuer is asked to have generation {number:04d} revoked ({reason})")
             if reason == "keyCompromise":
@@ -77,14 +77,17 @@ def compromised(names: list[str]) -> int:
     wanted: dict[str, int | None] = {}
     with lock.Lock(patient=True):
         run = Run(sites.PROGRAM, False, True)
+        known, burning = [site.load_site(name, run.config) for name in names], []
         for name in names:
-            found, sight = site.load_site(name, run.config), Sight(name)
+            sight = Sight(name)
             if sight.live is None or not state.is_burnt(name, sight.live):         # else it is gone on with what was begun
-                burn(run, name, [number for number in (sight.live, sight.next) if number is not None])
-            install.take(run, [found])         # a certificate that is there already is not served, but known, and so can be revoked
-            install.settle(run, found)
-            wanted[name] = Sight(name).next
+                burning += [(name, number) for number in (sight.live, sight.next) if number is not None]
+        burn(run, burning)
+        install.take(run, known)               # a certificate that waits is not served any more, but known, and so can be revoked
         run.witness.end()
+        for found in known:
+            install.settle(run, found)
+            wanted[found.name] = Sight(found.name).next
     run.flush()
     code = sites.issue(wanted)
     run = Run(sites.PROGRAM, False, True)      # what is posted now
@@ -96,13 +99,13 @@ def compromised(names: list[str]) -> int:
     return (have_revoked(there) if there else os.EX_OK) or code or run.exit_code()
 
 
-def burn(run: Run, name: str, numbers: list[int]) -> None:
-    """Never use the keys of these generations again: all of them from this moment on, or none."""
-    keys = {str(state.facts(name, number, "request")["spki_sha256"]) for number in numbers}
-    notes.put("burnt", "".join(f"{key}\n" for key in sorted(keys | state.burnt())).encode())
-    for key in sorted(keys):
-        run.log.write(events.BURNT, site=name, spki_sha256=key)
-    run.tell(name, f"the key{'s' * (len(keys) > 1)} of generation {' and '.join(f'{number:04d}' for number in numbers)} will never be used again")
+def burn(run: Run, which: list[tuple[str, int]]) -> None:
+    """Never use the keys of these generations (site, number) again: all of them from this moment on, or none."""
+    keys = {one: str(state.facts(*one, "request")["spki_sha256"]) for one in which}
+    notes.put("burnt", "".join(f"{key}\n" for key in sorted({*keys.values()} | state.burnt())).encode())
+    for (name, number), key in keys.items():
+        run.log.write(events.BURNT, site=name, number=number, spki_sha256=key)
+        run.tell(name, f"the key of generation {number:04d} will never be used again")
 
 
 def have_revoked(names: list[str]) -> int:

@@ -108,11 +108,11 @@ def _look(options: Options) -> tuple[int, bool, float]:
 
 def _revocations(options: Options, entries: list[str], now: float) -> tuple[Revocations | None, bool]:
     """(what root wants revoked, whether the CA is to be asked for some of it now)."""
-    if not entries or options.plan or options.dry_run:
+    if not entries or options.dry_run:
         return None, False
     from certdrop.issuer.revoke import Revocations
     found = Revocations(entries)
-    return found, bool(found.due(now, options.names, options.revoke))
+    return found, not options.plan and bool(found.due(now, options.names, options.revoke))
 
 
 def _still_wanted(options: Options, entries: list[str]) -> int:

@@ -38,6 +38,8 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     tasks = plan.make(options, pending, now)
     if options.plan:
         plan.show(tasks, now)
+        if revocations:
+            revocations.show(options.names, now)
         return os.EX_OK, False
     plan.tidy(stale)
     code, done = os.EX_OK, 0

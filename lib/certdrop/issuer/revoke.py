@@ -77,6 +77,13 @@ class Revocations:
         """What to ask the CA for now: all, or of these sites."""
         return [one for one in self.all if (not names or one.name in names) and one.is_due(now, urged)]
 
+    def show(self, names: list[str], now: float) -> None:
+        """Print what is left to do, when, and why."""
+        for one in self.all:
+            if not one.done and (not names or one.name in names):
+                after = f" ({one.kind}, {one.count} in a row: {one.last_error})" if one.count else ""
+                print(f"{one.name}  {'now' if one.is_due(now, False) else events.stamp(one.next_try)}  root wants generation {one.number:04d} revoked{after}")
+
     def save(self) -> None:
         """Write it down, whole or not at all. Raises OSError."""
         from certdrop.issuer import ledger
