@@ -310,5 +310,8 @@ def _pipes() -> tuple[tuple[int, int], tuple[int, int]]:
 def _say(text: str, code: int) -> int:
     """One line for people; under cron and timers only where somebody must act (70, 77, 78)."""
     if at_terminal(sys.stderr) or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG):
-        print(f"certdrop-watch: {events.clean(text)}", file=sys.stderr, flush=True)
+        try:
+            print(f"certdrop-watch: {events.clean(text)}", file=sys.stderr, flush=True)
+        except OSError:
+            pass                               # the code tells it, too
     return code
