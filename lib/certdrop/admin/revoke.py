@@ -58,15 +58,15 @@ def carry_out(name: str, number: int, reason: str) -> int:
     with lock.Lock(patient=True):
         run = Run(sites.PROGRAM, False, True)
         find(name, number)
+        if reason == "keyCompromise":
+            burn(run, [(name, number)])
         if (number, "revoke") in run.posted.get(name, set()):
             run.tell(name, f"that generation {number:04d} is revoked was asked for before")
         else:
-            if reason == "keyCompromise":
-                burn(run, [(name, number)])
             revoke.post(run, name, number, reason)
             run.tell(name, f"the issuer is asked to have generation {number:04d} revoked ({reason})")
-            if reason == "keyCompromise":
-                install.settle(run, site.load_site(name, run.config))
+        if reason == "keyCompromise":
+            install.settle(run, site.load_site(name, run.config))
     run.flush()
     return have_revoked([name])
 
