@@ -36,12 +36,12 @@ MAN = $(sort $(wildcard man/*.[158]))
 UNITS = $(sort $(wildcard systemd/*))
 PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
-SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix .ci/root-lines completions/make)
-SHELL_SCRIPTS = lib/setup .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
+SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make)
+SHELL_SCRIPTS = tests/second_ca/fetch lib/setup .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
 DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 gcc git iproute2 libc6-dev lintian make mandoc \
-	mypy python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-prometheus-client python3-pytest \
+	mypy python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-pip python3-prometheus-client python3-pytest \
 	python3-structlog shellcheck spin systemd ucf util-linux zsh
 
 # All code that cron or sudo can have run as root, and the judge that root starts.
@@ -138,7 +138,7 @@ distcheck: deps
 
 # The contract with acme-tiny, cryptography, pyOpenSSL and structlog, in the versions of Debian 12 and 13 and the newest.
 test-matrix:
-	@$(MAKE) --no-print-directory -s deps DEPS='$(DEPS) python3-pip'
+	@$(MAKE) --no-print-directory -s deps
 	@tests/matrix/matrix $(MATRIX)
 
 lint-deb: deb source

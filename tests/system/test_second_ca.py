@@ -1,0 +1,124 @@
+"""The main job with an ACME server that shares no code with Pebble: acme2certifier, which tests/second_ca/fetch brings."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Iterator
+
+import pytest
+from conftest import STATE, Host, stage
+
+HERE = pathlib.Path(__file__).resolve().parents[1] / "second_ca"
+PORT = 14800
+
+pytestmark = pytest.mark.skipif(not (HERE.parents[1] / "build/second_ca/.complete").exists(), reason="tests/second_ca/fetch could not fetch it")
+
+
+class SecondCA(stage.Server):
+    """A CA of a root and an intermediate, behind acme2certifier."""
+
+    def __init__(self) -> None:
+        super().__init__("second-ca")
+        self.place = os.path.join(stage.WORLD, "second-ca")
+        os.makedirs(self.place + "/certs", exist_ok=True)
+        self.root = f"{self.place}/root.pem"
+        mine = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n"
+        stage.Authority._make(self.root, f"{self.place}/root.key", "Second Root", mine, [])
+        signer = ["-CA", self.root, "-CAkey", f"{self.place}/root.key"]
+        stage.Authority._make(f"{self.place}/ca.pem", f"{self.place}/ca.key", "Second Intermediate", mine, signer)
+        self.pair = stage.Authority().issue("second-ca-tls", "ca2.stage.test")
+        self.directory_url = f"https://ca2.stage.test:{PORT}/directory"
+
+    def start(self) -> None:
+        self.launch(["/usr/bin/python3", "-B", str(HERE / "serve"), str(PORT), *self.pair, self.place], {"NO_PROXY": "*"})
+        self.wait_ready(PORT)
+
+    def be_asked(self, host: Host) -> None:
+        """Have certdrop go there."""
+        host.configure(directory=f'"{self.directory_url}"', trust_roots=f'"{self.root}"')
+
+
+@pytest.fixture(scope="module")
+def second(session_host: Host) -> Iterator[SecondCA]:
+    """It runs, and is the one that certdrop asks."""
+    server = SecondCA()
+    server.start()
+    server.be_asked(session_host)
+    try:
+        yield server
+    finally:
+        server.stop()
+        session_host.configure()
+
+
+@pytest.fixture
+def host(host: Host, second: SecondCA) -> Host:
+    """Asking the second CA, not Pebble."""
+    second.be_asked(host)
+    return host
+
+
+@pytest.fixture(scope="module")
+def site(session_host: Host, second: SecondCA) -> str:
+    """A site of two names with a certificate of it."""
+    name = session_host.name()
+    session_host.run("certdrop", "add", name, "www." + name, "--no-issue", code=0)
+    session_host.serve(name)
+    done = session_host.run("certdrop", "renew", name, code=0)
+    assert "installed, and served" in done.text, done
+    return name
+
+
+def test_issued_installed_served(host: Host, second: SecondCA, site: str) -> None:
+    """Two names proven by HTTP-01, a chain with its intermediate, served and trusted."""
+    for name in (site, "www." + site):
+        host.run("curl", "-sS", "--fail", "--cacert", second.root, f"https://{name}/", code=0)
+    assert host.served(site) == host.on_disk(site) and host.live(site) == host.proven(site) == 2
+    assert stage.read(f"{STATE}/live/{site}/fullchain.pem").count("BEGIN CERTIFICATE") >= 2
+    assert host.status(site)["state"] == "serving"
+
+
+def test_renewed_and_rotated(host: Host, second: SecondCA, site: str) -> None:
+    """Again, with the key that waited, and with a new one; in the same account."""
+    before, number = host.on_disk(site), host.live(site)
+    assert "installed, and served" in host.run("certdrop", "renew", site, code=0).text
+    assert "installed, and served" in host.run("certdrop", "rotate", site, code=0).text
+    assert host.live(site) == number + 2 and host.served(site) == host.on_disk(site) != before
+
+
+def test_the_account(host: Host, second: SecondCA, site: str) -> None:
+    """Shown with its URL at this CA; a new contact; a new key, by which orders go on."""
+    shown = host.run("certdrop-account", "show", code=0).text
+    assert f"https://ca2.stage.test:{PORT}/" in shown and "valid" in shown, shown
+    host.run("certdrop-account", "rollover", code=0)
+    assert "installed, and served" in host.run("certdrop", "renew", site, code=0).text
+
+
+def test_what_the_ca_refuses_is_told(host: Host, second: SecondCA, site: str) -> None:
+    """A name that leads nowhere: the CA's own words, and which name."""
+    name = host.name()
+    host.world.dns.set_servfail(name)
+    done = host.run("certdrop", "add", name, code=os.EX_TEMPFAIL)
+    assert f"{name}: the CA says" in done.text, done
+    assert host.status(name)["state"] == "failing"
+    host.run("certdrop", "remove", name, code=0)
+    host.world.dns.clear_servfail(name)
+
+
+def test_revoked(host: Host, second: SecondCA, site: str) -> None:
+    """Root's word, the issuer's deed; and once more is no error."""
+    number = host.live(site)
+    host.run("certdrop", "rotate", site, code=0)
+    done = host.run("certdrop", "revoke", site, "--number", str(number), "--reason", "superseded", "--yes", code=0)
+    assert "revoked" in done.text, done
+    found = [one for one in host.status(site)["revocations"] if one["generation"] == number]
+    assert [one["state"] for one in found] == ["revoked"], found
+
+
+def test_nothing_more_is_due(host: Host, second: SecondCA, site: str) -> None:
+    """What is due, and why, is known from this CA as from any: by its renewal window, or by the lifetime."""
+    said = host.run("certdrop-issue", "--plan", site, code=0).text
+    assert site in said and "failed" not in said, said
+    host.run("certdrop-issue", site, code=0)
+    assert host.status(site)["state"] == "serving"
