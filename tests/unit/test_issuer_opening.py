@@ -140,3 +140,12 @@ def test_a_dialled_connection():
     slow = dial.Dial(("192.0.2.1", 443), 0.01)
     with pytest.raises(OSError):
         slow.take(time.monotonic() + 0.02)
+
+
+def test_no_thread_to_dial_with(monkeypatch):
+    """No memory, or a limit on processes: an error of this host's, no bug."""
+    def start(_self):
+        raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(dial.threading.Thread, "start", start)
+    with pytest.raises(OSError, match="can't start"):
+        dial.Dial(("127.0.0.1", 443), 1.0)

@@ -5,6 +5,7 @@ Runs as: _certdrop, shut in. Trusts: the resolver. Reads and writes: nothing ove
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -32,7 +33,7 @@ def connect(end: float, address: tuple[str, int]) -> socket.socket:
 
 
 class Dial(threading.Thread):
-    """A connection that is being made."""
+    """A connection that is being made. Raises OSError where no thread can be started: no memory, or a limit on processes."""
 
     def __init__(self, address: tuple[str, int], seconds: float) -> None:
         super().__init__(daemon=True)
@@ -40,7 +41,10 @@ class Dial(threading.Thread):
         self._end = time.monotonic() + seconds
         self._made: socket.socket | None = None
         self._failure: Exception = TimeoutError("timed out")
-        self.start()
+        try:
+            self.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def run(self) -> None:
         """In the thread."""

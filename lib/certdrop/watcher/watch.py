@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
         return as_watcher("certdrop-watch", argv, lambda: _guarded(work), os.EX_SOFTWARE)
     except KeyError as error:
         return _say(f"{events.clean(error)}; install the package again", os.EX_NOPERM)
+    except OSError as error:                   # no process, no memory, nobody who reads
+        return _say(f"{events.clean(error)}; the next run tries again", os.EX_TEMPFAIL)
 
 
 def _guarded(work: Any) -> int:
