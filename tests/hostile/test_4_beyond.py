@@ -547,9 +547,13 @@ def test_84_signals(ground: Ground) -> None:
 @contextlib.contextmanager
 def file_system_that_never_answers(ground: Ground, place: str) -> Iterator[None]:
     """A file system in user space (FUSE) of the issuer's, mounted there by Debian's fusermount3, which answers no question at all."""
-    if not os.path.exists("/dev/fuse"):
-        os.mknod("/dev/fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
-        os.chmod("/dev/fuse", 0o666)
+    try:
+        if not os.path.exists("/dev/fuse"):
+            os.mknod("/dev/fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
+            os.chmod("/dev/fuse", 0o666)
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        pytest.skip(f"no FUSE in this kernel, or none for this stage: {error.strerror}")
 
     def mount() -> None:
         ours, its = socket.socketpair()
