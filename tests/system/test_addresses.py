@@ -68,3 +68,14 @@ def test_what_is_no_address(host: Host, text: str) -> None:
     """Said so, and nothing is made."""
     done = host.run("certdrop", "add", text, "--no-issue", code=os.EX_DATAERR)
     assert "no host name" in done.text and "or an IP address" in done.text
+
+
+def test_the_profile_that_may_name_an_address(host: Host) -> None:
+    """Let's Encrypt has one; it is written into the site's file, unless somebody names another."""
+    host.configure(directory='"letsencrypt"')
+    for argv, expected in ((["192.0.2.7"], 'domains = ["192.0.2.7"]\nprofile = "shortlived"\n'), (["a7.example.org"], 'domains = ["a7.example.org"]\n'),
+                           (["2001:db8::7", "--profile", "other"], 'domains = ["2001:db8::7"]\nprofile = "other"\n')):
+        host.run("certdrop", "add", *argv, "--no-issue", code=0)
+        name = argv[0] if ":" not in argv[0] else "ip6-" + argv[0].replace(":", "-")
+        assert stage.read(f"/etc/certdrop/sites.d/{name}.toml") == expected
+        host.run("certdrop", "remove", name, code=0)
