@@ -258,8 +258,9 @@ def test_whom_sshd_lets_in(more, let_in):
 # ---- nginx
 
 def nginx(text: str) -> Configuration:
-    """A configuration of one file, and the live certificate's."""
-    return Configuration([Source("/etc/nginx/nginx.conf", text), Source(f"{site.STATE}/live/a.test/nginx.conf", "ssl_certificate /x; ssl_certificate_key /y;")])
+    """A configuration of one file, and the live certificates' of two sites."""
+    live = [Source(f"{site.STATE}/live/{name}/nginx.conf", f"ssl_certificate {site.STATE}/sites/{name}/0001/fullchain.pem;") for name in ("a.test", "b.test")]
+    return Configuration([Source("/etc/nginx/nginx.conf", text), *live])
 
 
 LIVE = f"include {site.STATE}/live/a.test/nginx.conf;"
@@ -280,6 +281,7 @@ def a_site(*domains: str) -> site.Site:
     (f"server {{ listen 443 ssl; server_name a.test; ssl_certificate {site.STATE}/live/a.test/fullchain.pem; }}", FAILED, "names the certificate itself"),
     (f"server {{ listen 443 ssl; server_name a.test; ssl_certificate {site.STATE}/sites/a.test/0001/fullchain.pem; }}", FAILED, "names one generation"),
     ("server { listen 443 ssl; server_name a.test; ssl_certificate /etc/letsencrypt/\x1b[2J; }", FAILED, "with another certificate (/etc/letsencrypt/"),
+    (f"server {{ listen 443 ssl; server_name b.test; include {site.STATE}/live/b.test/nginx.conf; }}", FAILED, "with the certificate of the site b.test"),
     ("server { listen 443 ssl; server_name b.test; ssl_certificate /b; }", FAILED, "has no server block of its own"),
     (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }} server {{ listen [::]:443 ssl default_server; ssl_certificate /b; }}", FAILED, "own"),
 ])

@@ -98,6 +98,11 @@ def _certificate(server: Server, named: list[Directive], include: str, name: str
     mend = f"put there: include {include};"
     if any(one.file == include for one in named):
         return []
+    live = configuration.STATE + "/live/"
+    others = [one.file[len(live):].partition("/")[0] for one in named if one.file.startswith(live)]
+    if others:
+        return [(f"{server.directive.place} answers for {domain} with the certificate of the site {others[0]}",
+                 f"certdrop-nginx {name} --write puts a server block of its own in place; or {mend}")]
     if configuration.as_host(domain) not in server.names and not any(configuration.STATE in one.value for one in named):
         return [(f"{domain} has no server block of its own; {server.directive.place} answers for it, with another certificate",
                  f"certdrop-nginx {name} --write puts one in place")]
