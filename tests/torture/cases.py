@@ -7,7 +7,7 @@ import os
 import scene as stage
 from scene import ETC, INSTALL, SITE, SPOOL, STATE, Scene
 
-COPY = f'copy = {{path = "{stage.COPIES}/{SITE}.pem", owner = "root", group = "ssl-cert", mode = "0640", what = "combined"}}\n'
+COPY = f'copy = {{path = "{stage.COPIES}/{SITE}.pem", owner = "root", group = "www-data", mode = "0640", what = "combined"}}\n'
 
 
 class Case:
