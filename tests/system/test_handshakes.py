@@ -28,6 +28,7 @@ import hashlib, json, os, select, socket, ssl, sys, time
 os.nice(10)                         # what is tested here has few processors, and should get on
 roots, first, *names = sys.argv[1:]
 context = ssl.create_default_context(cafile=roots)
+context.verify_flags &= ~ssl.VERIFY_X509_STRICT     # Python 3.13's default; what is forged here lacks some of RFC 5280's finer points
 count, longest, failures, leaves = 0, 0.0, [], set()
 while not select.select([0], [], [], 0)[0]:
     name = names[(int(first) + count) % len(names)]

@@ -182,7 +182,9 @@ def test_dovecot_serves_a_combined_copy(case: Case) -> None:
     """Dovecot shows each certificate on port 993, where it is proven."""
     configure(case, ["dovecot"], combined(case.name))
     case.host.run(INSTALL, code=0)
-    stage.write("/etc/dovecot/conf.d/10-ssl.conf", f"ssl = required\nssl_cert = <{COPIES}/{case.name}.pem\nssl_key = <{COPIES}/{case.name}.pem\n")
+    pem, version = f"{COPIES}/{case.name}.pem", subprocess.run(["dovecot", "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    names = ("ssl_server_cert_file = ", "ssl_server_key_file = ") if version.startswith("2.4") else ("ssl_cert = <", "ssl_key = <")    # Debian 13's, and 12's
+    stage.write("/etc/dovecot/conf.d/10-ssl.conf", "ssl = required\n" + "".join(f"{name}{pem}\n" for name in names))
     run("dovecot")
     try:
         stage.wait_listening(993)
