@@ -140,7 +140,7 @@ def tick(extent: Extent) -> Iterator[dict[str, Any]]:
                     continue
                 client.forge(names[before:], forge)
                 commands[client.name] = ["sh", "-c", client.tick(names)], client.run_as
-            commands["certdrop, sudo certdrop-install after it"] = (["sh", "-c", "certdrop-issue --cron; sudo -n /usr/sbin/certdrop-install"], "_certdrop")
+            commands["certdrop, sudo certdrop-install after it"] = (["sh", "-c", "certdrop-issue --cron; exec sudo -n /usr/sbin/certdrop-install"], "_certdrop")
             commands["certdrop-install, by root's cron"] = (["/usr/sbin/certdrop-install"], "")
             say(f"tick: {size} sites")
             measured = {name: functools.partial(_quiet, place, *command) for name, command in commands.items()}

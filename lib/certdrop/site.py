@@ -7,11 +7,14 @@ refused). Reads: /etc/certdrop/certdrop.toml and /etc/certdrop/sites.d/NAME.toml
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Iterable
 
 from certdrop import spool
+
+TYPE_CHECKING = False              # what typing's is, for 2 ms less
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Iterable
 
 ETC = "/etc/certdrop"
 STATE = "/var/lib/certdrop"
@@ -29,11 +32,11 @@ KEYS = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096")
 LIMITS = ("failed_per_name_and_hour", "issued_per_names_and_week", "orders_per_three_hours")
 MAX_DOMAINS = 100                  # Let's Encrypt's limit for one certificate
 
-_AGE = re.compile(r"([1-9][0-9]{0,3})d")
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_ADDRESS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*")
-_PATH = re.compile(r"(/[A-Za-z0-9._@+-]+){2,}")
-_SERVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+_AGE = r"([1-9][0-9]{0,3})d"
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*"
+_PATH = r"(/[A-Za-z0-9._@+-]+){2,}"
+_SERVICE = r"[a-z0-9][a-z0-9-]{0,30}"
 _SITE_ONLY = ("domains", "probe", "copy")
 _BOTH = ("key", "key_max_age", "profile", "services")
 
@@ -99,21 +102,26 @@ class Site:
         self.services = list(config.services)
 
 
+def _match(pattern: str, text: str) -> re.Match[str] | None:
+    import re                                  # 3 ms, and most runs of the issuer need no configuration
+    return re.fullmatch(pattern, text)
+
+
 def age_in_days(text: str) -> int | None:
     """The days of an age like "180d"; None for "renewal" (a new key every time)."""
-    found = _AGE.fullmatch(text)
+    found = _match(_AGE, text)
     return int(found[1]) if found else None
 
 
 def is_host_name(text: str) -> bool:
     """Whether text is a DNS host name of two labels or more, in lower case (RFC 1123 section 2.1; an IDN as A-labels)."""
     labels = text.split(".")
-    return len(text) <= 253 and len(labels) > 1 and not labels[-1].isdigit() and all(_LABEL.fullmatch(part) for part in labels)
+    return len(text) <= 253 and len(labels) > 1 and not labels[-1].isdigit() and all(_match(_LABEL, part) for part in labels)
 
 
 def is_address(text: str) -> bool:
     """Whether text is an IP address as a certificate may name it (RFC 8738), in its canonical form (RFC 5952): no zone, not IPv4-mapped."""
-    if not _ADDRESS.fullmatch(text):
+    if not _match(_ADDRESS, text):
         return False
     import ipaddress                           # few need it
     try:
@@ -163,11 +171,11 @@ def load_config() -> Config:
         raise Wrong(f'{path}: directory: "{config.directory}": give {", ".join(DIRECTORIES)} or an https:// URL')
     if config.trust_roots == STORE and os.path.exists(config.own_roots):
         config.trust_roots = config.own_roots
-    if config.account_key_max_age and not _AGE.fullmatch(config.account_key_max_age):
+    if config.account_key_max_age and not _match(_AGE, config.account_key_max_age):
         raise Wrong(f'{path}: account_key_max_age: "{config.account_key_max_age}": give an age in days such as "180d", or nothing')
     if config.staging and not config.staging_url.startswith("https://"):
         raise Wrong(f'{path}: staging: "{config.staging}": give {", ".join(DIRECTORIES)} or an https:// URL')
-    if config.proxy and not re.fullmatch(r"http://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/?", config.proxy):
+    if config.proxy and not _match(r"http://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/?", config.proxy):
         raise Wrong(f'{path}: proxy: "{config.proxy}": give http://HOST:PORT')
     for key, value in config.limits.items():
         _refuse_unknown(path, key, LIMITS, ())
@@ -201,7 +209,7 @@ def load_site(name: str, config: Config) -> Site:
             raise Wrong(f"{path}: domains: {error}") from error
     if len(set(site.domains)) != len(site.domains):
         raise Wrong(f"{path}: domains: a name stands there twice")
-    if site.probe not in ("", "off", "proxy-protocol") and not re.fullmatch(r"(\[[0-9a-f:]+\]|[0-9.]+):[0-9]{1,5}", site.probe):
+    if site.probe not in ("", "off", "proxy-protocol") and not _match(r"(\[[0-9a-f:]+\]|[0-9.]+):[0-9]{1,5}", site.probe):
         raise Wrong(f'{path}: probe: "{site.probe}": give "ADDRESS:PORT", "proxy-protocol" or "off"')
     _check_copies(path, site.copy)
     _check_policy(path, site)
@@ -224,7 +232,7 @@ def _check_policy(path: str, found: Config | Site) -> None:
         raise Wrong(f'{path}: key: "{found.key}": give one of {", ".join(KEYS)}')
     if found.key_max_age != "renewal" and age_in_days(found.key_max_age) is None:
         raise Wrong(f'{path}: key_max_age: "{found.key_max_age}": give "renewal" or an age such as "180d"')
-    if not all(_SERVICE.fullmatch(service) for service in found.services):
+    if not all(_match(_SERVICE, service) for service in found.services):
         raise Wrong(f"{path}: services: give names of files in services.d")
 
 
@@ -277,9 +285,9 @@ def _check_copies(path: str, copies: list[dict[str, str]]) -> None:
     for copy in copies:
         if set(copy) != {"path", "owner", "group", "mode", "what"} or not all(isinstance(value, str) for value in copy.values()):
             raise Wrong(f"{path}: copy: give path, owner, group, mode and what, each a string")
-        if not _PATH.fullmatch(copy["path"]) or "/../" in copy["path"] or "/./" in copy["path"]:
+        if not _match(_PATH, copy["path"]) or "/../" in copy["path"] or "/./" in copy["path"]:
             raise Wrong(f'{path}: copy: path: "{copy["path"]}": give an absolute path')
         if copy["what"] not in ("combined", "fullchain", "cert", "chain", "key"):
             raise Wrong(f'{path}: copy: what: "{copy["what"]}": give combined, fullchain, cert, chain or key')
-        if not re.fullmatch("0?[0-6][04]0", copy["mode"]) and not (copy["what"] in ("fullchain", "cert", "chain") and copy["mode"] in ("0644", "0444")):
+        if not _match("0?[0-6][04]0", copy["mode"]) and not (copy["what"] in ("fullchain", "cert", "chain") and copy["mode"] in ("0644", "0444")):
             raise Wrong(f'{path}: copy: mode: "{copy["mode"]}": give one such as "0640", with nothing for others and no writing for the group')

@@ -144,7 +144,12 @@ def test_10_a_lease(ground: Ground) -> None:
     def hold() -> None:
         signal.signal(signal.SIGIO, signal.SIG_IGN)
         fd = os.open(path, os.O_RDWR)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        for _ in range(100):
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+                break
+            except BlockingIOError:            # whoever wrote the reply has not quite closed it
+                time.sleep(0.03)
         with open(PLAYGROUND + "/held", "wb"):
             pass
         time.sleep(60)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import socket
 import threading
-from typing import Iterator
+from typing import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -174,5 +175,26 @@ def test_entries() -> None:
     assert spool.entry("example.org", 8, "csr") == "example.org@0008.csr"
     assert spool.parse_entry("example.org@0008.csr") == ("example.org", 8, "csr")
     assert spool.parse_entry("a@123456.pem") == ("a", 123456, "pem")
-    for odd in ("a@8.csr", "a@0008.key", "a@0008.csr\n", ".a@0008.csr.new", "../a@0008.csr", "a@0008", "a@٠٠٠٨.csr"):
+    for odd in ("a@8.csr", "a@0008.key", "a@0008.csr\n", ".a@0008.csr.new", "../a@0008.csr", "a@0008", "a@٠٠٠٨.csr", "a@1234567890.csr", "@0008.csr",
+                "a@b@0008.csr", "a@0008.csr.now", "a@008.csr", "a@+008.csr", "a" * 201 + "@0008.csr", "a@0008.", "a@.csr"):
         assert spool.parse_entry(odd) is None
+    assert spool.parse_entry("a" * 200 + "@123456789.revoke") == ("a" * 200, 123456789, "revoke")
+    assert [length for length in range(200) if spool.is_token("a" * length)] == list(range(16, 129))
+
+
+_SITE = "[a-z0-9][a-z0-9._-]{0,199}"
+_GRAMMARS = {spool.is_site_name: _SITE, spool.is_token: "[A-Za-z0-9_-]{16,128}", spool.parse_entry: f"({_SITE})@([0-9]{{4,9}})\\.(csr|now|revoke|pem)"}
+
+
+@pytest.mark.parametrize("check", _GRAMMARS)
+@given(st.data())
+def test_names_are_as_the_grammar_says(check: Callable[[str], object], data: st.DataObject) -> None:
+    """The rules that certdrop-spool(5) gives as patterns: what fits is taken, and so is nothing that was damaged, digits of other scripts among it."""
+    pattern = _GRAMMARS[check]
+    text = data.draw(st.from_regex(pattern, fullmatch=True) | st.text(st.sampled_from("a0Z@._-\u0661\n/\udc80"), max_size=20))
+    at = data.draw(st.integers(0, len(text)))
+    for shape in (text, text + "\n", text[:at] + data.draw(st.text(max_size=2)) + text[at:], text * 30):
+        found = re.fullmatch(pattern, shape)
+        assert bool(check(shape)) is (found is not None)
+        if found and check is spool.parse_entry:
+            assert check(shape) == (found[1], int(found[2]), found[3])

@@ -13,7 +13,6 @@ import os
 import pwd
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from certdrop import site, spool
 from certdrop.issuer import posted
@@ -21,6 +20,7 @@ from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import HELP, Options, Usage
 from certdrop.issuer.posted import Request
 
+TYPE_CHECKING = False              # what typing's is, for 2 ms less
 if TYPE_CHECKING:
     from certdrop.issuer.revoke import Revocations
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 USER = "_certdrop-judge"
 DEADLINE = 15.0                    # seconds for one answer; the booth's own is shorter
 
-_ACCEPT = re.compile(r"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12})")
-_SHOWN = re.compile(r"[0-9a-f]{64}|nobody|nothing")
+_ACCEPT = r"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12})"
+_SHOWN = r"[0-9a-f]{64}|nobody|nothing"
 
 
 class Accepted:
@@ -122,7 +122,7 @@ class Judge:
 def ask_chain(judge: Judge, expected: dict[str, object], reply: bytes) -> Accepted:
     """What the judge accepts. Raises spool.Refused with the judge's reason, or `judge-failed`."""
     answer = judge.ask(json.dumps(expected).encode(), reply)
-    found = _ACCEPT.fullmatch(answer)
+    found = re.fullmatch(_ACCEPT, answer)
     if found and int(found[2]) <= time.time() < int(found[3]):     # else later replies would be replays, or this one never due
         return Accepted(found[1], int(found[2]), int(found[3]))
     reason = answer.removeprefix("refuse ")
@@ -134,4 +134,4 @@ def ask_served(judge: Judge, place: tuple[str, int, str], name: str, key: str, v
     or `nothing` (no handshake; with `verify`, no good one)."""
     question = json.dumps({"address": place[0], "port": place[1], "name": name, "key": key, "preface": place[2], "verify": verify})
     answer = judge.ask(question.encode())
-    return answer if _SHOWN.fullmatch(answer) else "nothing"
+    return answer if re.fullmatch(_SHOWN, answer) else "nothing"

@@ -11,7 +11,6 @@ import re
 import signal
 import struct
 import time
-from typing import NamedTuple
 
 from certdrop import events, jail, site
 
@@ -19,24 +18,16 @@ TIMEOUT = 60                       # seconds for a test or a reload
 SAID = 16384                       # bytes of what it says that are read
 FRESH = 0.25                       # seconds for which a look at who listens is good: the kernel takes 20 ms for one, and each site asks
 
-_WRONG = re.compile(r"emerg|alert|fatal|error|invalid|unknown", re.IGNORECASE)
-_NOTHING = re.compile(r"test failed|error log may have|errors found in", re.IGNORECASE)      # after the line that says what it was
+_WRONG = r"(?i)emerg|alert|fatal|error|invalid|unknown"
+_NOTHING = r"(?i)test failed|error log may have|errors found in"      # after the line that says what it was
 
-
+Place = tuple[str, int, str]       # where a service is asked: address, port, and what is said before the handshake (served.PREFACES)
 _NEVER: tuple[float, set[tuple[int, bool, str]]] = -1.0, set()
 _looked = _NEVER
 
 
 class Failed(Exception):
     """A service cannot be used now; the text says why, with the lines of its test or reload that say what is wrong."""
-
-
-class Place(NamedTuple):
-    """Where a service is asked, and what is said before the handshake (served.PREFACES)."""
-
-    address: str
-    port: int
-    preface: str
 
 
 class Service:
@@ -104,8 +95,8 @@ def _run(command: list[str]) -> None:
     finally:
         os.close(said)
     if code:
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not _NOTHING.search(line)]
-        told = [line for line in lines if _WRONG.search(line)] or lines[-1:] or [f"{command[0]} ended with {code}"]
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not re.search(_NOTHING, line)]
+        told = [line for line in lines if re.search(_WRONG, line)] or lines[-1:] or [f"{command[0]} ended with {code}"]
         raise Failed(events.clean("; ".join(told), 300))
 
 
@@ -115,11 +106,11 @@ def addresses(service: Service, probe: str) -> list[Place]:
         return []
     if probe not in ("", "proxy-protocol"):
         host, _, port = probe.rpartition(":")
-        return [Place(host.strip("[]"), int(port), service.starttls)]
+        return [(host.strip("[]"), int(port), service.starttls)]
     found = {(is_root, address) for port, is_root, address in _listeners() if port == service.port}
     # At a high port anybody can listen too, on another address, and show what he likes: where root's services listen, they alone are asked.
     roots = {address for is_root, address in found if is_root}
-    return [Place(address, service.port, probe or service.starttls) for address in sorted(roots or {address for _, address in found})]
+    return [(address, service.port, probe or service.starttls) for address in sorted(roots or {address for _, address in found})]
 
 
 def _listeners() -> set[tuple[int, bool, str]]:
