@@ -37,6 +37,7 @@ _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*"
 _PATH = r"(/[A-Za-z0-9._@+-]+){2,}"
 _SERVICE = r"[a-z0-9][a-z0-9-]{0,30}"
+parsed: dict[str, tuple[str, str]] = {}        # by path: a file's whole text and, as JSON, what it says; for the keeper, see notes.recall()
 _SITE_ONLY = ("domains", "probe", "copy")
 _BOTH = ("key", "key_max_age", "profile", "services")
 
@@ -250,11 +251,19 @@ def _read(path: str) -> dict[str, object]:
         text = stream.read(spool.MAX_REPLY + 1)
     if len(text) > spool.MAX_REPLY:
         raise Wrong(f"{path}: longer than {spool.MAX_REPLY} bytes")
-    import tomllib                             # 14 ms, and most runs need no configuration
+    import json
     try:
-        return tomllib.loads(text.decode())
+        if parsed.get(path, ("", ""))[0] != text.decode():
+            import tomllib                     # 5 ms, for what seldom changes
+            parsed[path] = text.decode(), json.dumps(tomllib.loads(text.decode()), default=_no_date)
     except ValueError as error:                # TOMLDecodeError and UnicodeDecodeError
         raise Wrong(f"{path}: {error}") from error
+    said: dict[str, object] = json.loads(parsed[path][1])
+    return said
+
+
+def _no_date(_: object) -> None:
+    """TOML has dates, which JSON has not: no key takes one, nor what stands for it here."""
 
 
 def fill(path: str, target: object, keys: dict[str, str], elsewhere: Iterable[str] = ()) -> None:

@@ -14,7 +14,7 @@ def inventory() -> str:
     """Every name, type, owner, mode and link below certdrop's directories, but for the stamp of the last run and locks."""
     argv = ["find", "/etc/certdrop", STATE, SPOOL, "-type", "d", "-printf", "%p %M %u:%g\\n", "-o", "-printf", "%p %M %u:%g %s %l\\n"]
     found = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return "\n".join(sorted(line for line in found.splitlines() if not any(part in line for part in ("/last-run", "/lock", "/waiting", "/agenda"))))
+    return "\n".join(sorted(line for line in found.splitlines() if not any(part in line for part in ("/last-run", "/lock", "/waiting", "/agenda", "/parsed"))))
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
             settle(run, found)
         except OSError as error:
             run.fail(found.name, f"{_words(error)}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
+    notes.remember()
     stamp = {"time": int(time.time()), "exit": run.exit_code(), "sites": len(wanted)}
     notes.put("last-run", json.dumps(stamp).encode())
 

@@ -10,7 +10,7 @@ import select
 import time
 
 from certdrop import events, jail, site, spool
-from certdrop.keeper import judges
+from certdrop.keeper import judges, notes
 
 OUTPUT = 30                        # seconds for somebody to read what is printed
 PATIENCE = 600                     # seconds that a run goes on asking judges; what is left waits for the next
@@ -25,6 +25,7 @@ class Run:
         self.talk = talk
         self.log = events.Log("keeper")
         self.end = time.monotonic() + PATIENCE
+        notes.recall()
         self.config = site.load_config()
         self.witness = judges.Judge("served", self.config.trust_roots)
         self.issuer, self.group = jail.user_ids(spool.ISSUER)
