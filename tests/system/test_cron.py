@@ -30,7 +30,8 @@ def test_cron_renews_and_is_silent(host: Host) -> None:
         age(name)
         before = host.served(name)
         host.world.mail.clear()
-        stage.write(TABLE, re.sub(r"(?m)^\*/10 ", "* ", text))
+        # Without the watcher's line: in its minute it would rightly say of a certificate of 40 seconds that it nears its end.
+        stage.write(TABLE, re.sub(r"(?m)^48 .*\n", "", re.sub(r"(?m)^\*/10 ", "* ", text)))
         time.sleep(20)                         # half of this certificate's life, which is what makes it due
         host.world.cron.start()
         stage.wait_for(lambda: host.live(name) > 2 and host.served(name) == host.on_disk(name) != before, 75, "cron to renew")

@@ -51,7 +51,7 @@ class Case:
         """What is missing until this generation is installed, served and copied, and the next is posted."""
         if (scene.live(), scene.proven()) != (live, live):
             return f"live is {scene.live()}, proven {scene.proven()}, not {live}"
-        if scene.served() != stage.fingerprint_on_disk():
+        if not scene.shows(stage.fingerprint_on_disk()):
             return "nginx shows another certificate"
         posted = [entry for entry in scene.posted() if not entry.endswith(".revoke")]
         if os.path.exists(f"{SPOOL}/replies") and posted != [f"{SITE}@{scene.generations()[-1]:04d}.csr"]:
@@ -236,7 +236,7 @@ class Import(Case):
         scene.leave_pair("old")
 
     def goal(self, scene: Scene) -> str:
-        if stage.stage.fingerprint(stage.stage.read(f"{stage.RUN}/old.pem")) != scene.served():
+        if not scene.shows(stage.stage.fingerprint(stage.stage.read(f"{stage.RUN}/old.pem"))):
             return "nginx shows another certificate"
         if not os.path.exists(f"{STATE}/sites/{SITE}"):
             missing = [path for path in (f"{ETC}/sites.d/{SITE}.toml", f"{STATE}/live/{SITE}") if os.path.lexists(path)]

@@ -233,6 +233,15 @@ class Scene:
         except (OSError, ssl.SSLError, stage.WorldError):
             return ""
 
+    def shows(self, fingerprint: str) -> bool:
+        """Whether nginx shows this one, once the workers of a reload before it (which serve for another 100 ms) are told to end."""
+        end = time.monotonic() + 1
+        while self.served() != fingerprint:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
     def generations(self) -> list[int]:
         """The numbers of the site's generations."""
         path = f"{STATE}/sites/{SITE}"
