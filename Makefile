@@ -41,7 +41,7 @@ SHELL_SCRIPTS = tests/second_ca/fetch lib/setup .ci/package .ci/release .ci/run 
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
 DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 gcc git iproute2 libc6-dev lintian make mandoc \
-	mypy python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-pip python3-prometheus-client python3-pytest \
+	mypy python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-pip python3-prometheus-client python3-pytest python3-seccomp \
 	python3-structlog shellcheck spin systemd ucf util-linux zsh
 
 # All code that cron or sudo can have run as root, and the judge that root starts.
