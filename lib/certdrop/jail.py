@@ -1,4 +1,4 @@
-"""Giving up privileges: users, sessions, limits, no_new_privs, Landlock; and shedding what a caller lent us.
+"""Giving up privileges: users, sessions, limits, no_new_privs, Landlock. What a caller lent us is shed in world.py.
 
 Nothing here gives any back. Runs as: every principal. Trusts: the kernel. Reads: the user database.
 Sources: prctl(2), landlock(7), getrlimit(2); CVE-2005-4890 and CVE-2016-2779 for the session of its own (TIOCSTI).
@@ -15,14 +15,10 @@ import sys
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/"}
 
-# With less, a run could fail half-way, and a good reply would be blamed for it.
-_ENOUGH = {"AS": 1 << 30, "CPU": 300, "DATA": 1 << 30, "FSIZE": 1 << 24, "NOFILE": 64, "NPROC": 32, "STACK": 1 << 20}
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _SET_DUMPABLE, _SET_NO_NEW_PRIVS = 4, 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446          # the same numbers on every architecture
 _CLONE_NEWNET = 0x40000000
-_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}          # the C library has no name for it
 
 # Landlock's rights on files by the ABI that brought them; bit 2 is READ_FILE, 3 READ_DIR, 0 EXECUTE, 1 WRITE_FILE.
 _FS_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
@@ -50,72 +46,6 @@ def become(user: str) -> None:
     os.setresuid(uid, uid, uid)
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
         raise PermissionError(f"still not {user}")
-
-
-def make_own_world() -> None:
-    """Shed what the caller handed on: signals, mask, limits, nice, scheduler, affinity, oom score, directory, environment, umask, groups.
-
-    A program started through sudo inherits all of it; with SIGCHLD ignored every failing child
-    would look successful. To be called as root, before any lock. Raises OSError where a limit is too low to work under, and cannot be raised.
-    """
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
-            try:
-                signal.signal(number, signal.SIG_DFL)
-            except (OSError, ValueError):
-                pass                              # the C library keeps 32 and 33
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)   # where the limit cannot be raised, an error is better than an end
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS", "RTPRIO", "SIGPENDING", "STACK"):
-        _reset_limit(name)
-    for step in (_reset_scheduler, _reset_oom_score):
-        try:
-            step()
-        except OSError:
-            pass
-    os.chdir("/")
-    os.umask(0o077)
-    os.environ.clear()
-    os.environ.update(ENVIRONMENT)
-    os.setgroups([0])
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open("/dev/null", os.O_RDWR)       # takes the lowest number: this one
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:            # Python leaves them out where they were closed
-            setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8", errors="backslashreplace", closefd=False))
-
-
-def _reset_limit(name: str) -> None:
-    number, most = getattr(resource, "RLIMIT_" + name), resource.RLIM_INFINITY
-    wanted = {"CORE": (0, 0), "NOFILE": (4096, 4096), "STACK": (8 << 20, most), "MEMLOCK": (8 << 20, 8 << 20),
-              "MSGQUEUE": (819200, 819200), "NICE": (0, 0), "RTPRIO": (0, 0)}.get(name, (most, most))
-    try:
-        resource.setrlimit(number, wanted)
-    except (OSError, ValueError):                 # in a container, root may not raise a hard limit
-        hard = resource.getrlimit(number)[1]
-        resource.setrlimit(number, (hard, hard))
-        if hard != most and hard < _ENOUGH.get(name, 0):
-            raise OSError(f"the caller's limit RLIMIT_{name}={hard} is too low for a run, and cannot be raised here") from None
-
-
-def _reset_scheduler() -> None:
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    os.setpriority(os.PRIO_PROCESS, 0, 0)
-    if os.uname().machine in _IOPRIO_SET:
-        _libc.syscall(_IOPRIO_SET[os.uname().machine], 1, 0, 0)       # this process: as its nice value
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-
-
-def _reset_oom_score() -> None:
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, b"0")
-    finally:
-        os.close(fd)
 
 
 def detach() -> None:

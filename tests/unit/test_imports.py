@@ -22,13 +22,14 @@ NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelv
 # What a part may use of ours (itself is always allowed), and what it must not use of others'.
 OURS = {
     "issuer": {"spool", "site", "jail", "events", "roots"},
-    "keeper": {"spool", "site", "jail", "events"},
+    "keeper": {"spool", "site", "jail", "world", "events"},
     "judge": {"spool", "jail"},
     "watcher": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80"},
     "admin": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80", "roots", "keeper"},
     "spool": set(),
     "events": set(),
     "jail": set(),
+    "world": {"jail"},
     "layout": set(),
     "nginxconf": set(),
     "port80": {"spool", "site", "nginxconf"},
@@ -46,6 +47,7 @@ NOT_THEIRS = {
     "spool": NEVER_AS_ROOT | {"cryptography", "json"},
     "events": NEVER_AS_ROOT | {"cryptography", "json", "logging"},
     "jail": NEVER_AS_ROOT | {"cryptography"},
+    "world": NEVER_AS_ROOT | {"cryptography"},
     "layout": NEVER_AS_ROOT | {"cryptography"},
     "nginxconf": NEVER_AS_ROOT | {"cryptography"},
     "port80": NEVER_AS_ROOT | {"cryptography"},

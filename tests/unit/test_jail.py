@@ -1,4 +1,4 @@
-"""Giving up privileges: each promise of jail.py, in a child process that tries to break it."""
+"""Giving up privileges: each promise of jail.py and world.py, in a child process that tries to break it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Callable, Iterator
 
 import pytest
 
-from certdrop import jail
+from certdrop import jail, world
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 with_landlock = pytest.mark.skipif(jail.landlock_abi() == 0, reason="this kernel has no Landlock")
@@ -82,11 +82,20 @@ def test_make_own_world_sheds_all() -> None:
         os.setgroups([4])
         os.environ["PYTHONPATH"] = "/tmp"
         os.close(0)
-        jail.make_own_world()
+        world.make_own_world()
         handlers = {signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
         return (handlers == {signal.SIG_DFL}, signal.pthread_sigmask(signal.SIG_BLOCK, []), resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 20,
                 os.getpriority(os.PRIO_PROCESS, 0), oct(os.umask(0)), os.getcwd(), os.getgroups(), dict(os.environ) == jail.ENVIRONMENT, os.read(0, 1))
     assert in_child(deed) == str((True, set(), True, 0, "0o77", "/", [0], True, b""))
+
+
+def test_the_numbers_of_system_calls() -> None:
+    """What the C library has no name for is called by the right number on every architecture that libseccomp knows here."""
+    from seccomp import Arch, resolve_syscall
+    calls, generic = ("ioprio_set", "keyctl", "set_mempolicy", "sched_setattr"), (30, 219, 237, 274)
+    for arch, name in ((Arch.X86_64, "x86_64"), (Arch.X86, "i386"), (Arch.ARM, "arm"), (Arch.PPC64LE, "powerpc64le"), (Arch.S390X, "s390x"),
+                       (Arch.AARCH64, "aarch64")):
+        assert world._NUMBERS.get(name, generic) == tuple(resolve_syscall(Arch(arch), call) for call in calls)
 
 
 @as_root
@@ -95,7 +104,7 @@ def test_a_limit_that_cannot_be_raised_ends_the_run() -> None:
     def deed() -> str:
         resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
         try:
-            jail.make_own_world()
+            world.make_own_world()
         except OSError as error:
             return "named" if "RLIMIT_NOFILE=12" in str(error) else str(error)
         return f"raised to {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
@@ -113,8 +122,8 @@ def test_a_lower_limit_stays() -> None:
 
 def test_streams_that_were_closed_are_there() -> None:
     """Python leaves sys.stderr out where it was closed; a program that says something must not fail by that."""
-    program = f"import sys; sys.path.insert(0, {os.path.dirname(os.path.dirname(jail.__file__))!r})\nfrom certdrop import jail\nimport os\n"
-    program += "os.setgroups = lambda groups: None\njail.make_own_world()\nprint('x', file=sys.stderr)\nsys.stdout.flush()\nsys.stdin.read()\nsys.exit(7)\n"
+    program = f"import sys; sys.path.insert(0, {os.path.dirname(os.path.dirname(jail.__file__))!r})\nfrom certdrop import world\nimport os\n"
+    program += "os.setgroups = lambda groups: None\nworld.make_own_world()\nprint('x', file=sys.stderr)\nsys.stdout.flush()\nsys.stdin.read()\nsys.exit(7)\n"
     done = subprocess.run(["/bin/sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program], check=False)
     assert done.returncode == 7
 

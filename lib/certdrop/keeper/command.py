@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from certdrop import events, jail, site, spool
+from certdrop import events, jail, site, spool, world
 from certdrop.keeper import install, lock
 from certdrop.keeper.run import Run, say
 
@@ -54,7 +54,7 @@ def as_root(work: Callable[[], int]) -> int:
     """Do root's work in a world and a session of its own. Raises PermissionError."""
     if os.geteuid() != 0:
         raise PermissionError("must be run as root; try sudo")
-    jail.make_own_world()
+    world.make_own_world()
     jail.detach()
     return work()
 
