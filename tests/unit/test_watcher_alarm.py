@@ -144,7 +144,8 @@ def test_letter_says_what_since_when_and_what_to_do() -> None:
                                  "host", NOW)
     assert "[certdrop] host: b.org: the certificate has expired, and 1 more" == subject
     for line in ("2 problems with certificates on host, at 2027-01-15T08:00:00Z.", "  why:       dns: no such host", "  you can:   run certdrop renew b.org",
-                 "The keeper last ran at 2027-01-15T07:59:00Z (1m ago), exit code 65.", "The issuer never ran.", "The last lines of issuer.log:", "  two"):
+                 "The keeper last ran at 2027-01-15T07:59:00Z (1m ago), exit code 65.", "The issuer has not run yet.",
+                 "The last lines of issuer.log:", "  two"):
         assert line in body.splitlines()
     assert letter.write(alarm.REMINDER, SOME, {}, {}, "host", NOW)[0].startswith("[certdrop] host: still: a:")
     assert "[certdrop] host: all is well again" == letter.write(alarm.WELL, [], {}, {}, "host", NOW)[0]

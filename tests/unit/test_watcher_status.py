@@ -280,7 +280,7 @@ def test_revocations_are_shown_as_the_issuer_says(world: World) -> None:
     A live one that is revoked is no state to stay in.
     """
     world.usual("example.org")
-    asked, said = {"reason": "superseded", "since": 1800000000, "not_after": 1900000000}, world.state / "issuer/revocations.json"
+    asked, said = {"reason": "superseded", "since": 1700000000, "not_after": 1900000000}, world.state / "issuer/revocations.json"
     world.notes("example.org", revoke={"0001": asked, "x": 1, "0003": 1})
 
     def word(**entry: object) -> None:
@@ -291,16 +291,16 @@ def test_revocations_are_shown_as_the_issuer_says(world: World) -> None:
         (one,) = json.loads(run("--json", "--no-probe")[1])
         assert ["0001"] == [f"{found['generation']:04d}" for found in one["revocations"]]
         return one["revocations"][0]
-    assert ("pending", "superseded", "2027-01-15T08:00:00Z", None) == tuple(shown()[key] for key in ("state", "reason", "since", "last_error"))
+    assert ("pending", "superseded", "2023-11-14T22:13:20Z", None) == tuple(shown()[key] for key in ("state", "reason", "since", "last_error"))
     assert "revocation of generation 0001 (superseded): pending" in run("--no-probe")[1] and 0 == run("--no-probe")[0]
-    word(count=2, since=1800000000, next_try=9999999999, last_error="the CA says \033[2Junauthorized: no\n")
+    word(count=2, since=1700000000, next_try=int(time.time()) + 3600, last_error="the CA says \033[2Junauthorized: no\n")
     assert ("failing", r"the CA says \x1b[2Junauthorized: no ") == (shown()["state"], shown()["last_error"])
     assert "is not revoked: the CA says" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
     assert "failing, 2 in a row, next try in" in run("--no-probe", "example.org")[1]
-    word(done=1800000100)
-    assert ("revoked", "2027-01-15T08:01:40Z") == (shown()["state"], shown()["revoked_at"])
+    word(done=1700000100)
+    assert ("revoked", "2023-11-14T22:15:00Z") == (shown()["state"], shown()["revoked_at"])
     assert "the live certificate is revoked" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
-    assert "generation 0001 (superseded): revoked, says the issuer, 2027" in run("--no-probe", "example.org")[1]
+    assert "generation 0001 (superseded): revoked, says the issuer, 2023" in run("--no-probe", "example.org")[1]
 
 
 def test_a_live_key_that_got_out_is_shown(world: World) -> None:

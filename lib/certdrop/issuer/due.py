@@ -58,7 +58,7 @@ class Record:
     def note_failure(self, retry_after: float, left: float | None, now: float, chance: float) -> None:
         """A failure, and with it the next try. For `left` and `chance` see next_try()."""
         self.count += 1
-        self.since = self.since if self.count > 1 else int(now)
+        self.since = self.since if self.count > 1 and self.since <= now else int(now)
         self.failed_at = int(now)
         self.retry_after = int(now + retry_after) + 1 if retry_after else 0
         self.next_try = int(next_try(self.count, retry_after, left, now, chance)) + 1

@@ -53,16 +53,16 @@ class Notes:
         """Whether this reply was refused under these expectations, and time can not have healed it yet."""
         known = self.refused
         same = (known.get("number"), known.get("reply_sha256"), known.get("expected_sha256")) == (number, _sha256(reply), _sha256(expected.encode()))
-        return same and (known.get("reason") not in spool.HEALED_BY_TIME or time.time() < int(str(known.get("next_try", 0))))
+        return same and not _is_ahead(known) and (known.get("reason") not in spool.HEALED_BY_TIME or _is_put_off(known))
 
     def waits(self, number: int) -> bool:
         """Whether a reply for this number was refused just now: another is not looked at at once, however often the issuer asks."""
-        return self.refused.get("number") == number and time.time() < int(str(self.refused.get("next_try", 0)))
+        return self.refused.get("number") == number and _is_put_off(self.refused)
 
     def refuse(self, number: int, reply: bytes, expected: str, reason: str) -> None:
         """Remember a refusal by reply and expectations, and keep the reply for the administrator."""
         now = int(time.time())
-        again = self.refused.get("number") == number and self.refused.get("reason") == reason
+        again = self.refused.get("number") == number and self.refused.get("reason") == reason and not _is_ahead(self.refused)
         tries = int(str(self.refused.get("tries", 0))) + 1 if self.refused.get("number") == number else 1
         self.refused = {"number": number, "reason": reason, "reply_sha256": _sha256(reply), "expected_sha256": _sha256(expected.encode()),
                         "since": self.refused["since"] if again else now, "tries": tries, "next_try": now + _pause(tries)}
@@ -71,14 +71,14 @@ class Notes:
     def put_off(self, number: int, state: str, error: str) -> None:
         """Remember that an installation did not come to its end; the next try is in a while."""
         now = int(time.time())
-        again = self.install.get("number") == number and self.install.get("state") == state
+        again = self.install.get("number") == number and self.install.get("state") == state and not _is_ahead(self.install)
         tries = int(str(self.install.get("tries", 0))) + 1 if again else 1
         self.install = {"number": number, "state": state, "error": events.clean(error), "since": self.install["since"] if again else now,
                         "tries": tries, "next_try": now + _pause(tries)}
 
     def is_put_off(self, number: int) -> bool:
         """Whether the installation of this generation waits for its next try."""
-        return self.install.get("number") == number and time.time() < int(str(self.install.get("next_try", 0)))
+        return self.install.get("number") == number and _is_put_off(self.install)
 
 
 def put(entry: str, data: bytes, mode: int = 0o644, below: str = "keeper") -> None:
@@ -122,6 +122,16 @@ def keep_refused(name: str, number: int, reason: str, reply: bytes) -> None:
 def _table(found: dict[str, object], key: str) -> dict[str, object]:
     value = found.get(key)
     return value if isinstance(value, dict) else {}
+
+
+def _is_put_off(trouble: dict[str, object]) -> bool:
+    """Whether its next try is still to come. One that is further away than any pause was noted by a clock that stood ahead of today's."""
+    return 0 < int(str(trouble.get("next_try", 0))) - time.time() <= BACK_OFF[-1]
+
+
+def _is_ahead(trouble: dict[str, object]) -> bool:
+    """Whether a clock noted it that stood ahead of today's: what that clock had a part in is found out again."""
+    return int(str(trouble.get("since", 0))) > time.time() + BACK_OFF[0]
 
 
 def _pause(tries: int) -> int:

@@ -41,7 +41,7 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
     def add(kind: str, subject: str, following: str, advice: str, grave: bool = False) -> None:
         facts = [("why", site.last_error)] if kind == site.state or kind in ("failing", "waiting") else []
         if site.since and kind == site.state:
-            facts.append(("since", f"{events.stamp(site.since)} ({table.span(now - site.since)})"))
+            facts.append(("since", f"{events.stamp(site.since)} ({table.span(max(0, now - site.since))})"))
         if found.certificate and not found.placeholder and site.days_left is not None:
             left = f"{site.days_left:.1f} days left" if site.days_left > 0 else f"{-site.days_left:.1f} days ago"
             facts.append(("ends", f"{events.stamp(found.certificate.not_after)}, {left}"))
@@ -84,9 +84,9 @@ def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str],
     problems = []
     for who, run, job in (("keeper", keeper, "certdrop-install"), ("issuer", issuer, "certdrop-issue")):
         silent, quiet = verdict.silence(run, [site.evidence for site in sites], now)
-        last = f"its last run was at {events.stamp(run.at)}" if run.at else "it never ran"
+        last = f"its last run was at {events.stamp(run.at)}" if run.at else f"it {table.ran_last(run, now)}"
         if silent:
-            problems.append(Problem(f"{who}:silent", f"the {who} has not run for {table.span(quiet)}",
+            problems.append(Problem(f"{who}:silent", table.silence(who, quiet),
                                     [("why", last), ("certdrop", "does nothing without it: no certificate is renewed"),
                                      ("you can", f"see whether cron runs, look at /etc/cron.d/certdrop, run {job} by hand")], True))
         elif run.exit in GRAVE:

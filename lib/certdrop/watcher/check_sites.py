@@ -17,7 +17,7 @@ from certdrop.watcher.check_line import verdict as lines_of
 from certdrop.watcher.evidence import Reader
 from certdrop.watcher.places import Places
 
-SILENT = 2 * 3600                  # seconds after which a run was due
+SILENT = 2 * 3600                  # seconds after which a run was due, be it the first
 
 
 def look(names: list[str]) -> list[Line]:
@@ -47,10 +47,13 @@ def runs(now: float | None = None) -> list[Line]:
     except configuration.Wrong:
         return []                              # said already
     found = []
+    began = min(map(reader.configured_at, reader.names()), default=0)
     last = {"keeper": reader.last_run("keeper").at, "issuer": reader.last_run("issuer").at, "watcher": reader.watcher().at}
     for principal, often in (("keeper", "hourly"), ("issuer", "every ten minutes"), ("watcher", "hourly")):
         ran = last[principal]
-        if ran is None:
+        if ran is None and now - began < SILENT:
+            found.append(Line(OK, principal, f"has its first run yet to come; it runs {often}"))
+        elif ran is None:
             found.append(Line(WARNING, principal, f"has not run yet; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
         elif now - ran > SILENT:
             found.append(Line(FAILED, principal, f"has not run since {events.stamp(ran)}; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
@@ -68,7 +71,7 @@ def served(names: list[str]) -> list[Line]:
     found = []
     for one in judged:
         name, days = one.evidence.name, one.days_left
-        until = f", {days:.0f} days left" if days is not None and not one.evidence.placeholder else ""
+        until = f", {days:.0f} days left" if days is not None else ""
         shown = {True: "its live certificate is served", False: "another certificate than the live one is served", None: "nobody serves it here"}[one.served]
         level = {verdict.OK: OK, verdict.WARNING: WARNING}.get(one.severity, FAILED)
         if one.served is False and level == OK:

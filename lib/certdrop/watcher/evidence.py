@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from dataclasses import dataclass, field
 from datetime import timezone
 
@@ -23,6 +24,7 @@ ROOT = 0
 LATEST = 253402300799              # 9999-12-31, the last moment that RFC 3339 can say
 OWN = 16 << 20                     # bytes of the watcher's own notes: thousands of sites may fail at once
 WORDS = 2 << 20                    # bytes of what the issuer says of revocations: some thousands of them
+SLACK = 120                        # seconds: what was noted further ahead than that was noted by another clock than today's
 TEXT = 300                         # characters of an error that somebody else wrote
 
 _NUMBER = re.compile(r"[0-9]{4,9}")
@@ -49,6 +51,7 @@ class Trouble:
     tries: int
     next_try: int | None
     error: str
+    at: int | None = None                      # the last time, where its principal says it
 
 
 @dataclass
@@ -93,6 +96,7 @@ class Evidence:
     refused: Trouble | None = None
     install: Trouble | None = None
     failing: Trouble | None = None
+    installed_at: int | None = None            # when root last brought a certificate to its place
     revocations: list[Revocation] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)         # other sites for the same names: RSA beside ECDSA
     renew_at: int | None = None                # the issuer's plan
@@ -112,6 +116,7 @@ class Run:
 
     at: int | None = None
     exit: int | None = None
+    ahead: bool = False                        # by a clock that stood ahead of today's: then it is not known when
 
 
 @dataclass
@@ -137,13 +142,17 @@ class Reader:
         """The configured sites, sorted. Raises configuration.Wrong."""
         return configuration.site_names()
 
+    def configured_at(self, name: str) -> int:
+        """When a site's file was last written. Raises OSError."""
+        return int(os.stat(f"{configuration.ETC}/sites.d/{name}.toml").st_mtime)
+
     def site(self, name: str) -> Evidence:
         """What is known of one site. Raises nothing: what cannot be read is said in `wrong`."""
         found = Evidence(name)
         try:
             wanted = configuration.load_site(name, self.config)
             found.domains, found.probe, found.services = wanted.domains, wanted.probe, wanted.services
-            found.configured_at = int(os.stat(f"{configuration.ETC}/sites.d/{name}.toml").st_mtime)
+            found.configured_at = self.configured_at(name)
         except (configuration.Wrong, OSError) as error:
             found.wrong = clean(error, TEXT)
         try:
@@ -153,6 +162,7 @@ class Reader:
         notes = self._json("keeper", name + ".json", ROOT, found)
         found.refused = _trouble(notes.get("refused"), "reason")
         found.install = _trouble(notes.get("install"), "state")
+        found.installed_at = number(notes, "installed_at")
         self._ledger(found)
         self._revocations(found, notes.get("revoke"))
         return found
@@ -167,7 +177,8 @@ class Reader:
         if found.st_uid != owner:
             return Run()
         said = self._json(principal, "last-run", owner, None)
-        return Run(int(found.st_mtime), number(said, "exit", 255))
+        ahead = found.st_mtime > time.time() + SLACK
+        return Run(None if ahead else int(found.st_mtime), number(said, "exit", 255), ahead)
 
     def watcher(self) -> Mouth:
         """What the watcher noted of itself."""
@@ -222,7 +233,7 @@ class Reader:
         count = number(ledger, "count") or 0
         if count and (text(ledger, "class") or text(ledger, "last_error")):
             found.failing = Trouble(text(ledger, "class", 40), None, number(ledger, "since"), count, number(ledger, "next_try"),
-                                    text(ledger, "last_error"))
+                                    text(ledger, "last_error"), number(ledger, "failed_at"))
         found.renew_at = number(ledger, "renew_at")
         found.renew_why = text(ledger, "renew_why", 60)
 

@@ -31,7 +31,7 @@ def write(kind: str, problems: list[Problem], runs: dict[str, Run], tails: dict[
             lines += ["", f"And {len(problems) - SHOWN} more: certdrop-status lists them."]
     lines.append("")
     for who, run in runs.items():
-        when = f"last ran at {events.stamp(run.at)} ({table.span(now - run.at)} ago)" if run.at else "never ran"
+        when = table.ran_last(run, now) if run.at is None else f"last ran at {events.stamp(run.at)} ({table.span(max(0, now - run.at))} ago)"
         lines.append(f"The {who} {when}" + (f", exit code {run.exit}." if run.exit is not None else "."))
     if kind != alarm.WELL:
         for who, said in tails.items():

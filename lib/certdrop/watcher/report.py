@@ -22,14 +22,15 @@ def as_json(sites: list[Verdict]) -> str:
 
 def _object(site: Verdict) -> dict[str, object]:
     found, certificate = site.evidence, site.evidence.certificate
+    real = None if found.placeholder else certificate
     return {
         "name": found.name,
         "domains": found.domains,
         "beside": found.beside,
         "state": site.state,
         "severity": site.severity,
-        "not_before": _moment(certificate.not_before if certificate else None),
-        "not_after": _moment(certificate.not_after if certificate else None),
+        "not_before": _moment(real.not_before if real else None),
+        "not_after": _moment(real.not_after if real else None),
         "days_left": None if site.days_left is None else round(site.days_left, 2),
         "lifetime_left": None if site.left is None else round(site.left, 4),
         "renew_at": _moment(site.renew_at),
@@ -55,19 +56,19 @@ def _object(site: Verdict) -> dict[str, object]:
     }
 
 
-def as_nagios(sites: list[Verdict], code: int, quiet: float, limits: tuple[int, int], mute: str) -> str:
+def as_nagios(sites: list[Verdict], code: int, silent: int, quiet: float, mute: str) -> str:
     """One line with performance data (Monitoring Plugins' guidelines, section 2.6)."""
     bad = sorted((site for site in sites if site.severity), key=lambda site: -site.severity)
     said = [f"{site.evidence.name} {site.state}" + (f" ({site.last_error})" if site.last_error else "") for site in bad[:3]]
-    if quiet > limits[0]:
-        said.insert(0, f"the keeper has not run for {table.span(quiet)}")
+    if silent:
+        said.insert(0, table.silence("keeper", quiet))
     if len(bad) > 3:
         said.append(f"and {len(bad) - 3} more")
     said += [f"mail fails: {mute}"] if mute else []
-    days = [site.days_left for site in sites if site.days_left is not None and not site.evidence.placeholder]
+    days = [site.days_left for site in sites if site.days_left is not None]
     text = "; ".join(said) or f"{len(sites)} site{'' if len(sites) == 1 else 's'}" + (f", the nearest end in {min(days):.1f} days" if days else "")
-    shares = [site.left for site in sites if site.left is not None and not site.evidence.placeholder]
-    data = [f"sites={len(sites)}", f"problems={len(bad)}", f"keeper_age={quiet:.0f}s;{limits[0]};{limits[1]};0"]
+    shares = [site.left for site in sites if site.left is not None]
+    data = [f"sites={len(sites)}", f"problems={len(bad)}", f"keeper_age={quiet:.0f}s;{verdict.QUIET};{verdict.TOO_QUIET};0"]
     data += [f"days_left={min(days):.2f}"] if days else []
     data += [f"lifetime_left={min(shares) * 100:.1f}%"] if shares else []
     return f"CERTDROP {_WORDS[code]} - {events.clean(text, 400).replace('|', '/')} | {' '.join(data)}"
@@ -85,13 +86,13 @@ def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, now: float) ->
     def each(name: str, text: str, values: list[float | None]) -> None:
         family(name, text, [(f'{{site="{site.evidence.name}"}}', value) for site, value in zip(sites, values)])
 
-    certificates = [site.evidence.certificate for site in sites]
+    certificates = [None if site.evidence.placeholder else site.evidence.certificate for site in sites]
     each("certificate_not_before_timestamp_seconds", "When the live certificate begins.", [c.not_before if c else None for c in certificates])
     each("certificate_not_after_timestamp_seconds", "When the live certificate ends.", [c.not_after if c else None for c in certificates])
     each("renewal_timestamp_seconds", "When the live certificate is to be renewed.", [site.renew_at for site in sites])
     each("key_created_timestamp_seconds", "When the live key was made.", [site.evidence.key_created for site in sites])
     each("served", "1 if the service shows the live certificate, 0 if another; absent if not known.",
-         [None if site.served is None else float(site.served) for site in sites])
+         [None if site.served is None or site.evidence.placeholder else float(site.served) for site in sites])
     each("failures", "Failures in a row, as the issuer counts them.", [site.evidence.failing.tries if site.evidence.failing else 0 for site in sites])
     each("severity", "0 fine, 1 warning, 2 critical.", [site.severity for site in sites])
     family("state", "1 for the state that the site is in.",

@@ -120,7 +120,7 @@ def show(options: Options, out: TextIO) -> int:
     if options.form == "json":
         print(report.as_json(sites), file=out)
     elif options.form == "nagios":
-        print(report.as_nagios(sites, code, quiet, (verdict.QUIET, verdict.TOO_QUIET), watcher.failed), file=out)
+        print(report.as_nagios(sites, code, silent, quiet, watcher.failed), file=out)
     elif options.form == "prometheus":
         out.write(report.as_prometheus(sites, keeper, issuer, now))
     elif options.names:
@@ -132,7 +132,7 @@ def show(options: Options, out: TextIO) -> int:
         print("\n".join(table.render(sites, now, _width(out), colour)), file=out)
         print(table.summary(sites, keeper, issuer, watcher, now), file=out)
     if silent and options.form == "table":
-        print(f"certdrop-status: the keeper has not run for {table.span(quiet)}; it should every hour: see cron and /etc/cron.d/certdrop", file=sys.stderr)
+        print(f"certdrop-status: {table.silence('keeper', quiet)}; it should run every hour: see cron and /etc/cron.d/certdrop", file=sys.stderr)
     return code
 
 

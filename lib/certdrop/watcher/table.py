@@ -33,8 +33,8 @@ def render(sites: list[Verdict], now: float, width: int, colour: bool) -> list[s
         above = found.name
         shown = begin + shorten(found.name, name - len(begin + more)) + more
         state = paint(f"{_SHORT.get(site.state, site.state):{STATE}}", _COLOURS[site.severity], colour)
-        left = "" if site.days_left is None or found.placeholder else span(site.days_left * verdict.DAY)
-        key = f"{_KEYS.get(found.key, found.key[:4])} {span(now - found.key_created)}" if found.key_created else ""
+        left = "" if site.days_left is None else span(site.days_left * verdict.DAY) if site.days_left > 0 else "ended"
+        key = f"{_KEYS.get(found.key, found.key[:4])} {span(max(0, now - found.key_created))}" if found.key_created else ""
         lines.append(f"{shown:{name}} {state} {bar(site, now):{BAR}} {left:>{LEFT}} {renews(site, now):{RENEWS}} {key[:KEY]}".rstrip())
         if site.last_error:
             lines.append(events.clean("  ! " + explain(site, now), width))
@@ -48,10 +48,12 @@ def page(site: Verdict, now: float) -> list[str]:
     shown = {None: "not known (nobody asked, or nobody answers)", True: "yes", False: "no, another certificate"}[site.served]
     rows = [("state", site.state), ("names", " ".join(found.domains)), ("beside", ", ".join(found.beside)), ("served", shown),
             ("generation", f"live {_number(found.live)}, last proven {_number(found.proven)}, next {_number(found.next)}")]
-    if certificate:
-        rows += [("valid", f"{events.stamp(certificate.not_before)} to {events.stamp(certificate.not_after)}"
-                           + (" (placeholder)" if found.placeholder else "")),
-                 ("lifetime", f"{bar(site, now)} {span((site.days_left or 0) * verdict.DAY)} left"),
+    if certificate and site.days_left is None:
+        rows.append(("valid", "no certificate yet; a placeholder is in its place"))
+    elif certificate and site.days_left is not None:
+        left = site.days_left * verdict.DAY
+        rows += [("valid", f"{events.stamp(certificate.not_before)} to {events.stamp(certificate.not_after)}"),
+                 ("lifetime", f"{bar(site, now)} " + (f"{span(left)} left" if left > 0 else f"ended {span(-left)} ago")),
                  ("fingerprint", certificate.sha256)]
     rows += [("renews", f"{events.stamp(site.renew_at)} ({site.renew_why})" if site.renew_at else site.renew_why),
              ("key", f"{found.key}, made {events.stamp(found.key_created)}{'; it got out, and is to be replaced' * found.burnt}" if found.key_created else ""),
@@ -65,16 +67,27 @@ def page(site: Verdict, now: float) -> list[str]:
 def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: Mouth, now: float) -> str:
     """One line: how many sites are in which state, who ran when, whether mail goes out and sandboxes hold."""
     counts = [f"{n} {state}" for state in verdict.STATES if (n := sum(site.state == state for site in sites))]
-    stamps = (("keeper", keeper.at), ("issuer", issuer.at), ("watcher", watcher.at))
-    ran = [f"{who} {'ran ' + span(now - at) + ' ago' if at else 'never ran'}" for who, at in stamps]
+    ran = [f"{who} {ran_last(run, now)}" for who, run in (("keeper", keeper), ("issuer", issuer), ("watcher", Run(watcher.at)))]
     failed = [f"mail fails: {watcher.failed}"] if watcher.failed else []
     unconfined = ["this kernel has no Landlock, so issuer and watcher run without their sandbox"] if not jail.landlock_abi() else []
     return f"{len(sites)} site{'' if len(sites) == 1 else 's'}: {', '.join(counts)}; " + ", ".join(ran + failed + unconfined)
 
 
+def ran_last(run: Run, now: float) -> str:
+    """When a principal ran."""
+    if run.ahead:
+        return "ran by a clock that stood ahead"
+    return f"ran {span(max(0, now - run.at))} ago" if run.at else "has not run yet"
+
+
+def silence(who: str, quiet: float) -> str:
+    """What verdict.silence() found."""
+    return f"the {who} has not run for {span(quiet)}" if quiet else f"the {who}'s last run bears a moment that has not come yet"
+
+
 def explain(site: Verdict, now: float) -> str:
     """The last error with its times, in one line."""
-    since = f", for {span(now - site.since)}" if site.since and site.since <= now else ""
+    since = f", for {span(max(0, now - site.since))}" if site.since else ""
     again = "" if not site.next_try else f", next try in {span(site.next_try - now)}" if site.next_try > now else ", next try now"
     return site.last_error + since + again
 

@@ -5,11 +5,11 @@ Runs as: whoever imports it. Trusts: what evidence.py checked. Reads and writes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from certdrop import events
 from certdrop.watcher import handshake
-from certdrop.watcher.evidence import Evidence, Run
+from certdrop.watcher.evidence import SLACK, Evidence, Run, Trouble
 
 PLACEHOLDER = "placeholder"
 INSTALLED = "installed"
@@ -24,6 +24,7 @@ OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3    # Nagios' exit codes
 DAY = 86400
 QUIET = 3 * 3600                   # seconds without a run of the keeper (it runs hourly) that are no more usual
 TOO_QUIET = DAY
+FAR = 8 * DAY                      # seconds: nobody puts a next try off for longer
 # The issuer renews when a third of the lifetime is left, a half of a lifetime under ten days. Where its plan is known, that counts.
 BACKSTOP, SHORT_BACKSTOP, SHORT = 1 / 3, 1 / 2, 10 * DAY
 LATE, TOO_LATE = 3 / 4, 3 / 8      # of what is left at the backstop: a warning, and critical
@@ -57,6 +58,7 @@ class Verdict:
 def judge(found: Evidence, shown: set[str] | None, now: float, thresholds: Thresholds) -> Verdict:
     """What the evidence, and what the services showed (None: not asked), say of a site at the moment `now`."""
     served = _served(found, shown)
+    found = as_it_is_now(found, served, now)
     left = _share_left(found, now)
     renew_at, why = _renewal(found)
     state = _state(found, shown, served, now)
@@ -70,8 +72,36 @@ def judge(found: Evidence, shown: set[str] | None, now: float, thresholds: Thres
             severity = max(severity, WARNING)
     if found.disorder or found.wrong or found.burnt or any(one.failing or (one.done and one.number == found.live) for one in found.revocations):
         severity = max(severity, WARNING)
-    days = (found.certificate.not_after - now) / DAY if found.certificate else None
+    days = (found.certificate.not_after - now) / DAY if found.certificate and not found.placeholder else None
     return Verdict(found, state, severity, served, days, left, renew_at, why, error, since, next_try)
+
+
+def as_it_is_now(found: Evidence, served: bool | None, now: float) -> Evidence:
+    """The evidence without what was found out once and is over: an installation whose certificate is shown, failures that root's installation
+    ended, and what was noted by a clock that stood ahead of today's, with every moment that can not be."""
+    failing = _possible(found.failing, now)
+    if failing and failing.at is not None and (found.installed_at or 0) >= failing.at:
+        failing = None
+    install = _possible(found.install, now)
+    if install and served and install.number == found.live:
+        install = None
+    revocations = [replace(one, since=_past(one.since, now), done=one.done and min(one.done, int(now)), failing=_possible(one.failing, now))
+                   for one in found.revocations]
+    return replace(found, install=install, failing=failing, refused=_possible(found.refused, now), revocations=revocations,
+                   key_created=_past(found.key_created, now), next_key_created=_past(found.next_key_created, now))
+
+
+def _possible(trouble: Trouble | None, now: float) -> Trouble | None:
+    """Nothing for what a clock noted that stood ahead: its principal does not believe it either, and notes anew what is still so."""
+    if trouble is None or _past(trouble.at or trouble.since or 0, now) is None:
+        return None
+    far = trouble.next_try is not None and trouble.next_try > now + FAR
+    return replace(trouble, since=_past(trouble.since, now), next_try=None if far else trouble.next_try)
+
+
+def _past(moment: int | None, now: float) -> int | None:
+    """A moment that has come; None for one that cannot have been."""
+    return None if moment is None or moment > now + SLACK else moment
 
 
 def backstop_of(found: Evidence) -> float:
@@ -85,6 +115,8 @@ def silence(keeper: Run, sites: list[Evidence], now: float) -> tuple[int, float]
     known = [site.configured_at for site in sites if site.configured_at]
     if not known:
         return OK, 0
+    if keeper.ahead:
+        return WARNING, 0                      # the next run says more
     quiet = now - (min(known) if keeper.at is None else keeper.at)
     return (CRITICAL if quiet > TOO_QUIET else WARNING if quiet > QUIET else OK), max(0, quiet)
 
@@ -133,7 +165,7 @@ def _renewal(found: Evidence) -> tuple[int | None, str]:
 
 
 def _share_left(found: Evidence, now: float) -> float | None:
-    if found.certificate is None:
+    if found.certificate is None or found.placeholder:
         return None
     lifetime = max(1, found.certificate.not_after - found.certificate.not_before)
     return min(1.0, max(0.0, (found.certificate.not_after - now) / lifetime))

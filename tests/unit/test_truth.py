@@ -1,0 +1,174 @@
+"""What is said comes from what is seen now: nothing that was found out once outlives it, nor a clock that stood wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_watcher_evidence import DAY, World, make_world
+from certdrop import site as configuration
+from certdrop.issuer import due
+from certdrop.keeper import notes
+from certdrop.watcher import alarm, check_sites, evidence, letter, places, status, verdict
+from certdrop.watcher.evidence import Mouth
+from certdrop.watcher.verdict import Thresholds
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
+YEAR = 365 * DAY
+DECADES = 20 * YEAR                 # no certificate here lasts so long
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(places, "listeners", lambda: {})
+    found = make_world(tmp_path, monkeypatch)
+    found.ran()
+    return found
+
+
+def run(*argv: str) -> tuple[int, str]:
+    out = io.StringIO()
+    return status.show(status.Options([*argv, "--no-probe"]), out), out.getvalue()
+
+
+def only() -> dict[str, Any]:
+    (found,) = json.loads(run("--json")[1])
+    return dict(found)
+
+
+def judged(shown: set[str] | None) -> verdict.Verdict:
+    return verdict.judge(evidence.Reader().site("example.org"), shown, time.time(), Thresholds())
+
+
+# Placeholders.
+
+def test_a_placeholder_is_no_certificate_in_any_output(world: World) -> None:
+    """No dates of its, no days, no share of a lifetime, and nothing that is served: the usual alert on notAfter fires for the metric that is absent."""
+    world.site("example.org")
+    world.generation("example.org", 1, 0, YEAR, marker="placeholder")
+    world.link("live", "example.org", 1)
+    text = run("--prometheus")[1]
+    assert "certificate_not" not in text and "certdrop_served" not in text
+    assert [None] * 4 == [only()[key] for key in ("not_before", "not_after", "days_left", "lifetime_left")]
+    assert "days_left" not in run("--nagios")[1]
+    page = run("example.org")[1]
+    assert "no certificate yet; a placeholder is in its place" in page and "lifetime" not in page and "fingerprint" not in page
+
+
+# Seen, not remembered.
+
+def test_an_installation_is_over_once_its_certificate_is_shown(world: World) -> None:
+    """What root could not finish is said as long as nobody shows it; a handshake that shows it ends that at once. Another generation's stays."""
+    shown = world.usual("example.org")
+    wrong = {"state": "issued-not-served", "since": int(time.time()) - 60, "tries": 1, "next_try": int(time.time()) + 600, "error": "is not shown"}
+    world.notes("example.org", install={"number": 1, **wrong})
+    assert verdict.NOT_SERVED == judged(None).state == judged({"ab" * 32}).state
+    seen = judged({shown})
+    assert (verdict.SERVING, verdict.OK, "", None) == (seen.state, seen.severity, seen.last_error, seen.next_try)
+    world.notes("example.org", install={"number": 2, **wrong})
+    assert verdict.NOT_SERVED == judged({shown}).state
+
+
+def test_a_failure_is_over_once_root_installed_after_it(world: World) -> None:
+    """The issuer's ledger is a tick behind; root's installation is not."""
+    now = int(time.time())
+    world.usual("example.org")
+    world.ledger("example.org", count=1, since=now - 900, failed_at=now - 900, next_try=now - 800, last_error="refused", kind="refused")
+    assert "failing" == only()["state"]
+    world.notes("example.org", installed_at=now - 300)
+    assert ("serving", None) == (only()["state"], only()["last_error"])
+
+
+# A clock that stood ahead.
+
+def test_what_a_clock_ahead_noted_is_not_believed(world: World) -> None:
+    """Neither the failure, nor the refusal, nor any moment of it is said; what is still so is noted anew by its principal."""
+    ahead = int(time.time()) + YEAR
+    wrong = {"number": 2, "since": ahead, "tries": 1, "next_try": ahead + 60}
+    world.usual("example.org")
+    world.ledger("example.org", count=1, since=ahead, failed_at=ahead, next_try=ahead + 60, last_error="x", kind="dns")
+    world.notes("example.org", refused={"reason": "expired", **wrong}, install={"state": "service-failed", "error": "x", **wrong})
+    assert ("serving", None, None, None) == tuple(only()[key] for key in ("state", "last_error", "since", "next_try"))
+
+
+def test_no_moment_or_duration_that_cannot_be_is_printed(world: World) -> None:
+    """A failure of today's with moments of a wrong clock's beside it: no year to come, no negative time, in no form and no mail."""
+    now = time.time()
+    ahead = int(now) + DECADES
+    world.usual("example.org")
+    world.ledger("example.org", count=9, since=ahead, failed_at=int(now) - 60, next_try=ahead, last_error="x", kind="dns")
+    path = world.state / "sites/example.org/0001/request.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "key_created": ahead}))
+    os.utime(world.state / "keeper/last-run", (ahead, ahead))
+    world.put(world.state / "issuer/last-run", b"{}")
+    forms = [run(*argv)[1] for argv in ([], ["example.org"], ["--json"], ["--nagios"], ["--prometheus"])]
+    reader = evidence.Reader()
+    sites = status.look(reader, reader.names(), None, Thresholds(), now)
+    runs = {"keeper": reader.last_run("keeper"), "issuer": reader.last_run("issuer")}
+    problems = [*alarm.of_host(runs["keeper"], runs["issuer"], sites, [], now), *(one for site in sites for one in alarm.of_site(site, now))]
+    assert {"example.org:failing", "keeper:silent"} == {problem.key for problem in problems}
+    forms += letter.write(alarm.PROBLEM, problems, {}, {}, "host", now)
+    for text in forms:
+        assert not re.search(r"-\d+[smhdy]\b", text), text
+        assert time.strftime("%Y-", time.gmtime(ahead)) not in text and str(ahead)[:6] not in text, text
+    assert 1 == run("--nagios")[0]
+
+
+def test_a_certificate_that_ended_has_no_days_left(world: World) -> None:
+    """It ended so long ago; nothing is left of it."""
+    world.usual("example.org", begin=-90 * DAY, end=-3 * DAY - 60)
+    assert "ended " in run()[1].splitlines()[1] and "ended 3d ago" in run("example.org")[1]
+
+
+@pytest.fixture
+def noted(world: World) -> notes.Notes:
+    return notes.Notes("example.org")
+
+
+def test_a_verdict_is_kept_no_longer_than_its_clock(noted: notes.Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root refused a reply as expired, and put an installation off, while the clock stood a year ahead: with the right clock both are looked at anew."""
+    right = time.time
+    (Path(configuration.STATE) / "keeper/refused").mkdir()
+    monkeypatch.setattr(time, "time", lambda: right() + YEAR)
+    noted.refuse(2, b"reply", "[]", "expired")
+    noted.put_off(2, "service-failed", "x")
+    assert noted.is_refused(2, b"reply", "[]") and noted.waits(2) and noted.is_put_off(2)
+    monkeypatch.setattr(time, "time", right)
+    assert not noted.is_refused(2, b"reply", "[]") and not noted.waits(2) and not noted.is_put_off(2)
+    noted.refuse(2, b"reply", "[]", "expired")
+    noted.put_off(2, "service-failed", "x")
+    assert noted.is_refused(2, b"reply", "[]") and noted.waits(2) and noted.is_put_off(2)
+    assert max(int(str(one["since"])) for one in (noted.refused, noted.install)) <= right()
+
+
+def test_a_row_of_failures_begins_no_later_than_now() -> None:
+    """The issuer goes on counting after the clock was put right, from a moment that was."""
+    record = due.Record()
+    record.note_failure(0, None, 1_900_000_000, 0.5)
+    record.note_failure(0, None, 1_800_000_000, 0.5)
+    assert (2, 1_800_000_000) == (record.count, record.since)
+
+
+# A fresh installation.
+
+def test_a_first_run_that_is_still_to_come_is_no_warning(world: World) -> None:
+    """For as long as it is not late."""
+    world.usual("example.org")
+    (world.state / "keeper/last-run").unlink()
+    lines = check_sites.runs()
+    assert ["keeper", "issuer", "watcher"] == [line.what for line in lines] and {"ok"} == {line.level for line in lines}
+    os.utime(world.etc / "sites.d/example.org.toml", (time.time() - DAY,) * 2)
+    assert {"warning"} == {line.level for line in check_sites.runs()}
+
+
+def test_summary_of_a_fresh_installation(world: World) -> None:
+    """No word that sounds as if something were wrong."""
+    world.usual("example.org")
+    assert "watcher has not run yet" in run()[1] and Mouth() == evidence.Reader().watcher()
