@@ -153,11 +153,31 @@ def test_nginx_not_running(case: Case) -> None:
     case.install(code=os.EX_TEMPFAIL)
     assert case.standing() == (before[2], before[1], before[2] + 1)
     assert case.notes["state"] == "issued-not-served"
+    error = str(case.notes["error"])
+    assert "nginx did not reload (" in error and error.endswith("is not shown: nobody answers; it stays in place")
+    assert case.host.status(case.name)["state"] == "issued-not-served"
     case.host.world.nginx.start(443)
     assert case.served
-    case.let_time_pass()
-    case.install(answer=False)
+    found = case.host.status(case.name)                                           # seen, whatever root noted
+    assert (found["state"], found["severity"], found["last_error"]) == ("serving", 0, None)
+    case.install(answer=False)                                                    # nor is the back-off waited for
     assert case.standing() == (before[2], before[2], before[2] + 1) and case.notes == {}
+
+
+def test_certdrop_install_by_hand_says_what_it_did(case: Case) -> None:
+    """At a terminal: what was put off is tried again and said; and where nothing was to be done, that."""
+    case.serve()
+    case.install()
+    case.host.world.nginx.stop()
+    number = case.install(code=os.EX_TEMPFAIL)
+    case.host.world.nginx.start(443)
+    assert f"{case.name}: generation {number:04d} is installed, and served" in at_terminal(case.host)
+    assert "certdrop-install: all sites: nothing was to be done" in at_terminal(case.host)
+
+
+def at_terminal(host: Host) -> str:
+    """What certdrop-install says to somebody who runs it by hand."""
+    return host.run("script", "-qec", "certdrop-install", "/dev/null", code=0).text
 
 
 def test_nginx_does_not_know_the_name_yet(case: Case) -> None:

@@ -46,6 +46,8 @@ def _install(asked_by_issuer: bool) -> int:
         if talk:
             say([f"certdrop-install: another keeper is at work ({busy}); it does what there is to do"])
         return os.EX_OK
+    if not run.said:
+        run.tell("all sites", "nothing was to be done; certdrop-status says what is served")
     run.flush()
     return run.exit_code()
 

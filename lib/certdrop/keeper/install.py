@@ -148,6 +148,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
     expected = json.dumps([request["spki_sha256"], request["domains"], _identity(run.config.trust_roots)])
     if known.is_refused(number, reply, expected):
         run.failures.add(_code(str(known.refused["reason"])))
+        run.tell(name, f"the reply for request {number:04d} stays refused ({known.refused['reason']}); {_follows(str(known.refused['reason']))}")
         return
     try:
         if unreadable:
@@ -168,15 +169,18 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
         known.refuse(number, reply, expected, refused.reason)
         known.save()
         run.log.write(events.REFUSED, site=name, number=number, reason=refused.reason)
-        follows = "a later run judges it again" if refused.reason in spool.HEALED_BY_TIME else "the issuer asks again by itself"
         run.fail(name, f"the reply for request {number:04d} is refused ({refused.reason}); the live certificate stays; "
-                 f"{follows}, certdrop-spool(5) explains the reason", _code(refused.reason))
+                 f"{_follows(refused.reason)}, certdrop-spool(5) explains the reason", _code(refused.reason))
         return
     generations.complete(name, number, blocks, accepted)
     known.spent[accepted.sha256] = accepted.not_after
     known.refused = {}
     known.save()
     run.log.write(events.ACCEPTED, site=name, number=number, sha256=accepted.sha256, not_after=events.stamp(accepted.not_after))
+
+
+def _follows(reason: str) -> str:
+    return "a later run judges it again" if reason in spool.HEALED_BY_TIME else "the issuer asks again by itself"
 
 
 def _code(reason: str) -> int:

@@ -31,6 +31,7 @@ class Change:
         self.to = self.sight.newest or 0
         self.own: set[str] = set()                             # the fingerprints of all its generations
         self.before: dict[services.Place, str] = {}            # what was shown before anything was changed
+        self.now: dict[services.Place, str] = {}               # what was shown when it was last asked
         self.untrusted = False                                 # it is shown, and no good
         self.is_back = False                                   # the proven one is shown again
         self.outdated = self.back is not None and copies.differ(wanted, self.back)
@@ -80,6 +81,11 @@ class Change:
         if self.stands_in or (self.to == self.back == self.sight.proven and not self.outdated):
             return False
         return (insist or not self.notes.is_put_off(self.to)) and state.moment(self.name, self.to, "not_after") > time.time()
+
+    @property
+    def may_be_shown(self) -> bool:
+        """Moved and put off, where somebody can be asked: whoever started the service meanwhile had it read what is live."""
+        return self.to == self.back != self.sight.proven and not self.stands_in and not self.outdated and self.wanted.probe != "off"
 
     def use(self, number: int | None) -> None:
         """live := this generation, and the copies that some services need with it."""
@@ -137,6 +143,7 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
     for change in changes:
         if change.stands_in and change.outdated:
             _stand_in(run, change)
+    _look_again(run, [change for change in changes if change.may_be_shown and not change.is_due(run.talk)])
     changes = [change for change in changes if change.is_due(run.talk)]
     if not changes:
         return
@@ -168,7 +175,20 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
         _reload(run, back, used)
         _wait(run, back, used, judge, stretch, _is_back)     # a reload that is lost would leave the bad one served
     for change in waiting:
-        _not_served(run, change)
+        _not_served(run, change, failed)
+
+
+def _look_again(run: Run, put_off: list[Change]) -> None:
+    """What was not shown once may be by now: ask, which costs no service anything, whatever the back-off."""
+    with run.witness as judge:
+        for change in put_off:
+            try:
+                used = {name: services.find(name) for name in change.wanted.services}
+            except (services.Failed, site.Wrong):
+                continue                                     # said when it is its turn
+            if any(service.port for service in used.values()) and time.monotonic() < run.end:
+                change.look(judge, used)
+                _is_served(run, change, used, judge)
 
 
 def _stand_in(run: Run, change: Change) -> None:
@@ -299,7 +319,7 @@ def _is_served(run: Run, change: Change, used: dict[str, services.Service], judg
         return True
     if time.monotonic() > run.end + LATE:                    # a service that hangs costs a deadline each time that it is asked
         return False
-    now = change.shown(judge, used)
+    change.now = now = change.shown(judge, used)
     if not change.is_shown(now) or not change.is_trusted(now, judge):
         return False
     generations.move("proven", change.name, change.to)
@@ -318,7 +338,7 @@ def _is_back(run: Run, change: Change, used: dict[str, services.Service], judge:
     return change.is_back
 
 
-def _not_served(run: Run, change: Change) -> None:
+def _not_served(run: Run, change: Change, failed: dict[str, str]) -> None:
     if change.sight.proven is None and not change.was_served:
         _installed(run, change, f"nothing serves it yet (certdrop-nginx {change.name} prints a server block)")
         return
@@ -326,8 +346,9 @@ def _not_served(run: Run, change: Change) -> None:
     follows = "it stays in place"
     if change.goes_back:
         follows = "the one before serves again" if change.is_back else "the one before is in place again, and not shown yet"
-    what = "does not verify, for a client that trusts trust_roots" if change.untrusted else "is not shown"
-    _put_off(run, change, "issued-not-served", f"{services_named} reloaded, and generation {change.to:04d} {what}; {follows}")
+    what = "does not verify, for a client that trusts trust_roots" if change.untrusted else "is not shown" if change.now else "is not shown: nobody answers"
+    missed = [f"{name} did not reload ({failed[name]})" for name in change.wanted.services if name in failed]
+    _put_off(run, change, "issued-not-served", f"{'; '.join(missed) or services_named + ' reloaded'}, and generation {change.to:04d} {what}; {follows}")
 
 
 def _installed(run: Run, change: Change, why: str) -> None:
