@@ -26,6 +26,7 @@ NOT_SERVED = "issued-not-served"
 WENT_BACK = "went-back"
 BURNT = "key-burnt"
 SERVICE_FAILED = "service-failed"
+ENDED = "stuck-run-ended"
 # issuer
 RUN = "run"
 ISSUED = "issued"

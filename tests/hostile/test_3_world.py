@@ -1,4 +1,4 @@
-"""Attacks 120 to 122: what a caller hands on through sudo, one by one, as prctl(2), sched(7), ioprio_set(2), set_mempolicy(2), keyrings(7), fcntl(2) and
+"""Attacks 120 to 123: what a caller hands on through sudo, one by one, as prctl(2), sched(7), ioprio_set(2), set_mempolicy(2), keyrings(7), fcntl(2) and
 personality(2) know it. A probe in certdrop-install's place makes root's world by the very function that it calls, and tells what it found before and after."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 import pytest
 from conftest import OTHER, PLAYGROUND, Ground, stage
-from test_3_sudo import called
+from test_3_sudo import called, is_installed
 from test_4_beyond import replaced
 
 from certdrop import world
@@ -237,3 +237,26 @@ def test_122_a_sleep_of_a_hundred_years(ground: Ground) -> None:
                 if re.search(rf":{os.stat('/var/lib/certdrop/keeper/lock').st_ino} ", line):
                     os.kill(int(line.split()[4]), signal.SIGKILL)
             process.wait(20)
+
+
+@pytest.mark.parametrize("how", ["stopped", "asleep"])
+def test_123_a_run_that_holds_the_lock(ground: Ground, how: str) -> None:
+    """Goal: have a run of root's keep the lock without moving: root's own run ends it after its deadline, and does the work; the issuer's leaves."""
+    lock = "/usr/share/certdrop/certdrop/keeper/lock.py"
+    act = "os.kill(os.getpid(), signal.SIGSTOP)" if how == "stopped" else "time.sleep(1000)"
+    program = "import os, signal, time\nfrom certdrop.keeper import lock\n"
+    program += f"with lock.Lock(False, 'waiting-issuer'):\n    print(os.getpid(), flush=True)\n    {act}\n"
+    with replaced(lock, stage.read(lock).replace("DEADLINE = 1500.0", "DEADLINE = 2.0"), 0o644):
+        ground.reply(OTHER)
+        before = ground.live(OTHER)
+        holder = subprocess.Popen(["/usr/bin/python3", "-c", program], env={"PYTHONPATH": "/usr/share/certdrop", "PYTHONDONTWRITEBYTECODE": "1"},
+                                  stdout=subprocess.PIPE)
+        try:
+            assert holder.stdout and int(holder.stdout.readline()) == holder.pid
+            assert called(ground).wait(20) == 0 and holder.poll() is None and ground.live(OTHER) == before
+            ground.install(code=0)
+            assert holder.wait(10) == -signal.SIGKILL and is_installed(ground, before)
+            assert f"process {holder.pid} since" in stage.read("/var/log/certdrop/keeper.log")
+        finally:
+            holder.kill()
+            holder.wait()

@@ -1,20 +1,21 @@
 """One keeper at a time: one runs, one waits, others leave (they would find nothing left to do).
 
 The locks are flock on files of root's, 0600, that nobody else can open, so nobody else can hold them; the kernel
-drops them with the process, so there is never one to clean up. Runs as: root. Writes: keeper/lock, keeper/waiting,
-keeper/waiting-issuer.
+drops them with the process, so there is never one to clean up. Who holds it without coming to an end is ended by a run that root started:
+a keeper that is killed loses nothing. Runs as: root. Trusts: the kernel. Reads: /proc. Writes: keeper/lock, keeper/waiting, keeper/waiting-issuer.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
 import time
 
-from certdrop import site
+from certdrop import events, site
 
-DEADLINE = 900.0                   # seconds that a keeper waits for another
+DEADLINE = 1500.0                  # seconds that a keeper waits for another: longer than any run takes
 
 
 class Busy(Exception):
@@ -52,10 +53,12 @@ class Lock:
         try:
             if not self.patient and not _try(waiting):
                 raise Busy(holder(self.fd))
-            began, said = time.monotonic(), False
+            began, said, whom, ended = time.monotonic(), False, holder(self.fd), False
             while not _try(self.fd):
                 waited = time.monotonic() - began
-                if waited > DEADLINE:
+                if waited > DEADLINE and not ended and self.queue == "waiting" and whom == holder(self.fd):
+                    ended = _end_holder(self.fd)
+                elif waited > DEADLINE + 10 * ended:
                     raise Busy(holder(self.fd))
                 if waited > 1 and not said:
                     said = True
@@ -71,6 +74,31 @@ class Lock:
 def holder(fd: int) -> str:
     """Who holds the lock, as it wrote itself."""
     return os.pread(fd, 100, 0).decode("ascii", "replace") or "somebody"
+
+
+def _end_holder(fd: int) -> bool:
+    """Kill who holds the lock, stopped or not: the process that the kernel names, where it has that very file open."""
+    path, found = os.readlink(f"/proc/self/fd/{fd}"), _holders(fd)
+    for pid in found:
+        try:
+            process = os.pidfd_open(pid)
+            try:
+                opened = {os.readlink(f"/proc/{pid}/fd/{entry}") for entry in os.listdir(f"/proc/{pid}/fd")}
+                if path in opened and pid in _holders(fd):         # looked at after the number could become another's
+                    events.Log("keeper").write(events.ENDED, holder=holder(fd), seconds=int(DEADLINE))
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                    return True
+            finally:
+                os.close(process)
+        except OSError:
+            pass                               # it ended by itself
+    return False
+
+
+def _holders(fd: int) -> list[int]:
+    with open("/proc/locks", encoding="ascii") as stream:
+        lines = [line.split() for line in stream]
+    return [int(words[4]) for words in lines if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(os.fstat(fd).st_ino)]
 
 
 def _say(text: str) -> None:
