@@ -1,9 +1,11 @@
-"""Which roots an administrator has to fetch, and where to, before a CA's certificates can be accepted.
+"""What is known of a CA before it is asked: its name, the roots that its own server is verified against, and which ones an administrator has to fetch.
 
 Runs as: whoever imports it. Trusts: root's configuration. Reads and writes: nothing.
 """
 
 from __future__ import annotations
+
+import os
 
 from certdrop import site
 
@@ -16,3 +18,14 @@ def missing(config: site.Config) -> str:
         return ""
     return (f"no system trusts the roots of Let's Encrypt's staging, so its certificates will be refused until {config.own_roots} has them: "
             f"curl -fsS {PLACE} > {config.own_roots}")
+
+
+def ca_named(config: site.Config) -> str:
+    """The configured CA as a person knows it: its name, if it has one here, and its directory."""
+    return f"{config.directory} ({config.directory_url})" if config.directory in site.DIRECTORIES else config.directory_url
+
+
+def bundles(config: site.Config) -> list[str]:
+    """The files that the CA's own server is verified against: ca_bundle, and where that is the system's store, this CA's own roots as well."""
+    own = [config.own_roots] if config.ca_bundle == site.STORE and os.path.exists(config.own_roots) else []
+    return [config.ca_bundle, *own]

@@ -270,7 +270,7 @@ def test_a_second_run_finds_nothing(host: Host, moved: Moved) -> None:
 def test_renewals_go_on(host: Host, moved: Moved) -> None:
     """Through the challenge location that the patch brought, past all kinds of redirects, with the old account."""
     names = [NAMES[package] for package in ("certbot", "lego", "dehydrated")]
-    host.run("certdrop", "renew", *names, code=0)
+    host.run("certdrop", "renew", "--force", *names, code=0)
     for name in names:
         assert (host.live(name), host.proven(name)) == (2, 2)
         assert host.served(name) == host.on_disk(name)

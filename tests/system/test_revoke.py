@@ -64,7 +64,7 @@ def asked(host: Host) -> int:
 def test_a_replaced_certificate_is_revoked(host: Host, name: str) -> None:
     """The one before, by its number: the CA has it revoked, the live one not; once done it is not asked for again; the request stays."""
     old, before = host.live(name), asked(host)
-    host.run("certdrop", "renew", name, code=0)
+    host.run("certdrop", "renew", "--force", name, code=0)
     done = host.run(*CERTDROP, name, "--number", str(old), "--reason", "superseded", "--yes", code=0)
     assert "is revoked" in done.text and "still served" not in done.text
     assert (at_ca(host, pem(name, old)), at_ca(host, pem(name, host.live(name)))) == ("Revoked", "Valid")

@@ -82,7 +82,7 @@ def test_issued_installed_served(host: Host, second: SecondCA, site: str) -> Non
 def test_renewed_and_rotated(host: Host, second: SecondCA, site: str) -> None:
     """Again, with the key that waited, and with a new one; in the same account."""
     before, number = host.on_disk(site), host.live(site)
-    assert "installed, and served" in host.run("certdrop", "renew", site, code=0).text
+    assert "installed, and served" in host.run("certdrop", "renew", "--force", site, code=0).text
     assert "installed, and served" in host.run("certdrop", "rotate", site, code=0).text
     assert host.live(site) == number + 2 and host.served(site) == host.on_disk(site) != before
 
@@ -92,7 +92,7 @@ def test_the_account(host: Host, second: SecondCA, site: str) -> None:
     shown = host.run("certdrop-account", "show", code=0).text
     assert f"https://ca2.stage.test:{PORT}/" in shown and "valid" in shown, shown
     host.run("certdrop-account", "rollover", code=0)
-    assert "installed, and served" in host.run("certdrop", "renew", site, code=0).text
+    assert "installed, and served" in host.run("certdrop", "renew", "--force", site, code=0).text
 
 
 def test_what_the_ca_refuses_is_told(host: Host, second: SecondCA, site: str) -> None:

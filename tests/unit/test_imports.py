@@ -24,7 +24,7 @@ OURS = {
     "issuer": {"spool", "site", "jail", "events", "roots"},
     "keeper": {"spool", "site", "jail", "world", "events"},
     "judge": {"spool", "jail"},
-    "watcher": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80"},
+    "watcher": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80", "roots"},
     "admin": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80", "roots", "keeper"},
     "spool": set(),
     "events": set(),

@@ -9,26 +9,25 @@ import os
 import re
 import sys
 
-from certdrop import VERSION, site
-from certdrop.admin import dhparam, revoke, sites
+from certdrop import VERSION, roots, site
+from certdrop.admin import dhparam, first_use, revoke, sites
 from certdrop.keeper.command import Refused, Usage, as_root, guard
 from certdrop.keeper.revoke import REASONS
 
 VERBS = ("add", "renew", "rotate", "rollback", "revoke", "remove", "dhparam")
-CONFIG = site.ETC + "/certdrop.toml"
 HELP = """\
 usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]
-                    [--contact ADDRESS] [--staging] [--yes] [--no-issue] [--dry-run]
-       certdrop renew NAME...
-       certdrop rotate NAME... | --all | --due   [--next | --cancel | --compromised]
+                    [--ca CA | --staging] [--contact ADDRESS] [--yes] [--no-issue] [--dry-run]
+       certdrop renew NAME... [--force]
+       certdrop rotate NAME... | --all | --due   [--next | --cancel | --compromised | --force]
        certdrop rollback NAME
        certdrop revoke NAME [--number N] [--reason REASON] [--yes]
        certdrop remove NAME [--yes]
        certdrop dhparam [2048 | 3072 | 4096] [--own]
 
   add       a new site: one certificate for these domains, its first domain its name. The first time it asks
-            for a contact and the CA, unless --contact, --staging or --yes say; --dry-run only says what it would do
-  renew     get a certificate now
+            for the CA and a contact, unless --ca, --staging, --contact or --yes say; --dry-run only says what it would do
+  renew     get a certificate now; --force also where the live one is not a day old, or where it could not be served
   rotate    get one with a new key now; --next only posts the new key, --cancel withdraws the wish; --compromised, because
             the key got out: it is never used again, and once the new one is served, what was issued for it is revoked
   rollback  go back to the generation before
@@ -63,10 +62,11 @@ def _checked(argv: list[str]) -> int:
         if ":" in names[0]:
             options.setdefault("--name", "ip6-" + names[0].replace(":", "-"))      # no site's name has a colon
         sites.refuse(names, options.get("--name", names[0]))
-        if os.geteuid() == 0:
-            _ask_first_use(options)
+        settings = first_use.settle(options) if os.geteuid() == 0 else ""
         if "--dry-run" in options:
             return _foretell(names, options)
+        return as_root(lambda: sites.add(names, options.get("--name", names[0]), options.get("--key", ""), options.get("--profile", ""), settings,
+                                         "--no-issue" not in options))
     if verb == "remove" and os.geteuid() == 0 and "--yes" not in options and sys.stdin.isatty() and sys.stderr.isatty():
         if not input(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted. Remove it? [y/N] ").strip().lower().startswith("y"):
             raise Refused(f"{names[0]!a:.80}: not agreed; nothing was changed")
@@ -76,38 +76,20 @@ def _checked(argv: list[str]) -> int:
     return as_root(lambda: _do(verb, names, options))
 
 
-def _ask_first_use(options: dict[str, str]) -> None:
-    """Ask for a contact and the CA where nobody has said yet, and somebody is there to answer."""
-    if os.path.exists(CONFIG) or {"--yes", "--contact", "--staging"} & options.keys() or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return
-    print(f"This is the first site; {CONFIG} will say how certificates are got.\n"
-          "Let's Encrypt sends no mail any more, but can reach you there about your account. Leave it empty for none.", file=sys.stderr)
-    contact = input("Mail address: ").strip()
-    if contact:
-        options["--contact"] = contact
-        _refuse_contact(contact)
-    if input("Try with Let's Encrypt's staging CA first? Its certificates are trusted by nobody. [y/N] ").strip().lower().startswith("y"):
-        options["--staging"] = "yes"
-
-
 def _foretell(names: list[str], options: dict[str, str]) -> int:
-    name = options.get("--name", names[0])
-    for line in (f"write /etc/certdrop/sites.d/{name}.toml for {' '.join(names)}", "" if os.path.exists(CONFIG) else f"write {CONFIG}",
+    name, config = options.get("--name", names[0]), site.load_config()
+    config.directory = options.get("--ca", config.directory)
+    for line in (f"write /etc/certdrop/sites.d/{name}.toml for {' '.join(names)}", "" if os.path.exists(first_use.CONFIG) else f"write {first_use.CONFIG}",
                  f"make a key and a placeholder certificate; live/{name} would lead to them", "post a request for the issuer",
-                 "" if "--no-issue" in options else "have the issuer ask the CA for it now, and install what comes"):
+                 "" if "--no-issue" in options else f"have the issuer ask {roots.ca_named(config)} for it now, and install what comes"):
         if line:
             print(f"certdrop: {name}: would {line}")
     return os.EX_OK
 
 
-def _refuse_contact(text: str) -> None:
-    if not re.fullmatch(r"[!#-\[\]-~]+@[!#-\[\]-~]+", text):
-        raise Usage(f"{text!a:.80}: no mail address")
-
-
 def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
     """(verb, names, options). Raises Usage."""
-    valued = {"--name": "add", "--key": "add", "--profile": "add", "--contact": "add", "--number": "revoke", "--reason": "revoke"}
+    valued = {"--name": "add", "--key": "add", "--profile": "add", "--contact": "add", "--ca": "add", "--number": "revoke", "--reason": "revoke"}
     flags = {"--staging": "add", "--no-issue": "add", "--dry-run": "add",
              "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate", "--compromised": "rotate", "--own": "dhparam"}
     if not argv or argv[0] not in VERBS:
@@ -120,7 +102,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
             if "=" not in word and not rest:
                 raise Usage(f"{option} needs a value")
             options[option] = value if "=" in word else rest.pop(0)
-        elif flags.get(word) == verb or (word == "--yes" and verb in ("add", "revoke", "remove")):
+        elif flags.get(word) == verb or (word == "--yes" and verb in ("add", "revoke", "remove") or word == "--force" and verb in ("renew", "rotate")):
             options[word] = "yes"
         elif word.startswith("-"):
             raise Usage(f"{word!a:.80}: no such option of {verb}")
@@ -135,7 +117,8 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
         raise Usage(f"{verb} needs {'a domain' if verb == 'add' else 'the name of a site'}{', or --all or --due, not both' if verb == 'rotate' else ''}")
     if len({"--next", "--cancel", "--compromised"} & options.keys()) > 1 or {"--due", "--compromised"} <= options.keys():
         raise Usage("--next, --cancel and --compromised exclude each other, and --compromised goes with names or --all")
-    _refuse_contact(options.get("--contact", "a@b"))
+    first_use.refuse_contact(options.get("--contact", "a@b"))
+    first_use.refuse_ca(options.get("--ca", "letsencrypt"))
     if not re.fullmatch("[0-9]{1,9}", options.get("--number", "1")):
         raise Usage("--number: give the number of a generation")
     if options.get("--reason", "unspecified") not in REASONS:
@@ -148,13 +131,8 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
 
 
 def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
-    if verb == "add":
-        settings = f'# See certdrop.toml(5).\ndirectory = "letsencrypt{"-staging" if "--staging" in options else ""}"\n'
-        if "--contact" in options:
-            settings += f'contact = ["{options["--contact"]}"]\n'
-        return sites.add(names, options.get("--name", names[0]), options.get("--key", ""), options.get("--profile", ""), settings, "--no-issue" not in options)
     if verb == "renew":
-        return sites.renew(names)
+        return sites.renew(names, "--force" in options)
     if verb == "rollback":
         return sites.rollback(names[0])
     if verb == "revoke":
@@ -168,4 +146,4 @@ def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
     names = site.site_names() if "--all" in options else names
     if "--compromised" in options:
         return revoke.compromised(names)
-    return sites.cancel(names) if "--cancel" in options else sites.rotate(names, "--next" in options)
+    return sites.cancel(names) if "--cancel" in options else sites.rotate(names, "--next" in options, "--force" in options)

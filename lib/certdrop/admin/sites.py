@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 
 from certdrop import events, jail, nginxconf, port80, roots, site, spool
+from certdrop.admin import first_use
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
@@ -24,6 +25,7 @@ ISSUE = "/usr/sbin/certdrop-issue"
 WATCH = "/usr/sbin/certdrop-watch"
 DEADLINE = 3600                    # seconds for the issuer's whole run
 PROGRAM = "certdrop"
+FRESH = 86400                      # seconds: a certificate that is younger is renewed by force only
 SHORT = "shortlived"               # Let's Encrypt's profile of 160 hours
 
 
@@ -34,19 +36,25 @@ def add(domains: list[str], name: str, key: str, profile: str, settings: str, as
         config = site.load_config()
         if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Sight(name).numbers:
             raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}")
+        twin = _twin(domains, key or config.key, config) if name == domains[0] else ""
+        if twin:
+            raise Refused(f"{name}: the site {twin} is for the same names, with the same kind of key; nothing was added; certdrop renew {twin} renews it "
+                          "(--name adds a second site for them)")
         for service in config.services:
             try:
                 services.find(service).test()
             except services.Failed as error:
                 raise site.Wrong(f"{service} cannot use a certificate now: {error}; nothing was added") from error
-        if settings and not os.path.exists(site.ETC + "/certdrop.toml"):
-            _configure("certdrop.toml", settings)
+        if settings:
+            if os.path.lexists(first_use.CONFIG):
+                raise Refused(f"{first_use.CONFIG} was written meanwhile, by somebody else; nothing was added; try again")
+            first_use.write(first_use.CONFIG, settings.encode(), 0o644)
             config = site.load_config()
         if not (profile or config.profile) and config.directory.startswith("letsencrypt") and any(map(site.is_address, domains)):
             profile = SHORT                                # the only one that may name an address there
         text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n"
         text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile)) if value)
-        _configure(f"sites.d/{name}.toml", text)
+        first_use.write(f"{site.ETC}/sites.d/{name}.toml", text.encode(), 0o644)
         run = Run(PROGRAM, False, True)
         run.log.write(events.ADDED, site=name, domains=" ".join(domains))
         run.tell(name, f"added; its names: {' '.join(domains)}")
@@ -59,9 +67,22 @@ def add(domains: list[str], name: str, key: str, profile: str, settings: str, as
         say([f"{PROGRAM}: note: {unknown}"])
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
+    say([f"{PROGRAM}: {name}: asking {roots.ca_named(config)}"])
     code = issue(wanted)
     say([f"{PROGRAM}: {name}: {line}" for line in (_in_the_way(name, domains, config) if code else _what_next(name))])
     return code
+
+
+def _twin(domains: list[str], key: str, config: site.Config) -> str:
+    """The name of a site for just these domains, in whatever order, with the same kind of key. Or ""."""
+    for name in site.site_names():
+        try:
+            found = site.load_site(name, config)
+        except site.Wrong:
+            continue
+        if set(found.domains) == set(domains) and found.key == key:
+            return name
+    return ""
 
 
 def _in_the_way(name: str, domains: list[str], config: site.Config) -> list[str]:
@@ -121,14 +142,14 @@ def a_label(domain: str) -> str:
         raise Refused(f"{domain!a:.80}: no host name: {error}") from error
 
 
-def renew(names: list[str]) -> int:
-    """Ask for a certificate now, with the key of the next generation; install it."""
-    return _ask_now(names, fresh=False)
+def renew(names: list[str], force: bool) -> int:
+    """Ask for a certificate now, with the key of the next generation; install it. Nothing is ordered for nothing, unless forced."""
+    return _ask_now(names, fresh=False, force=force)
 
 
-def rotate(names: list[str], only_post: bool) -> int:
+def rotate(names: list[str], only_post: bool, force: bool) -> int:
     """Ask for a certificate with a new key now (or only post the request, with `only_post`); install it."""
-    return _ask_now(names, fresh=True, only_post=only_post)
+    return _ask_now(names, fresh=True, only_post=only_post, force=force)
 
 
 def rotate_due() -> int:
@@ -231,16 +252,26 @@ def issue(wanted: Mapping[str, int | None]) -> int:
     return run.exit_code()
 
 
-def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
+def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool = False) -> int:
     known(names)
     posted: dict[str, int | None] = {}
     with lock.Lock(patient=True):
         run = Run(PROGRAM, False, True)
+        before = {name: Sight(name).live for name in names}
         install.reconcile(run, names)
         for name in names:
             wanted, sight = site.load_site(name, run.config), Sight(name)
             if sight.next is None or sight.newest is None:
                 continue
+            if not (force or only_post):
+                trouble = _cannot_be_used(run, wanted, sight)
+                if trouble:
+                    run.fail(name, f"{trouble}; nothing is ordered (--force orders all the same)", os.EX_TEMPFAIL)
+                    continue
+                served = not fresh and _serves_already(run, wanted, sight, before[name])
+                if served:
+                    run.tell(name, f"{served}; nothing is ordered (--force orders all the same)")
+                    continue
             carried = _spki(name, sight.next) == _spki(name, sight.newest)
             if fresh and (carried or only_post):
                 now = not only_post or state.has(name, sight.newest, "placeholder")
@@ -252,7 +283,47 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False) -> int:
             if only_post:
                 run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, posted[name] or 0)}")
     run.flush()
-    return run.exit_code() if only_post else issue(posted)
+    code = run.exit_code()
+    return code if only_post or not posted else issue(posted) or code
+
+
+def _cannot_be_used(run: Run, wanted: site.Site, sight: Sight) -> str:
+    """Why another certificate would not be served either: a service that is broken or does not run, or one that was issued and is not served. Or ""."""
+    for name in wanted.services:
+        try:
+            service = services.find(name)
+            service.test()
+        except services.Failed as error:
+            return f"{name} cannot use a certificate now: {error}"
+        if sight.proven is not None and service.port and wanted.probe != "off" and not services.addresses(service, wanted.probe):
+            return f"{name} does not run: nobody listens on port {service.port}; start it first"
+    newest = sight.newest
+    if newest is None or _is_spent(run, wanted.name, newest) or newest == sight.proven or (newest == sight.live and sight.proven is None):
+        return ""
+    return f"generation {newest:04d} was issued, and is not served yet; certdrop-check {wanted.name} says what is in the way"
+
+
+def _is_spent(run: Run, name: str, number: int) -> bool:
+    """Whether a generation is no certificate to go on with: a placeholder, expired, revoked, or with a key that got out."""
+    return (state.has(name, number, "placeholder") or state.is_burnt(name, number) or (number, "revoke") in run.posted.get(name, set())
+            or state.moment(name, number, "not_after") <= time.time())
+
+
+def _serves_already(run: Run, wanted: site.Site, sight: Sight, before: int | None) -> str:
+    """That a certificate is there which was just installed, or is hours old, where root wants no other and no configuration changed since. Or ""."""
+    name, newest = wanted.name, sight.newest
+    if newest is None or newest != sight.live or _is_spent(run, name, newest) or (sight.next is not None and state.has(name, sight.next, "now")):
+        return ""
+    completed = os.stat(f"{state.directory(name, newest)}/nginx.conf").st_mtime
+    for path in (f"{site.ETC}/sites.d/{name}.toml", first_use.CONFIG):
+        if os.path.exists(path) and os.stat(path).st_mtime > completed:
+            return ""
+    if newest != before:
+        return f"generation {newest:04d}, which was issued already, is installed now"
+    begin, end = state.moment(name, newest, "not_before"), state.moment(name, newest, "not_after")
+    if time.time() - begin < min(FRESH, (end - begin) / 3):
+        return f"the live certificate is of {events.stamp(begin)}, and good until {events.stamp(end)}"
+    return ""
 
 
 def _shown(service: services.Service) -> str:
@@ -293,15 +364,6 @@ def known(names: list[str]) -> list[str]:
         if name not in configured:
             raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
     return names
-
-
-def _configure(entry: str, text: str) -> None:
-    parent, _, name = entry.rpartition("/")
-    fd = spool.open_directory(f"{site.ETC}/{parent}")
-    try:
-        spool.write(fd, name, text.encode(), 0o644)
-    finally:
-        os.close(fd)
 
 
 def run_issuer(words: list[str]) -> int:

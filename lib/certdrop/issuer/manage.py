@@ -27,12 +27,14 @@ PATIENCE = 120.0                   # seconds for all that is said with the CA
 HELP = """\
 usage: certdrop-account register [--directory CA] [--yes]
        certdrop-account show [--directory CA]
+       certdrop-account terms [--directory CA]
        certdrop-account contact [--directory CA]
        certdrop-account rollover [--directory CA] [--due]
        certdrop-account deactivate [--directory CA] [--yes]
 
   register    make an account at the CA; its terms of service are shown, and --yes agrees to them
   show        the account, its key, and the CAA record that lets in no other account
+  terms       what the CA demands: its terms of service, an external account binding, its profiles; makes no account
   contact     tell the CA the contact that certdrop.toml has now
   rollover    give the account a new key; --due only if the key is older than account_key_max_age
   deactivate  end the account for ever, after a question; --yes answers it
@@ -44,7 +46,7 @@ certdrop-account register --directory letsencrypt-staging --yes
 
 See certdrop-account(8).
 """
-VERBS: dict[str, set[str]] = {"register": {"--yes"}, "show": set(), "contact": set(), "rollover": {"--due"}, "deactivate": {"--yes"}}
+VERBS: dict[str, set[str]] = {"register": {"--yes"}, "show": set(), "terms": set(), "contact": set(), "rollover": {"--due"}, "deactivate": {"--yes"}}
 
 
 class Usage(Exception):
@@ -125,13 +127,14 @@ def _do(options: Options) -> int:
         return os.EX_TEMPFAIL                  # a run of certdrop-issue; the next day is early enough
     may = {"rollover": {signer.ROLL_OVER}, "deactivate": {signer.DEACTIVATE, signer.FIND}}.get(options.verb, {signer.FIND})
     holder = signer.start(config, frozenset(may))
-    holder.wake()
+    if options.verb != "terms":                # no account, and no key for one, is needed to read what the CA demands
+        holder.wake()
     if orders.shut_in(config, [config.directory_url, config.proxy]) == 0:
         say("this kernel has no Landlock: this process runs with all rights of its user, and the signer protects nothing", os.EX_OK, not options.due)
     account = Account(config.directory_url, config.contact, holder)
-    line = Transport(context(config.ca_bundle), time.monotonic() + PATIENCE, Gate(), config.proxy)
+    line = Transport(context(config), time.monotonic() + PATIENCE, Gate(), config.proxy)
     desk = Counter(config, holder, account, Session(account, line))
-    verbs: dict[str, Callable[[], int]] = {"show": desk.show, "contact": desk.contact, "deactivate": desk.deactivate,
+    verbs: dict[str, Callable[[], int]] = {"show": desk.show, "terms": desk.terms, "contact": desk.contact, "deactivate": desk.deactivate,
                                            "register": lambda: desk.register(options.yes), "rollover": lambda: desk.rollover(options.due)}
     return verbs[options.verb]()
 
@@ -188,7 +191,7 @@ class Counter:
     def show(self) -> int:
         """The account as the CA knows it; as remembered, where it cannot be asked."""
         remembered = str(self.account.known.get("account") or "")
-        facts = {"CA": f"{self.config.directory} ({self.config.directory_url})" if self.config.directory in site.DIRECTORIES else self.config.directory_url}
+        facts = {"CA": roots.ca_named(self.config)}
         try:
             place = self.session.find()
             found = as_object(self.session.post(place, None, place)) if place else {}
@@ -210,6 +213,18 @@ class Counter:
         for name, value in facts.items():
             print(f"{name + ':':<12} {events.clean(value, 1000)}")
         return code
+
+    def terms(self) -> int:
+        """What the CA's directory says of itself (RFC 8555 section 7.1.1; draft-ietf-acme-profiles section 3)."""
+        meta = self.session.directory(fresh=True).get("meta")
+        said = meta if isinstance(meta, dict) else {}
+        terms, profiles = said.get("termsOfService"), said.get("profiles")
+        facts = {"CA": roots.ca_named(self.config), "terms": terms if isinstance(terms, str) else "",
+                 "binding": "required" if said.get("externalAccountRequired") is True else "none",
+                 "profiles": " ".join(sorted(map(str, profiles))) if isinstance(profiles, dict) else ""}
+        for name, value in facts.items():
+            print(f"{name + ':':<12} {events.clean(value, 1000)}")
+        return os.EX_OK
 
     def contact(self) -> int:
         """Tell the CA whom it may write to."""

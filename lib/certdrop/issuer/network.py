@@ -53,7 +53,7 @@ class Network:
         self._opening, self._holder = opening, holder
         self._sessions: list[Session] = []     # all that there are,
         self._idle: list[Session] = []         # and those whose worker has ended
-        self.context = opening.context if opening else context(config.ca_bundle)
+        self.context = opening.context if opening else context(config)
 
     def unconfined(self) -> None:
         """Say once that the kernel does not help."""

@@ -33,7 +33,7 @@ class Opening:
         dialled = Dial(address, REQUEST)
         from certdrop.issuer import transport                  # 40 ms, in which the first packet is on its way
         from certdrop.issuer.account import Account, Session
-        self.context, self.gate = transport.context(config.ca_bundle), transport.Gate()
+        self.context, self.gate = transport.context(config), transport.Gate()
         self.account = Account(config.directory_url, config.contact, holder)
         lines = [transport.Transport(self.context, time.monotonic() + OPENING, self.gate, config.proxy, None if number else dialled)
                  for number in range(count)]

@@ -87,7 +87,7 @@ def shut_in(config: site.Config, urls: list[str]) -> int:
     jail.give_up_privileges()
     jail.forbid(CORE=0, FSIZE=64 << 20, NOFILE=1024, NPROC=512)          # 128 workers, each a thread and a connection
     state = [f"{site.STATE}/{name}" for name in ("sites", "live", "keeper")]
-    public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d")]       # not eab.toml, and not account/: those are the signer's
+    public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d", "roots.d")]       # not eab.toml, and not account/: those are the signer's
     write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
     try:
         return jail.landlock((spool.requests(), *state, *public, config.ca_bundle, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))

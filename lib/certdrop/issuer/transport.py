@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.parse
 
-from certdrop import VERSION, site
+from certdrop import VERSION, roots, site
 from certdrop.issuer import dial
 from certdrop.issuer.trouble import RATE_LIMITED, UNREACHABLE, Trouble, seconds_of
 
@@ -66,12 +66,16 @@ class Gate:
             time.sleep(left)
 
 
-def context(ca_bundle: str) -> ssl.SSLContext:
+def context(config: site.Config) -> ssl.SSLContext:
     """What the CA's own server is verified against. Raises site.Wrong."""
+    first, *more = roots.bundles(config)
+    path = first
     try:
-        made = ssl.create_default_context(cafile=ca_bundle)
+        made = ssl.create_default_context(cafile=first)
+        for path in more:
+            made.load_verify_locations(path)
     except (OSError, ssl.SSLError) as error:
-        raise site.Wrong(f"{site.ETC}/certdrop.toml: ca_bundle: {ca_bundle}: {getattr(error, 'strerror', None) or error}") from error
+        raise site.Wrong(f"{site.ETC}/certdrop.toml: ca_bundle: {path}: {getattr(error, 'strerror', None) or error}") from error
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     return made
 

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from certdrop import VERSION, jail, spool
+from certdrop import VERSION, jail, roots, spool
 from certdrop import site as configuration
 from certdrop.events import clean
 from certdrop.watcher.check_ask import ask
@@ -70,7 +70,7 @@ def look(config: configuration.Config, sites: list[configuration.Site], asked: l
     noted = _noted(url)
     place = _string(noted.get("account"))
     try:
-        answer = get(url, config.ca_bundle, config.proxy)
+        answer = get(url, roots.bundles(config), config.proxy)
     except (OSError, ValueError, http.client.HTTPException, RecursionError) as error:
         why, mend = explain(error, host, config)
         return [Line(FAILED, "CA", why, mend), *(asked or registered(config, noted))], Authority(["letsencrypt.org"] if public else [], place, public)
@@ -82,11 +82,13 @@ def look(config: configuration.Config, sites: list[configuration.Site], asked: l
     return lines, Authority(identities or (["letsencrypt.org"] if public else []), place, public)
 
 
-def get(url: str, bundle: str, proxy: str = "") -> Answer:
+def get(url: str, bundles: list[str], proxy: str = "") -> Answer:
     """The directory. Raises OSError (ssl.SSLError among them), HTTPException, ValueError."""
     parts, through = urlsplit(url), urlsplit(proxy)
     place = (parts.hostname or "", parts.port or 443)
-    context = ssl.create_default_context(cafile=bundle)
+    context = ssl.create_default_context(cafile=bundles[0])
+    for bundle in bundles[1:]:
+        context.load_verify_locations(bundle)
     connection = http.client.HTTPSConnection(*((through.hostname, through.port or 3128) if through.hostname else place), timeout=PATIENCE, context=context)
     if through.hostname:
         connection.set_tunnel(*place)
