@@ -1,11 +1,14 @@
-"""Attacks 90 to 95: code inside the issuer's own jail, entered by the very function that the issuer's network part calls."""
+"""Attacks 90 to 98: code inside the issuer's own jail, entered by the very function that the issuer's network part calls."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pathlib
 import socket
 import subprocess
+import time
 from typing import Any, Iterator
 
 import pytest
@@ -14,7 +17,7 @@ from conftest import OTHER, PLAYGROUND, SECRETS, STATE, VICTIM, Ground, stage
 from certdrop import jail
 
 PROGRAM = '''
-import ctypes, json, os, signal, socket, subprocess, sys, time
+import ctypes, json, mmap, os, resource, signal, socket, subprocess, sys, time
 sys.path.insert(0, "/usr/share/certdrop")
 from certdrop import site
 from certdrop.issuer import network, orders, ports
@@ -34,7 +37,7 @@ def connect(family, address):
         made.settimeout(3)
         made.connect(address if not isinstance(address, list) else tuple(address))
 
-def static_program(path):
+def static_code():
     """A whole program of 132 bytes that ends with 42."""
     code = bytes.fromhex("b83c000000bf2a0000000f05")
     head = b"\\x7fELF\\2\\1\\1" + b"\\0" * 9 + (2).to_bytes(2, "little") + (62).to_bytes(2, "little") + (1).to_bytes(4, "little")
@@ -42,8 +45,11 @@ def static_program(path):
     head += (64).to_bytes(2, "little") + (56).to_bytes(2, "little") + (1).to_bytes(2, "little") + b"\\0" * 6
     segment = (1).to_bytes(4, "little") + (5).to_bytes(4, "little") + b"\\0" * 8 + (0x400000).to_bytes(8, "little") * 2
     segment += (132).to_bytes(8, "little") * 2 + (4096).to_bytes(8, "little")
+    return head + segment + code
+
+def static_program(path):
     with open(path, "wb") as stream:
-        stream.write(head + segment + code)
+        stream.write(static_code())
     os.chmod(path, 0o755)
     return path
 
@@ -61,7 +67,56 @@ def write(path):
     with open(path, "wb") as stream:
         stream.write(b"x")
 
+def fast_open(how, port):
+    with socket.socket() as made:
+        if how == "sendto":
+            made.sendto(b"x", 0x20000000, ("127.0.0.1", port))
+        elif how == "sendmsg":
+            made.sendmsg([b"x"], (), 0x20000000, ("127.0.0.1", port))
+        else:
+            made.setsockopt(socket.IPPROTO_TCP, 30, 1)
+            made.connect(("127.0.0.1", port))
+            made.send(b"x")
+
+def multipath(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as made:
+        made.settimeout(3)
+        made.connect(("127.0.0.1", port))
+
+def run_memory():
+    fd = os.memfd_create("x", os.MFD_CLOEXEC)
+    os.write(fd, static_code())
+    child = os.fork()
+    if child == 0:
+        try:
+            os.execve(fd, ["x"], {})
+        finally:
+            os._exit(99)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 42:
+        raise OSError
+
+def call_memory(_):
+    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(bytes.fromhex("b82a000000c3"))
+    assert ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))() == 42
+
+def call_file(path):
+    with open(path, "wb") as stream:
+        stream.write(bytes.fromhex("b82a000000c3"))
+    libc.mmap.restype = ctypes.c_void_p
+    with open(path, "rb") as stream:
+        place = libc.mmap(None, ctypes.c_size_t(4096), 5, 2, stream.fileno(), ctypes.c_long(0))
+    ok(-1 if place == ctypes.c_void_p(-1).value else 0)
+    assert ctypes.CFUNCTYPE(ctypes.c_int)(place)() == 42
+
 DEEDS = {
+    "call file": call_file,
+    "unshare": lambda flag: ok(libc.unshare(flag)), "prlimit": lambda pid: resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64)),
+    "priority": lambda pid: os.setpriority(os.PRIO_PROCESS, pid, 19), "scheduler": lambda pid: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)),
+    "fast open": fast_open, "multipath": multipath, "io_uring": lambda _: ok(libc.syscall(425, 8, ctypes.create_string_buffer(256))),
+    "keyctl": lambda _: ok(libc.syscall(250, 0, -3, 1)), "memfd": lambda _: os.memfd_create("x"), "memfd exec": lambda _: run_memory(),
+    "call memory": call_memory,
+    "fork": lambda _: os.fork() or os._exit(0), "x32": lambda _: ok(libc.syscall(0x40000000 + 39)),
     "read": lambda path: open(path, "rb").read(1), "list": os.listdir, "write": write,
     "append": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_APPEND)),
     "mkdir": os.mkdir, "unlink": os.unlink, "chmod": lambda path: os.chmod(path, 0o777),
@@ -108,7 +163,7 @@ def inside(ground: Ground) -> Iterator[Any]:
     sibling.wait()
     for one in (*listeners, abstract):
         one.close()
-    os.unlink(path)
+    pathlib.Path(path).unlink(missing_ok=True)
 
 
 def test_90_what_the_issuer_needs(inside: Any, ground: Ground) -> None:
@@ -178,3 +233,68 @@ def test_95_without_landlock(inside: Any, ground: Ground) -> None:
         assert inside(*tries, without="from certdrop import jail; jail.landlock_abi = lambda: 0") == [["read", "/etc/passwd"]]
         assert inside.abi == 0
     assert OTHER
+
+
+def test_96_calls_that_landlock_does_not_know(inside: Any, ground: Ground) -> None:
+    """Goal: a namespace of its own, root's part by its limits or priority, a port by another way than connect(2), or the kernel's less watched parts."""
+    path = "/tmp/open-to-all.sock"
+    open_to_all = socket.socket(socket.AF_UNIX)
+    open_to_all.bind(path)
+    os.chmod(path, 0o777)
+    open_to_all.listen()
+    try:
+        tries = [["unshare", flag] for flag in (0x10000000, 0x20000000, 0x40000000)]
+        tries += [[what, pid] for what in ("prlimit", "priority", "scheduler", "kill", "ptrace") for pid in (inside.sibling, os.getpid())]
+        tries += [["fast open", "sendto", 2525], ["fast open", "sendmsg", 2525], ["fast open", "connect", 2525], ["multipath", 2525], ["unix", path],
+                  ["io_uring", 0], ["keyctl", 0], ["memfd", 0], ["memfd exec", 0], ["call memory", 0], ["fork", 0]]
+        own = ["call file", f"{STATE}/issuer/own"]              # a filter sees no paths: this is told in SECURITY.md
+        assert inside(*tries, own) == [own]
+        os.unlink(own[1])
+    finally:
+        open_to_all.close()
+        os.unlink(path)
+
+
+def test_97_without_the_filter(inside: Any, ground: Ground) -> None:
+    """Goal: see what is left without python3-seccomp: it runs, and Landlock holds files and ports all the same."""
+    tries = [["read", f"{STATE}/live/{VICTIM}/privkey.pem"], ["tcp", 2525], ["exec", "/bin/true"], ["keyctl", 0], ["fork", 0]]
+    assert inside(*tries, without="from certdrop import syscalls; syscalls.seccomp = None") == [["keyctl", 0], ["fork", 0]]
+
+
+def test_98_the_walls_of_a_run(inside: Any, ground: Ground) -> None:
+    """Goal: none; a run that waits for the CA is looked at: the network part and the signer are filtered, and may gain nothing by a set-id bit."""
+    run = subprocess.Popen(["/usr/sbin/certdrop-issue", "--force", "--no-install", VICTIM], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
+    found: dict[int, tuple[str, str]] = {}
+    try:
+        end = time.monotonic() + 30
+        while [*found.values()].count(("2", "1")) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+            found = {pid: walls for pid in processes(ground.uid) - {inside.sibling} if (walls := seen(pid))}
+        assert sorted(found.values()) == [("0", "0"), ("2", "1"), ("2", "1")]
+    finally:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        run.wait()
+
+
+def processes(uid: int) -> set[int]:
+    """Whose effective user is this one."""
+    found = set()
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{entry}/status", encoding="ascii", errors="replace") as stream:
+                if f"\nUid:\t{uid}\t" in stream.read():
+                    found.add(int(entry))
+    return found
+
+
+def seen(pid: int) -> tuple[str, str] | None:
+    """What the kernel says of a process: Seccomp (2: filtered), NoNewPrivs."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as stream:
+            status = dict(line.split(":", 1) for line in stream.read().splitlines())
+    except OSError:
+        return None
+    return status["Seccomp"].strip(), status["NoNewPrivs"].strip()

@@ -21,15 +21,16 @@ NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelv
 
 # What a part may use of ours (itself is always allowed), and what it must not use of others'.
 OURS = {
-    "issuer": {"spool", "site", "jail", "events", "roots"},
+    "issuer": {"spool", "site", "jail", "syscalls", "events", "roots"},
     "keeper": {"spool", "site", "jail", "world", "events"},
-    "judge": {"spool", "jail"},
-    "watcher": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80", "roots"},
+    "judge": {"spool", "jail", "syscalls"},
+    "watcher": {"spool", "site", "jail", "syscalls", "events", "layout", "nginxconf", "port80", "roots"},
     "admin": {"spool", "site", "jail", "events", "layout", "nginxconf", "port80", "roots", "keeper"},
     "spool": set(),
     "events": set(),
     "jail": set(),
     "world": {"jail"},
+    "syscalls": {"jail"},
     "layout": set(),
     "nginxconf": set(),
     "port80": {"spool", "site", "nginxconf"},
@@ -48,6 +49,7 @@ NOT_THEIRS = {
     "events": NEVER_AS_ROOT | {"cryptography", "json", "logging"},
     "jail": NEVER_AS_ROOT | {"cryptography"},
     "world": NEVER_AS_ROOT | {"cryptography"},
+    "syscalls": NEVER_AS_ROOT | {"cryptography"},
     "layout": NEVER_AS_ROOT | {"cryptography"},
     "nginxconf": NEVER_AS_ROOT | {"cryptography"},
     "port80": NEVER_AS_ROOT | {"cryptography"},
@@ -169,7 +171,7 @@ def test_a_relative_import_is_refused():
 def test_the_package_depends_on_what_is_imported():
     """Every module that is neither ours nor Python's has its Debian package among the package's dependencies, or what can be missing its recommendations."""
     packages = {"OpenSSL": "python3-openssl", "acme_tiny": "acme-tiny", "cryptography": "python3-cryptography", "idna": "python3-idna",
-                "structlog": "python3-structlog", "dns": "python3-dnspython"}
+                "structlog": "python3-structlog", "dns": "python3-dnspython", "seccomp": "python3-seccomp"}
     used = {name.split(".")[0] for _, _, source in sources() for name in imports(source)} - set(sys.stdlib_module_names) - {"certdrop"}
     control = (LIB.parents[1] / "debian" / "control").read_text(encoding="ascii")
     depends, _, rest = control.partition("\nDepends:\n")[2].partition("\nRecommends:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certdrop import site, spool
-from certdrop.issuer import budget, due, ledger, plan, posted
+from certdrop.issuer import budget, due, issue, ledger, orders, plan, posted
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options, Usage
 from certdrop.issuer.trouble import UNREACHABLE, VALIDATION, Trouble
@@ -369,3 +370,15 @@ def test_names_that_cannot_be_converted_are_refused(text):
     """With one line, as any other that is no host name."""
     with pytest.raises(site.Wrong):
         site.refuse_domain(site.as_a_labels(text))
+
+
+@pytest.mark.parametrize("number, code, told", [(errno.EPERM, os.EX_SOFTWARE, True), (errno.ENOSPC, os.EX_TEMPFAIL, False)])
+def test_a_refused_system_call_is_not_passed_over_under_cron(
+        monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int, code: int, told: bool) -> None:
+    """A filter that lacks a call would else stop all renewals in silence; what passes by itself is not told."""
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(orders, "run", refused)
+    options = Options(["--cron"], False)
+    assert issue._in_child(options, [], [], set(), None, None) == (code, False)          # type: ignore[arg-type]
+    assert ("please report this" in capfd.readouterr().err) == told

@@ -13,10 +13,10 @@ from typing import Iterator
 
 import pytest
 
-from certdrop import site, spool
+from certdrop import jail, site, spool, syscalls
 from certdrop.nginxconf import Configuration, Source
 from certdrop.watcher import check_ask, check_ca, check_clients, check_cron, check_dns, check_fetch, check_host, check_keys, check_names, check_nginx
-from certdrop.watcher import check_token, check_users
+from certdrop.watcher import check_kernel, check_token, check_users
 from certdrop.watcher.check_dns import Looked, Record, forbidden
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 
@@ -421,3 +421,30 @@ def test_no_cron_can_be_seen(monkeypatch):
 def test_keys_without_sites():
     """Nothing to say where there is nothing."""
     assert check_keys.look([], None) == [] and check_keys.fingerprints(["none.test"]) == {}
+
+
+# ---- the kernel's walls
+
+@pytest.mark.skipif(bool(syscalls.missing()), reason=syscalls.missing())
+def test_the_filter_is_seen_in_a_process() -> None:
+    """Not by what is installed: a process that was shut in is refused a call, and says so; this one is as it was."""
+    assert check_kernel.observed() == (True, True, "") and not check_kernel.filtered()
+    assert OK == check_kernel.calls(True, True, "").level
+
+
+def test_a_missing_filter_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the package that brings it; and so does the status."""
+    monkeypatch.setattr(syscalls, "seccomp", None)
+    holds, no_new_privs, why = check_kernel.observed()
+    line = check_kernel.calls(holds, no_new_privs, why)
+    assert (WARNING, "apt install python3-seccomp") == (line.level, line.mend) and not holds and no_new_privs
+
+
+@pytest.mark.skipif(bool(syscalls.missing()), reason=syscalls.missing())
+def test_a_filter_that_the_kernel_does_not_take_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried, so a kernel without filters is found out."""
+    def enter(_: object) -> None:
+        raise jail.Unconfined("this kernel loads no seccomp filter (Invalid argument)")
+    monkeypatch.setattr(syscalls.Filter, "enter", enter)
+    line = check_kernel.calls(*check_kernel.observed())
+    assert WARNING == line.level and "loads no seccomp filter" in line.why

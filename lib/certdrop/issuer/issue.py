@@ -8,6 +8,7 @@ the agenda. Writes: the lock, the time of last-run; the rest is the child's.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pwd
@@ -165,7 +166,10 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
         except site.Wrong as error:
             code = say(f"{error}; the live certificates stay", os.EX_CONFIG)
         except OSError as error:
-            code = say(f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL, options.loud)
+            if error.errno == errno.EPERM:     # modes say EACCES: a system call was refused that this part is not known to need
+                code = say(f"{error}; the live certificates stay; certdrop-check says which walls stand; please report this", os.EX_SOFTWARE)
+            else:
+                code = say(f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL, options.loud)
         except KeyboardInterrupt:
             code = os.EX_TEMPFAIL
         except Exception as error:

@@ -129,8 +129,10 @@ def _do(options: Options) -> int:
     holder = signer.start(config, frozenset(may))
     if options.verb != "terms":                # no account, and no key for one, is needed to read what the CA demands
         holder.wake()
-    if orders.shut_in(config, [config.directory_url, config.proxy]) == 0:
-        say("this kernel has no Landlock: this process runs with all rights of its user, and the signer protects nothing", os.EX_OK, not options.due)
+    lacking: list[str] = []
+    orders.shut_in(config, [config.directory_url, config.proxy], lacking)
+    for wall in lacking:
+        say(wall, os.EX_OK, not options.due)
     account = Account(config.directory_url, config.contact, holder)
     line = Transport(context(config), time.monotonic() + PATIENCE, Gate(), config.proxy)
     desk = Counter(config, holder, account, Session(account, line))

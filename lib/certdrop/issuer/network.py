@@ -55,11 +55,10 @@ class Network:
         self._idle: list[Session] = []         # and those whose worker has ended
         self.context = opening.context if opening else context(config)
 
-    def unconfined(self) -> None:
-        """Say once that the kernel does not help."""
-        self.log.warning(events.UNCONFINED, text="this kernel has no Landlock")
-        log.say("this kernel has no Landlock: the network part runs with all rights of its user, and the signer protects nothing, "
-                "because that part can read the account key", self.options.loud)
+    def unconfined(self, lacking: str) -> None:
+        """Say, once a run, which wall does not stand."""
+        self.log.warning(events.UNCONFINED, text=lacking.partition(":")[0])
+        log.say(lacking, self.options.loud)
 
     # ---- a run
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 OURS = os.path.dirname(os.path.dirname(os.path.abspath(site.__file__)))
 LIBRARIES = (OURS, "/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/usr/local/share", "/dev/urandom", "/dev/null", "/etc/ssl")
+NO_LANDLOCK = ("this kernel has no Landlock: the network part runs with all rights of its user, and the signer protects nothing, "
+               "because that part can read the account key")
 NAMES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services", "/run/systemd/resolve")
 
 
@@ -68,7 +70,8 @@ def _network(options: Options, orders: int = 0) -> Network:
         holder = signer.start(config)              # before the door closes: it has what must stay outside
         if orders:
             holder.wake()
-    abi = shut_in(config, [config.staging_url if options.dry_run else config.directory_url, config.proxy])
+    lacking: list[str] = []
+    shut_in(config, [config.staging_url if options.dry_run else config.directory_url, config.proxy], lacking)
     opened = None
     if orders and holder:
         from certdrop.issuer.opening import Opening
@@ -76,13 +79,18 @@ def _network(options: Options, orders: int = 0) -> Network:
     from certdrop.issuer import network, ports                            # the rest is loaded
     ports.load()
     made = network.Network(options, config, opened, holder)
-    if abi == 0:
-        made.unconfined()
+    for wall in lacking:
+        made.unconfined(wall)
     return made
 
 
-def shut_in(config: site.Config, urls: list[str]) -> int:
-    """Confine this process: what it may read, write and connect to. Returns Landlock's ABI, 0 where the kernel has none."""
+def shut_in(config: site.Config, urls: list[str], lacking: list[str] | None = None) -> int:
+    """Confine this process: what it may read, write, connect to, and ask of the kernel. Returns Landlock's ABI, 0 where the kernel has none.
+
+    What there is no wall against is added to `lacking`, a sentence each.
+    """
+    from certdrop import syscalls
+    lacking = [] if lacking is None else lacking
     ports = {80, 53} | {urllib.parse.urlsplit(url).port or (443 if url.startswith("https") else 3128) for url in urls if url}
     jail.give_up_privileges()
     jail.forbid(CORE=0, FSIZE=64 << 20, NOFILE=1024, NPROC=512)          # 128 workers, each a thread and a connection
@@ -90,6 +98,12 @@ def shut_in(config: site.Config, urls: list[str]) -> int:
     public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d", "roots.d")]       # not eab.toml, and not account/: those are the signer's
     write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
     try:
-        return jail.landlock((spool.requests(), *state, *public, config.ca_bundle, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
+        abi = jail.landlock((spool.requests(), *state, *public, config.ca_bundle, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
     except jail.Unconfined:
-        return 0
+        abi = 0
+        lacking.append(NO_LANDLOCK)
+    try:
+        syscalls.Filter(syscalls.NETWORK).enter()
+    except jail.Unconfined as error:
+        lacking.append(f"{error}: the network part may make any system call")
+    return abi

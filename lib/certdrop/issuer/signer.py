@@ -22,7 +22,7 @@ import os
 import socket
 import threading
 
-from certdrop import events, jail, site, spool
+from certdrop import events, jail, site, spool, syscalls
 from certdrop.issuer import jose
 from certdrop.issuer.trouble import LOCAL, Trouble
 
@@ -93,12 +93,16 @@ def _run(sock: socket.socket, parent: int, config: site.Config, may: frozenset[s
 
 
 def shut_in() -> None:
-    """Confine the signer: to read requests/ and eab.toml, and to keep its keys. Where the kernel has no Landlock, the network part says so."""
+    """Confine the signer: to read requests/ and eab.toml, and to keep its keys. Which wall does not stand, the network part says."""
     jail.give_up_privileges()
     jail.forbid(CORE=0, NPROC=0, FSIZE=1 << 20)
     ours = os.path.dirname(os.path.dirname(os.path.abspath(site.__file__)))
     try:
         jail.landlock((spool.requests(), site.ETC + "/eab.toml", ours, *LIBRARIES), (site.STATE + "/account",), ())
+    except jail.Unconfined:
+        pass
+    try:
+        syscalls.Filter(syscalls.SIGNER).enter()
     except jail.Unconfined:
         pass
 

@@ -6,6 +6,7 @@ nothing that a child says but the form of one line. Reads and writes: pipes.
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import signal
@@ -13,7 +14,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
-from certdrop import jail
+from certdrop import jail, syscalls
 
 DEADLINE = 10.0                    # seconds for one case
 LIMIT = 200                        # bytes of an answer
@@ -42,6 +43,7 @@ def _exactly(fd: int, size: int) -> bytes:
 
 def hear(case: Callable[[], str], limit: int = LIMIT) -> str:
     """The one line that `case` answers in a child that is shut in; "" where it gives none in time."""
+    filtering = _filter()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -50,7 +52,7 @@ def hear(case: Callable[[], str], limit: int = LIMIT) -> str:
             os.close(reader)
             os.close(0)
             os.close(1)
-            shut_in()
+            shut_in(filtering)
             os.write(writer, case().encode("ascii", "replace")[:limit])
             status = 0
         finally:
@@ -64,13 +66,27 @@ def hear(case: Callable[[], str], limit: int = LIMIT) -> str:
         os.waitpid(child, 0)
 
 
-def shut_in() -> None:
+@functools.cache
+def _filter() -> syscalls.Filter | None:
+    """Made once, where files can still be opened; None where there is none to be had, as certdrop-check says."""
+    try:
+        return syscalls.Filter(syscalls.BOOTH)
+    except jail.Unconfined:
+        return None
+
+
+def shut_in(filtering: syscalls.Filter | None = None) -> None:
     """No file, no descriptor, no process, no network, little memory and time. Raises jail.Unconfined only where no kernel we know would."""
     jail.give_up_privileges()
     jail.forbid(NPROC=0, FSIZE=0, CORE=0, CPU=int(DEADLINE), AS=MEMORY)
     if jail.landlock_abi():
         jail.landlock(ports=())
-    jail.forbid(NOFILE=0)          # last: Landlock's own descriptor was the final one
+    jail.forbid(NOFILE=0)          # after Landlock: its own descriptor was the final one
+    if filtering:
+        try:
+            filtering.enter()
+        except jail.Unconfined:
+            pass                   # the other walls stand
 
 
 def _answer(fd: int, limit: int) -> str:

@@ -1,4 +1,4 @@
-"""Looks at what the kernel helps with: Landlock, and the protections of links.
+"""Looks at what the kernel helps with: Landlock, filters of system calls, no_new_privs, and the protections of links.
 
 Runs as: anyone. Trusts: the kernel. Reads: /proc/sys/fs. Writes: nothing.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from certdrop import jail
+from certdrop import jail, syscalls
 from certdrop.watcher.check_line import OK, WARNING, Line, verdict
 
 LINKS = {"protected_hardlinks": "any user can give another's file a second name, and so a place in its own directory",
@@ -25,7 +25,8 @@ def look() -> list[Line]:
             continue
         if value == "0":
             wrong.append((f"fs.{name} is 0: {why}", f"sysctl -w fs.{name}=1, and in /etc/sysctl.d"))
-    return [sandbox(jail.landlock_abi()), *verdict("links", wrong, "protected by the kernel (fs.protected_hardlinks, fs.protected_symlinks)", WARNING)]
+    links = verdict("links", wrong, "protected by the kernel (fs.protected_hardlinks, fs.protected_symlinks)", WARNING)
+    return [sandbox(jail.landlock_abi()), calls(*observed()), *links]
 
 
 def sandbox(abi: int) -> Line:
@@ -35,3 +36,56 @@ def sandbox(abi: int) -> Line:
                     "key, and the judge is held by limits alone", "run a kernel of Debian 12 or later; lsm= on its command line must name landlock")
     missing = "" if abi >= 6 else "; this kernel leaves it signals and abstract sockets" + ("" if abi >= 4 else ", and all TCP ports")
     return Line(OK, "sandbox", f"Landlock, ABI {abi} (kernel {os.uname().release}){missing}")
+
+
+def observed() -> tuple[bool, bool, str]:
+    """(whether its calls are filtered, whether set-id bits help it no more, why there is no filter) of a process that is shut in: this one, where it
+    is, as root's doctor is; else a child that shuts itself in as the issuer's network part does."""
+    if filtered():
+        return True, unprivileged(), ""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        why = ""
+        try:
+            try:
+                jail.give_up_privileges()
+                syscalls.Filter(syscalls.NETWORK).enter()
+            except jail.Unconfined as error:
+                why = str(error)
+            os.write(writer, f"{filtered():d}{unprivileged():d}{why:.200}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8", errors="replace") as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    holds = said[:1] == "1"
+    return holds, said[1:2] == "1", said[2:] or ("" if holds else "it does not come into force")
+
+
+def filtered() -> bool:
+    """Whether our filter holds for this process: it asks for its own priority, which everybody may know, and none of our lists has."""
+    try:
+        os.getpriority(os.PRIO_PROCESS, 0)
+    except PermissionError:
+        return True
+    return False
+
+
+def unprivileged() -> bool:
+    """Whether no_new_privs is set for this process."""
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as stream:
+        return "\nNoNewPrivs:\t1\n" in stream.read()
+
+
+def calls(holds: bool, no_new_privs: bool, why: str) -> Line:
+    """What was seen of the other walls."""
+    if not no_new_privs:
+        return Line(WARNING, "sandbox", "no_new_privs does not hold: a set-id program could help who takes over the network part",
+                    "run a kernel of Debian 12 or later")
+    if not holds:
+        mend = "apt install python3-seccomp" if "python3-seccomp" in why else "run a kernel of Debian 12 or later, on amd64, arm64 or riscv64"
+        return Line(WARNING, "sandbox", f"no filter of system calls ({why}): who takes over the network part, the signer, the judge or the watcher's "
+                    "reader may make any", mend)
+    return Line(OK, "sandbox", "seccomp filters system calls, and no_new_privs holds: seen in a process that is shut in")

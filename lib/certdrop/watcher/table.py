@@ -5,7 +5,7 @@ Runs as: whoever imports it. Trusts: values that evidence.py cleaned. Reads and 
 
 from __future__ import annotations
 
-from certdrop import events, jail
+from certdrop import events, jail, syscalls
 from certdrop.watcher import verdict
 from certdrop.watcher.evidence import Mouth, Revocation, Run
 from certdrop.watcher.verdict import Verdict
@@ -70,6 +70,7 @@ def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: Mouth, now:
     ran = [f"{who} {ran_last(run, now)}" for who, run in (("keeper", keeper), ("issuer", issuer), ("watcher", Run(watcher.at)))]
     failed = [f"mail fails: {watcher.failed}"] if watcher.failed else []
     unconfined = ["this kernel has no Landlock, so issuer and watcher run without their sandbox"] if not jail.landlock_abi() else []
+    unconfined += [f"{syscalls.missing()}, so nothing filters system calls"] if syscalls.missing() else []
     return f"{len(sites)} site{'' if len(sites) == 1 else 's'}: {', '.join(counts)}; " + ", ".join(ran + failed + unconfined)
 
 

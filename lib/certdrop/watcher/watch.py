@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from certdrop import events, jail, layout
+from certdrop import events, jail, layout, syscalls
 from certdrop import site as configuration
 from certdrop import spool
 from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, status, verdict
@@ -184,10 +184,8 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     places = Places()
     own = spool.open_directory(configuration.STATE + "/watcher")
     disorder = layout.deviations()             # root's table, and owners and modes: nothing that others wrote
-    try:
-        shut_in(ports(reader, places))
-    except jail.Unconfined as error:
-        journal.warning(events.UNCONFINED, error=str(error))
+    for wall in shut_in(ports(reader, places)):
+        journal.warning(events.UNCONFINED, error=wall)
     before = reader.watcher()
     sites = look_twice(reader, places, now)
     runs = {"keeper": reader.last_run("keeper"), "issuer": reader.last_run("issuer")}
@@ -218,17 +216,26 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     return os.EX_OK
 
 
-def shut_in(reachable: set[int]) -> None:
-    """Read public state, write the watcher's own, connect to where services listen, and nothing else, for good. Raises Unconfined."""
+def shut_in(reachable: set[int]) -> list[str]:
+    """Read public state, write the watcher's own, connect to where services listen, and nothing else, for good. Returns what could not be had."""
     "host.example".encode("idna")              # what would be loaded later is loaded now
     handshake.context()
     evidence.load_parser()
     jail.forbid(NPROC=0, CORE=0, NOFILE=256, FSIZE=64 << 20, CPU=180, AS=2 << 30)
     jail.give_up_privileges()
     state = configuration.STATE
-    jail.landlock(read=(configuration.ETC + "/sites.d", *(f"{state}/{part}" for part in ("sites", "live", "proven", "keeper", "issuer")),
-                        events.LOGS, "/usr/lib", "/usr/share/certdrop"),
-                  write=(state + "/watcher",), ports=tuple(sorted(reachable)))
+    lacking = []
+    try:
+        jail.landlock(read=(configuration.ETC + "/sites.d", *(f"{state}/{part}" for part in ("sites", "live", "proven", "keeper", "issuer")),
+                            events.LOGS, "/usr/lib", "/usr/share/certdrop"),
+                      write=(state + "/watcher",), ports=tuple(sorted(reachable)))
+    except jail.Unconfined as error:
+        lacking.append(str(error))
+    try:
+        syscalls.Filter(syscalls.READER).enter()
+    except jail.Unconfined as error:
+        lacking.append(str(error))
+    return lacking
 
 
 def ports(reader: Reader, places: Places) -> set[int]:
