@@ -25,6 +25,7 @@ if __name__ == "__main__":         # -S leaves Debian's modules out, -I ours
         sys.exit(os.EX_NOPERM)
     from certdrop import jail
     jail.give_up_privileges()
+    jail.keep_cases_apart()
 
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402

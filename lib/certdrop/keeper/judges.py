@@ -86,16 +86,22 @@ class Judge:
         import subprocess                      # here, because most runs start no judge
         jail.user_ids(USER)
         program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), self.program)
-        self.process = subprocess.Popen(
-            ["/usr/bin/python3", "-I", "-S", program, *self.task], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, preexec_fn=self._lose_privileges)
+        apart = jail.unshare(jail.NEWPID)      # process 1 of its own: it can name neither us nor the other task's by a number
+        try:
+            self.process = subprocess.Popen(
+                ["/usr/bin/python3", "-I", "-S", program, *self.task], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, preexec_fn=self._lose_privileges)
+        finally:
+            if apart:
+                jail.fork_here_again()
         if self.process.stdin:
             os.set_blocking(self.process.stdin.fileno(), False)
 
     def _lose_privileges(self) -> None:
         """Between fork and exec. Popen's own `user` would come before preexec_fn, and then no namespace can be made any more."""
+        jail.unshare(jail.NEWIPC, jail.NEWPID)
         if self.task[0] != "served":
-            jail.leave_network()
+            jail.unshare(jail.NEWNET)
         jail.become(USER)
 
     def _send(self, data: bytes) -> None:
