@@ -594,3 +594,35 @@ def test_86_a_file_system_that_never_answers(ground: Ground) -> None:
             assert "2 serving" in said and ("issuer/victim.example.org.json cannot be used" in said) == place.endswith("issuer"), said
             assert "Traceback" not in ground.run("certdrop-watch", timeout=60).text
     assert all(ground.served(name) == ground.on_disk(name) and ground.pair_matches(name) for name in before)
+
+
+def test_87_a_lifetime_of_half_an_hour(ground: Ground) -> None:
+    """What keeps the issuer from having a site installed all the time does not let a short certificate expire: it waits for an eighth of its lifetime.
+
+    Nor does the back-off after a refusal or a failed test; and the issuer knows it: it calls when root would take the reply.
+    """
+    from certdrop.issuer import posted
+
+    def short() -> bytes:
+        return ground.reply(OTHER, begin=forger.now() - forger.HOUR / 120, end=forger.now() + forger.HOUR / 2)
+
+    def passes(seconds: int) -> None:
+        found = ground.notes(OTHER)
+        found["installed_at"] -= seconds
+        stage.write(f"{STATE}/keeper/{OTHER}.json", json.dumps(found))
+    short()
+    ground.install(code=0)
+    before = ground.live(OTHER)
+    short()
+    ground.sudo(code=0)
+    assert ground.live(OTHER) == before, "at once it is not"
+    [request] = [one for one in posted.requests()[0] if one.name == OTHER]
+    assert abs(posted.Standing(request).look_at - time.time() - 30.5 * 60 / 8) < 30
+    passes(240)
+    ground.sudo(code=0)
+    assert ground.live(OTHER) == before + 1 and ground.served(OTHER) == ground.on_disk(OTHER)
+    for number in range(3):
+        ground.reply(OTHER, b"nonsense %d" % number)
+        ground.an_hour_passes()
+        ground.sudo()
+    assert ground.notes(OTHER)["refused"]["tries"] == 3 and ground.notes(OTHER)["refused"]["next_try"] - time.time() < 240

@@ -95,7 +95,8 @@ class Standing:
             self.refusal, self.refused_reply = _refusal(request, notes)
             if not self.refusal:
                 installed = notes.get("installed_at")
-                asked = 0.0 if request.now or not isinstance(installed, int) else float(installed + HOURLY)
+                pause = min(HOURLY, self.certificate.lifetime / 8 + 1) if self.certificate else HOURLY
+                asked = 0.0 if request.now or not isinstance(installed, int) else float(installed + pause)
                 self.look_at = min(self.look_at, asked)
 
 

@@ -16,7 +16,7 @@ from certdrop.keeper import generations, judges, keys, notes, revoke, state, swi
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Sight
 
-HOURLY = 3600                      # seconds between two installations of a site that the issuer asked for
+HOURLY = 3600                      # seconds between two installations of a site that the issuer asked for; less for short lifetimes
 
 
 def reconcile(run: Run, names: list[str] | None = None) -> None:
@@ -142,7 +142,8 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
     except spool.Refused as refused:
         unreadable = refused
     known = notes.Notes(name)
-    if run.asked_by_issuer and (known.waits(number) or not state.has(name, number, "now") and 0 <= time.time() - known.installed_at < HOURLY):
+    installed = time.time() - known.installed_at
+    if run.asked_by_issuer and (known.waits(number) or not state.has(name, number, "now") and 0 <= installed < state.pause(name, sight.live, HOURLY)):
         return                                               # root's own run takes it, at the latest
     request = state.facts(name, number, "request")
     expected = json.dumps([request["spki_sha256"], request["domains"], _identity(run.config.trust_roots)])
@@ -166,7 +167,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
         if accepted.sha256 != _fingerprint(blocks[0]):       # base64 and a hash: no parser needed to catch this lie
             raise spool.Refused("judge-failed")
     except spool.Refused as refused:
-        known.refuse(number, reply, expected, refused.reason)
+        known.refuse(number, reply, expected, refused.reason, state.pause(name, sight.live, notes.BACK_OFF[-1]))
         known.save()
         run.log.write(events.REFUSED, site=name, number=number, reason=refused.reason)
         run.fail(name, f"the reply for request {number:04d} is refused ({refused.reason}); the live certificate stays; "

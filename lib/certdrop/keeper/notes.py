@@ -59,22 +59,22 @@ class Notes:
         """Whether a reply for this number was refused just now: another is not looked at at once, however often the issuer asks."""
         return self.refused.get("number") == number and _is_put_off(self.refused)
 
-    def refuse(self, number: int, reply: bytes, expected: str, reason: str) -> None:
-        """Remember a refusal by reply and expectations, and keep the reply for the administrator."""
+    def refuse(self, number: int, reply: bytes, expected: str, reason: str, most: int = BACK_OFF[-1]) -> None:
+        """Remember a refusal by reply and expectations, for `most` seconds, and keep the reply for the administrator."""
         now = int(time.time())
         again = self.refused.get("number") == number and self.refused.get("reason") == reason and not _is_ahead(self.refused)
         tries = int(str(self.refused.get("tries", 0))) + 1 if self.refused.get("number") == number else 1
         self.refused = {"number": number, "reason": reason, "reply_sha256": _sha256(reply), "expected_sha256": _sha256(expected.encode()),
-                        "since": self.refused["since"] if again else now, "tries": tries, "next_try": now + _pause(tries)}
+                        "since": self.refused["since"] if again else now, "tries": tries, "next_try": now + min(most, _pause(tries))}
         keep_refused(self.name, number, reason, reply)
 
-    def put_off(self, number: int, state: str, error: str) -> None:
-        """Remember that an installation did not come to its end; the next try is in a while."""
+    def put_off(self, number: int, state: str, error: str, most: int = BACK_OFF[-1]) -> None:
+        """Remember that an installation did not come to its end; the next try is in a while, at most so many seconds."""
         now = int(time.time())
         again = self.install.get("number") == number and self.install.get("state") == state and not _is_ahead(self.install)
         tries = int(str(self.install.get("tries", 0))) + 1 if again else 1
         self.install = {"number": number, "state": state, "error": events.clean(error), "since": self.install["since"] if again else now,
-                        "tries": tries, "next_try": now + _pause(tries)}
+                        "tries": tries, "next_try": now + min(most, _pause(tries))}
 
     def is_put_off(self, number: int) -> bool:
         """Whether the installation of this generation waits for its next try."""

@@ -172,6 +172,13 @@ def moment(name: str, number: int, what: str) -> int:
     return int(str(facts(name, number, "request" if what == "key_created" else "cert")[what]))
 
 
+def pause(name: str, number: int | None, most: int) -> int:
+    """Seconds that a site may wait for its next try: `most`, or an eighth of the lifetime of this certificate, which may be short."""
+    if number is None or has(name, number, "placeholder"):
+        return most
+    return min(most, (moment(name, number, "not_after") - moment(name, number, "not_before")) // 8)
+
+
 def linked(link: str, name: str) -> int | None:
     """The generation that live or proven points at."""
     try:

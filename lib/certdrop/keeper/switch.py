@@ -366,7 +366,7 @@ def _done(change: Change) -> None:
 
 
 def _put_off(run: Run, change: Change, what: str, text: str, follows: str = "a later run tries again, without asking the CA") -> None:
-    change.notes.put_off(change.to, what, text)
+    change.notes.put_off(change.to, what, text, state.pause(change.name, change.back, notes.BACK_OFF[-1]))
     change.notes.save()
     event = events.NOT_SERVED if what == "issued-not-served" else events.SERVICE_FAILED
     run.log.write(event, site=change.name, number=change.to, error=text, tries=change.notes.install["tries"])
