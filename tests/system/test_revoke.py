@@ -181,3 +181,14 @@ def test_what_cannot_be_revoked(host: Host, quiet: str, argv: list[str], code: i
     """A placeholder, what is not there, reasons that only a CA may give: refused, and nothing is posted."""
     done = host.run(*CERTDROP, *(quiet if word == "NAME" else word for word in argv), "--yes", code=code)
     assert says in done.text and len(host.posted(quiet)) == 1
+
+
+def test_a_key_that_got_out_is_the_graver_reason(host: Host, name: str) -> None:
+    """A revocation that the CA could not be asked for yet becomes one for the key that got out, in root's notes and in what the CA is sent."""
+    old = host.live(name)
+    host.world.pebble.stop()
+    host.run(*CERTDROP, name, "--reason", "superseded", "--yes", code=os.EX_TEMPFAIL)
+    assert json.loads(stage.read(f"{SPOOL}/requests/{name}@{old:04d}.revoke"))["payload"]["reason"] == 4
+    host.run("certdrop", "rotate", name, "--compromised", code=os.EX_TEMPFAIL)
+    assert json.loads(stage.read(f"{SPOOL}/requests/{name}@{old:04d}.revoke"))["payload"]["reason"] == 1
+    assert json.loads(stage.read(f"{STATE}/keeper/{name}.json"))["revoke"][f"{old:04d}"]["reason"] == "keyCompromise"

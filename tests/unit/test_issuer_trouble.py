@@ -23,6 +23,7 @@ def problem(name: str, **more: object) -> bytes:
 @pytest.mark.parametrize("status, body, kind", [
     (429, problem("rateLimited"), "rate limited"), (503, problem("rateLimited"), "rate limited"), (429, b"slow down", "rate limited"),
     (500, problem("serverInternal"), "CA unreachable"), (502, b"<html>", "CA unreachable"), (503, b"", "CA unreachable"),
+    (501, b"", "refused"), (501, problem("unsupported"), "refused"),
     (403, problem("unauthorized"), "validation"), (400, problem("dns"), "validation"), (403, problem("caa"), "validation"),
     (400, problem("rejectedIdentifier"), "refused"), (400, problem("malformed"), "refused"), (404, b"[" * 100000, "refused"), (400, b"\xff", "refused")])
 def test_classes(status, body, kind):

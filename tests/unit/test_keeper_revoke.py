@@ -237,3 +237,31 @@ def test_other_keys_are_left_alone(leaked: Any) -> None:
     assert not state.is_burnt(NAME, 4) and state.owed(state.Sight(NAME), set()) == [1, 2]
     notes.put("burnt", b"")
     assert state.owed(state.Sight(NAME), set()) == []
+
+
+def test_the_graver_reason_wins(run: Any) -> None:
+    """What was to be revoked for any reason, and whose key got out after, is to be revoked as keyCompromise; also where its generation is gone."""
+    run.tell = lambda *_: None
+    revoke.post(run, NAME, 2, "superseded")
+    notes.put("burnt", f"{state.facts(NAME, 2, 'request')['spki_sha256']}\n".encode())
+    generations.make_next(_wanted(), 3, None, now=False)
+    generations.destroy(NAME, 2)
+    revoke.aggravate(run, NAME)
+    assert posted()["payload"]["reason"] == 1 and notes.Notes(NAME).revoke["0002"]["reason"] == "keyCompromise"
+    before = os.stat(f"{spool.requests()}/{NAME}@0002.revoke").st_ino
+    revoke.aggravate(run, NAME)
+    assert os.stat(f"{spool.requests()}/{NAME}@0002.revoke").st_ino == before
+
+
+def test_a_lesser_reason_stays_where_no_key_got_out(run: Any) -> None:
+    """Nothing is changed of what another site's key has to do with."""
+    revoke.post(run, NAME, 2, "superseded")
+    notes.put("burnt", b"0" * 64 + b"\n")
+    revoke.aggravate(run, NAME)
+    assert posted()["payload"]["reason"] == 4
+
+
+def _wanted() -> site.Site:
+    wanted = site.Site(NAME, site.Config())
+    wanted.domains = [NAME]
+    return wanted

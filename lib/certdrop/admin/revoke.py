@@ -62,6 +62,7 @@ def carry_out(name: str, number: int, reason: str) -> int:
             burn(run, [(name, number)])
         if (number, "revoke") in run.posted.get(name, set()):
             run.tell(name, f"that generation {number:04d} is revoked was asked for before")
+            revoke.aggravate(run, name)
         else:
             revoke.post(run, name, number, reason)
             run.tell(name, f"the issuer is asked to have generation {number:04d} revoked ({reason})")
@@ -112,5 +113,6 @@ def have_revoked(names: list[str]) -> int:
     """Have the issuer ask the CA now for what is posted of these sites. 0 where it says that all is done."""
     code = sites.run_issuer(["--revoke", *names])
     if code:
-        say([f"{sites.PROGRAM}: {name}: not everything is revoked yet; cron goes on trying, certdrop-status {name} shows how it stands" for name in names])
+        follows = "cron asks again once a day, but it is for you to ask the CA" if code == os.EX_DATAERR else "cron goes on trying"
+        say([f"{sites.PROGRAM}: {name}: not everything is revoked yet; {follows}; certdrop-status {name} shows how it stands" for name in names])
     return code if code in (os.EX_OK, os.EX_DATAERR, os.EX_CONFIG) else os.EX_TEMPFAIL

@@ -47,10 +47,11 @@ def from_answer(url: str, status: int, body: bytes, retry_after: str | None) -> 
         problem = json.loads(body)
     except (ValueError, RecursionError):
         problem = None
+    broken = status >= 500 and status != 501                # 501: what was asked for is not offered, and will not be in an hour
     if not isinstance(problem, dict):
-        return Trouble(RATE_LIMITED if status == 429 else UNREACHABLE if status >= 500 else REFUSED, f"{url} answered with status {status}", wait, "", status)
+        return Trouble(RATE_LIMITED if status == 429 else UNREACHABLE if broken else REFUSED, f"{url} answered with status {status}", wait, "", status)
     name = str(problem.get("type", "about:blank")).removeprefix(URN)
-    kind = (RATE_LIMITED if name == "rateLimited" or status == 429 else UNREACHABLE if status >= 500 or name in _CA_TROUBLE
+    kind = (RATE_LIMITED if name == "rateLimited" or status == 429 else UNREACHABLE if broken or name in _CA_TROUBLE
             else VALIDATION if name in _VALIDATION else REFUSED)
     made = AccountUnknown if name == "accountDoesNotExist" else Trouble
     return made(kind, f"the CA says {told(problem)}", wait, name, status, names_in(problem) if kind == VALIDATION else ())

@@ -27,18 +27,49 @@ def post(run: Run, name: str, number: int, reason: str) -> None:
         payload["reason"] = REASONS[reason]
     end, known = state.moment(name, number, "not_after"), notes.Notes(name)
     known.spent[str(state.facts(name, number, "cert")["sha256"])] = end
-    known.revoke[f"{number:04d}"] = {"reason": reason, "since": int(time.time()), "not_after": end}
+    known.revoke[f"{number:04d}"] = {"reason": reason, "since": int(time.time()), "not_after": end,
+                                     "spki": state.facts(name, number, "request")["spki_sha256"]}
     known.save()
-    text = json.dumps({"payload": payload, "not_after": end})
-    spool.write(run.requests, spool.entry(name, number, "revoke"), text.encode(), 0o640, run.group)
+    _put(run, name, number, {"payload": payload, "not_after": end}, reason)
+
+
+def _put(run: Run, name: str, number: int, found: dict[str, object], reason: str) -> None:
+    spool.write(run.requests, spool.entry(name, number, "revoke"), json.dumps(found).encode(), 0o640, run.group)
     run.posted.setdefault(name, set()).add((number, "revoke"))
     run.log.write(events.POSTED, site=name, number=number, kind="revoke", reason=reason)
+
+
+def aggravate(run: Run, name: str) -> None:
+    """What was to be revoked for a lesser reason, and has a key that got out, is revoked for that: a CA keeps the first reason that it is told."""
+    known, keys = notes.Notes(name), state.burnt()
+    for number, kind in sorted(run.posted.get(name, set())) if keys else ():
+        noted = known.revoke.get(f"{number:04d}", {})
+        if kind != "revoke" or noted.get("reason") == "keyCompromise" or noted.get("spki", _spki(name, number)) not in keys:
+            continue
+        try:
+            with open(f"{spool.requests()}/{spool.entry(name, number, kind)}", encoding="ascii") as stream:
+                found = json.load(stream)
+            found["payload"]["reason"] = REASONS["keyCompromise"]
+        except (ValueError, LookupError, TypeError):       # damaged: it holds up nobody
+            continue
+        _put(run, name, number, found, "keyCompromise")      # killed before the note, the next run does it again
+        known.revoke[f"{number:04d}"] = {**noted, "reason": "keyCompromise"}
+        known.save()
+        run.tell(name, f"generation {number:04d} is now to be revoked as keyCompromise: its key got out")
+
+
+def _spki(name: str, number: int) -> object:
+    try:
+        return state.facts(name, number, "request")["spki_sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def post_owed(run: Run, name: str) -> None:
     """Ask for the revocation of what was issued for keys that got out; not before another key is proven, or installed where nobody serves this site."""
     if not state.burnt():
         return
+    aggravate(run, name)
     sight = state.Sight(name)
     debts = state.owed(sight, run.posted.get(name, set()))
     if not debts or sight.live is None or state.is_burnt(name, sight.live):
