@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import http.client
 import http.server
@@ -17,6 +18,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 from conftest import STATE, Host
+from cryptography import x509
 from renewal import gone_afterwards
 
 import world as stage
@@ -25,6 +27,13 @@ __all__ = ["gone_afterwards"]
 
 HOST, PORT, PROXY = "between.stage.test", 14200, 3128
 URN = "urn:ietf:params:acme:error:"
+
+
+def jws(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(header, payload) of a signed request."""
+    found = json.loads(body)
+    header, payload = (json.loads(base64.urlsafe_b64decode(found[part] + "==") or b"{}") for part in ("protected", "payload"))
+    return header, payload
 
 
 class Between:
@@ -36,6 +45,10 @@ class Between:
     def __init__(self, pebble: stage.Pebble) -> None:
         self.odd: dict[str, list[tuple[int, str, dict[str, str]]]] = {}
         self.asked: list[tuple[float, str]] = []
+        self.orders: list[dict[str, Any]] = []             # the payloads of newOrder
+        self.odd_headers: dict[str, dict[str, str]] = {}   # the pattern of a path, and headers in place of the CA's
+        self.of_another_account: tuple[int, str] | None = None         # (status, problem) for an order that replaces another account's certificate
+        self.owners: dict[str, str] = {}                   # certificate (RFC 9773): account
         between = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -44,6 +57,10 @@ class Between:
             def hand_on(self) -> None:
                 between.asked.append((time.time(), f"{self.command} {self.path}"))
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                refusal = between.refusal(self.path, body)
+                if refusal:
+                    self.say(*refusal)
+                    return
                 for pattern, answers in between.odd.items():
                     if re.search(pattern, self.path) and answers:
                         status, problem, headers = answers.pop(0)
@@ -55,6 +72,9 @@ class Between:
                 answer = upstream.getresponse()
                 text = answer.read()
                 kept = {key: value for key, value in answer.getheaders() if key.lower() not in ("connection", "content-length", "transfer-encoding", "date")}
+                for pattern, headers in between.odd_headers.items():
+                    kept.update(headers if re.search(pattern, self.path) else {})
+                between.learn(body, text)
                 self.say(answer.status, kept, text)
                 upstream.close()
 
@@ -77,6 +97,27 @@ class Between:
         context.load_cert_chain(*stage.Authority().issue("between", HOST))
         self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def refusal(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes] | None:
+        """As Boulder does, and Pebble does not: an order that replaces a certificate must be by the account that it was issued to."""
+        if "order-plz" not in path:
+            return None
+        header, payload = jws(body)
+        self.orders.append(payload)
+        if self.of_another_account and "replaces" in payload and self.owners.get(payload["replaces"]) != header["kid"]:
+            status, problem = self.of_another_account
+            detail = "requester account did not request the certificate being replaced by this order"
+            return status, {}, json.dumps({"type": URN + problem, "detail": detail}).encode()
+        return None
+
+    def learn(self, body: bytes, text: bytes) -> None:
+        """Whose certificate is downloaded."""
+        if text.startswith(b"-----BEGIN CERTIFICATE"):
+            leaf = x509.load_pem_x509_certificate(text)
+            key: Any = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+            serial = leaf.serial_number.to_bytes(leaf.serial_number.bit_length() // 8 + 1, "big")
+            name = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (key.key_identifier, serial))
+            self.owners[name] = jws(body)[0]["kid"]
 
     def times(self, pattern: str) -> list[float]:
         """When such requests came."""
@@ -139,7 +180,7 @@ def test_a_long_wait_is_remembered(host: Host, between: Between) -> None:
 def test_a_renewal_that_fails_is_under_a_back_off(host: Host, between: Between) -> None:
     """A site that has a certificate, too: cron's next runs leave it alone until its time, and count on from there."""
     name = host.add(host.name())
-    host.run("certdrop", "renew", name, code=0)
+    host.run("certdrop", "renew", "--force", name, code=0)
     path = f"{STATE}/issuer/{name}.json"
     pem = stage.read(f"{STATE}/live/{name}/cert.pem")
     hour = datetime.timedelta(hours=1)
@@ -151,7 +192,7 @@ def test_a_renewal_that_fails_is_under_a_back_off(host: Host, between: Between) 
         for _ in range(3):
             host.run("certdrop-issue", "--cron", "--no-install")
         found = json.loads(stage.read(path))
-        assert found["count"] == count == len(between.times("order-plz")) - before and found["next_try"] > time.time() + 40
+        assert found["count"] == count == len(between.times("order-plz")) - before - 1 and found["next_try"] > time.time() + 40
         rewrite(path, next_try=int(time.time()) - 1)
 
 
@@ -173,7 +214,7 @@ def test_a_finalize_that_came_too_early(host: Host, between: Between) -> None:
 def test_a_ca_that_trips_over_what_is_replaced(host: Host, between: Between) -> None:
     """serverInternal at an order that names a certificate to be replaced: once more without."""
     name = host.add(host.name())
-    host.run("certdrop", "renew", name, code=0)                             # from this CA, so that there is something to name
+    host.run("certdrop", "renew", "--force", name, code=0)                             # from this CA, so that there is something to name
     between.odd["order-plz"] = [(500, "serverInternal", {})]
     before = len(between.times("order-plz"))
     renew(host, name)
@@ -189,6 +230,114 @@ def test_a_ca_that_is_out_of_order(host: Host, between: Between) -> None:
     between.odd.clear()
     renew(host, name)
     assert is_issued(host, name)
+
+
+# ---- a change of account
+
+def deactivate(host: Host) -> None:
+    """The administrator ends the account; the next order makes another."""
+    host.run("certdrop-account", "deactivate", "--yes", code=0)
+
+
+def lose(host: Host) -> None:
+    """As after an import without the account's key."""
+    for parent in (STATE + "/account", STATE + "/issuer"):
+        for entry in os.listdir(parent):
+            if "between" in entry:
+                os.unlink(f"{parent}/{entry}")
+
+
+@pytest.mark.parametrize("status, problem, change", [
+    (403, "unauthorized", deactivate), (403, "unauthorized", lose), (409, "alreadyReplaced", lose), (400, "malformed", lose), (403, "madeUp", lose)])
+def test_a_change_of_account(host: Host, between: Between, status: int, problem: str, change: Callable[[Host], None]) -> None:
+    """A CA that takes an order as a replacement only by the account that the certificate was issued to: asked once more without, and renewed."""
+    name = host.add(host.name())
+    host.run("certdrop", "renew", "--force", name, code=0)
+    between.of_another_account = status, problem
+    host.run("certdrop", "renew", "--force", name, code=0)
+    assert "replaces" in between.orders[-1]                                # by the same account it is a replacement
+    change(host)
+    live, before = host.live(name), len(between.orders)
+    host.run("certdrop", "renew", "--force", name, code=0)
+    assert ["replaces" in order for order in between.orders[before:]] == [True, False]
+    assert host.live(name) == live + 1 and host.served(name) == host.on_disk(name)
+    assert "did not request the certificate" in stage.read("/var/log/certdrop/issuer.log")
+    host.run("certdrop", "renew", "--force", name, code=0)
+    assert ["replaces" in order for order in between.orders[before:]] == [True, False, True]
+
+
+def test_what_is_no_replacement_is_not_named_again(host: Host, between: Between) -> None:
+    """Where that order failed after all, the next try spares the CA the question."""
+    name = host.add(host.name())
+    host.run("certdrop", "renew", "--force", name, code=0)
+    between.of_another_account = 403, "unauthorized"
+    lose(host)
+    host.world.dns.set_servfail(name)
+    before = len(between.orders)
+    try:
+        renew(host, name, os.EX_TEMPFAIL)
+        renew(host, name, os.EX_TEMPFAIL)
+    finally:
+        host.world.dns.clear_servfail(name)
+    assert ["replaces" in order for order in between.orders[before:]] == [True, False, False]
+    assert json.loads(stage.read(f"{STATE}/issuer/{name}.json"))["class"] == "validation"
+
+
+def test_a_dry_run_tells_what_it_cannot_try(host: Host, between: Between) -> None:
+    """It is by another account, and replaces nothing: what the CA says to such an order, and that the last real one failed, is told all the same."""
+    name = host.add(host.name())
+    host.run("certdrop", "renew", "--force", name, code=0)
+    between.of_another_account = 403, "unauthorized"
+    text = host.run("certdrop-issue", "--dry-run", name, code=0).text
+    assert "thrown away" in text and "did not request the certificate being replaced" in text
+    between.odd["order-plz"] = [(403, "unauthorized", {})]
+    between.of_another_account = None
+    number = json.loads(stage.read(f"{STATE}/issuer/{name}.json")).get("count", 0)
+    between.odd["order-plz"] *= 3
+    renew(host, name, os.EX_DATAERR)
+    between.odd.clear()
+    assert json.loads(stage.read(f"{STATE}/issuer/{name}.json"))["count"] == number + 1
+    assert "the last real order failed: the CA says unauthorized" in host.run("certdrop-issue", "--dry-run", name, code=0).text
+
+
+# ---- a CA in trouble, or one that lies
+
+def test_nonces_that_are_refused_each_time(host: Host, between: Between) -> None:
+    """An order is sent three times, and then left to the back-off."""
+    name = host.add(host.name())
+    between.odd["order-plz"] = [(400, "badNonce", {})] * 99
+    before = len(between.times("order-plz"))
+    assert "badNonce" in renew(host, name, os.EX_TEMPFAIL)
+    assert len(between.times("order-plz")) == before + 3
+    found = json.loads(stage.read(f"{STATE}/issuer/{name}.json"))
+    assert found["class"] == "CA unreachable" and found["next_try"] > time.time() + 40
+    between.odd.clear()
+
+
+def test_an_account_at_another_host(host: Host, between: Between) -> None:
+    """What the signer would not sign for is told as the CA's, and not kept: the next order asks again."""
+    name = host.name()
+    host.run("certdrop", "add", name, "--no-issue", code=0)
+    host.serve(name)
+    lose(host)
+    between.odd_headers["sign-me-up"] = {"Location": "https://evil.example.org/account/1"}
+    text = host.run("certdrop-issue", "--verbose", "--no-install", name, code=os.EX_TEMPFAIL).text
+    assert "the CA names an account at another host (https://evil.example.org/account/1)" in text
+    between.odd_headers.clear()
+    host.run("certdrop", "renew", "--force", name, code=0)
+
+
+@pytest.mark.parametrize("account", ["https://evil.example.org/account/1", f"https://{HOST}:{PORT}/my-account/4711", 7, f"https://{HOST}:{PORT}/\u0000", ["x"]])
+def test_a_kept_account_that_is_none_of_ours(host: Host, between: Between, account: object) -> None:
+    """Whoever wrote it there: it is forgotten, and asked for again, in the same run."""
+    name = host.add(host.name())
+    (path,) = [f"{STATE}/issuer/{entry}" for entry in os.listdir(STATE + "/issuer") if entry.startswith("account@between")]
+    owner, found = os.stat(path), json.loads(stage.read(path))
+    right = found["account"]
+    stage.write(path, json.dumps({**found, "account": account}))
+    os.chown(path, owner.st_uid, owner.st_gid)
+    host.run("certdrop", "renew", "--force", name, code=0)
+    assert json.loads(stage.read(path))["account"] == right
 
 
 def serve_proxy(listener: socket.socket, seen: list[str], refuse: bool) -> None:

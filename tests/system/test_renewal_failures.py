@@ -175,10 +175,9 @@ def test_no_ca_at_all(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
 
 
 def test_nonces_are_refused(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
-    """Half of all good nonces refused: the orders pass all the same."""
-    restart(host, nonce_reject=50)
-    for _ in range(3):
-        host.run("certdrop", "renew", waiting(host), code=0)
+    """As many good nonces refused as Pebble does by itself: the order passes all the same."""
+    restart(host, nonce_reject=5)
+    host.run("certdrop", "renew", waiting(host), code=0)
 
 
 @pytest.mark.parametrize("reuse", [0, 100])

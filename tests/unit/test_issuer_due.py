@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from certdrop import spool
 from certdrop.issuer import due
 from certdrop.issuer.due import DAY, HOUR, Certificate, Record
 
@@ -123,17 +124,59 @@ def test_an_administrator_does_not_wait_for_a_back_off():
         assert due.due("a", True, None, record, NOW, **how)[0] >= NOW + 7200
 
 
-@given(moments, lifetimes, st.floats(-10 * 365 * DAY, 10 * 365 * DAY))
-def test_a_wrong_clock_is_no_reason_to_ask(at, lifetime, step):
-    """Before the certificate's start nothing is due by time; a back-off noted by a clock that ran ahead does not hold for years."""
-    found = certificate(lifetime, at)
-    when, _ = due.due("a", False, found, Record(), at - DAY - 1)
-    assert when > at - DAY - 1
+@given(st.floats(0, due.MADE - 1), moments, lifetimes)
+def test_a_clock_that_stands_before_certdrop_is_no_reason_to_ask(now, at, lifetime):
+    """As on a machine that forgets the time without power, until it is told: nothing is due by time."""
+    assert due.due("a", False, certificate(lifetime, max(at, now)), Record(), now)[0] > now
+
+
+@given(st.floats(DAY + 1, 100 * 365 * DAY), lifetimes)
+def test_a_certificate_that_begins_in_days_to_come(ahead, lifetime):
+    """Is none that anybody takes: another is asked for, at most once a day."""
+    found, record = certificate(lifetime, NOW + ahead), Record()
+    assert due.due("a", False, found, record, NOW)[0] <= NOW
+    record.note_success(NOW, found)
+    assert due.due("a", False, found, record, NOW + 1)[0] >= NOW + DAY
+
+
+@given(moments, st.floats(0, 100 * 365 * DAY), st.integers(1, 9), st.floats(0, 7 * DAY), chances, st.booleans())
+def test_a_back_off_that_a_clock_noted_which_ran_ahead(at, ahead, count, retry_after, chance, costless):
+    """Nothing is held for longer than a back-off, or a Retry-After, could hold it from now; and a clock that ran ahead by a minute or more holds nothing."""
     record = Record()
-    record.note_failure(0.0, None, at + abs(step), 0.5)
-    assert due.held_until(record, at) <= at + abs(step) + 1.3 * DAY
-    if abs(step) > 9 * DAY:
-        assert due.held_until(record, at) == 0
+    for _ in range(count):
+        record.note_failure(retry_after, 0.0 if costless else None, at + ahead, chance)
+    held = due.held_until(record, at)
+    assert held <= at + (7.4 * DAY if retry_after else 1.2 * DAY) + spool.STEP
+    assert ahead <= spool.STEP + 1 or held == 0
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12), chances)
+def test_this_hosts_own_trouble_is_under_no_back_off(placed, chance):
+    """It is tried again in the next run, whatever failed before, but for what goes on to cut off orders that the CA had taken."""
+    record = Record()
+    for number, one in enumerate(placed):
+        record.note_own_failure(one, NOW, chance)
+        cut = sum(placed[:number + 1])
+        assert (due.held_until(record, NOW) > NOW) == (one and cut > due.CUT_OFF) and record.count == number + 1
+    record.note_success(NOW)
+    assert (record.count, record.own, record.cut_off) == (0, 0, 0)
+
+
+def test_what_the_ca_refuses_next_begins_its_own_back_off():
+    """After a week of a full disk, the first refusal is one minute's."""
+    record = Record()
+    for _ in range(1000):
+        record.note_own_failure(False, NOW, 0.5)
+    record.note_failure(0.0, None, NOW, 0.5)
+    assert NOW + 59 <= record.next_try <= NOW + 62
+
+
+@given(lifetimes, st.floats(0, 1), st.floats(1, 100 * 365 * DAY))
+def test_a_window_beyond_the_certificates_end_is_none(lifetime, begin, beyond):
+    """The share of the lifetime counts in its place."""
+    found = certificate(lifetime)
+    record = with_window(found, NOW + begin * lifetime, found.not_after + beyond + 1)
+    assert due.renewal(found, "a", record) == (due.backstop(found, "a"), "its share of the lifetime")
 
 
 @given(lifetimes, st.booleans())

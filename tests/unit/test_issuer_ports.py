@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import email.message
+import errno
 import json
 import os
 
@@ -140,30 +141,98 @@ def test_profile_and_replaces_go_into_the_order_alone(ca, session):
     assert all("profile" not in (payload or {}) for path, sent in ca.payloads.items() for payload in sent if path != "/newOrder")
 
 
-@pytest.mark.parametrize("status, name", [(409, "alreadyReplaced"), (400, "malformed"), (409, "conflict"), (500, "serverInternal")])
+@pytest.mark.parametrize("status, name", [
+    (409, "alreadyReplaced"), (400, "malformed"), (409, "conflict"), (500, "serverInternal"), (403, "unauthorized"), (404, "notFound"), (403, "made-up"),
+    (400, ""), (502, None)])
 def test_replaces_is_given_up(ca, session, status, name):
     """Where the CA does not take the order as a replacement, it is placed once more without (RFC 9773 section 5)."""
-    ca.odd["/newOrder"] = [(status, {"type": f"urn:ietf:params:acme:error:{name}", "detail": ""}, {})]
+    ca.odd["/newOrder"] = [(status, b"<html>" if name is None else {"type": f"urn:ietf:params:acme:error:{name}", "detail": ""}, {})]
     order, _ = place(session, {"profile": "short", "replaces": "a.b"})
     assert [sorted(payload) for payload in ca.payloads["/newOrder"]] == [["identifiers", "profile", "replaces"], ["identifiers", "profile"]]
     assert "replaces" not in order.extra
 
 
+@pytest.mark.parametrize("status, name, headers", [
+    (429, "rateLimited", {}), (503, "rateLimited", {"Retry-After": "99"}), (429, "", {}), (400, "accountDoesNotExist", {}), (403, "userActionRequired", {})])
+def test_replaces_is_kept(ca, session, status, name, headers):
+    """Where the refusal is for something else, the CA is not asked once more."""
+    session.kid()
+    ca.odd["/newOrder"] = [(status, {"type": f"urn:ietf:params:acme:error:{name}", "detail": ""}, headers)]
+    with pytest.raises(Trouble):
+        place(session, {"replaces": "a.b"})
+    assert len(ca.payloads["/newOrder"]) == 1
+
+
+def test_an_order_that_is_refused_both_ways(ca, session):
+    """Is asked for twice, and told as a refusal of the order, not as a failed validation; no name of ours failed."""
+    refusal = (403, {"type": "urn:ietf:params:acme:error:unauthorized", "detail": "account is deactivated"}, {})
+    ca.odd["/newOrder"] = [refusal] * 9
+    with pytest.raises(Trouble) as raised:
+        place(session, {"replaces": "a.b"})
+    assert len(ca.payloads["/newOrder"]) == 2 and (raised.value.kind, raised.value.names) == ("refused", [])
+
+
+def test_nobody_goes_on_beyond_the_budget(ca, session):
+    """An order that replaces nothing counts against the CA's limits: whoever keeps the budget is asked before."""
+    def no() -> None:
+        raise Trouble("rate limited", "enough")
+    ca.odd["/newOrder"] = [(403, {"type": "urn:ietf:params:acme:error:unauthorized"}, {})]
+    order = ports.Order(session, made_request("a.example.org"), {"replaces": "a.b"}, may_go_on=no)
+    with pytest.raises(Trouble) as raised:
+        order.place(ports.load())
+    assert raised.value.text == "enough" and len(ca.payloads["/newOrder"]) == 1
+
+
 def test_nonces_are_refused(ca, session):
     """Each request is signed again with the nonce that came with the refusal."""
     refusal = (400, {"type": "urn:ietf:params:acme:error:badNonce", "detail": "JWS has an invalid anti-replay nonce"}, {})
-    ca.odd = {path: [refusal] * 3 for path in ("/newAccount", "/newOrder", "/authz", "/challenge", "/finalize", "/certificate")}
+    ca.odd = {path: [refusal] * 2 for path in ("/newAccount", "/newOrder", "/authz", "/challenge", "/finalize", "/certificate")}
     assert place(session)[1] == CHAIN
     assert ca.asked.count("/newNonce") == 1
 
 
-def test_nonces_refused_for_ever_come_to_an_end(ca, session):
-    """Bounded, and told as the CA's trouble."""
-    session.kid()
-    ca.odd["/newOrder"] = [(400, {"type": "urn:ietf:params:acme:error:badNonce", "detail": "no"}, {})] * 1000
+@pytest.mark.parametrize("path", ["/newAccount", "/newOrder", "/authz", "/challenge", "/finalize", "/order", "/certificate"])
+def test_nonces_refused_for_ever_come_to_an_end(ca, session, path):
+    """A CA in trouble is left in peace: each request is sent three times, and that is told as the CA's trouble."""
+    ca.odd[path] = [(400, {"type": "urn:ietf:params:acme:error:badNonce", "detail": "no"}, {})] * 1000
+    with pytest.raises(Trouble) as raised:
+        place(session, {"replaces": "a.b"})
+    assert raised.value.kind == "CA unreachable" and ca.asked.count(path) == 3
+
+
+@pytest.mark.parametrize("place_of_it", ["https://evil.example.org/account/1", "https://ca.example.org:444/account/1", "http://ca.example.org/account/1", "x"])
+def test_an_account_at_another_host_is_not_kept(ca, session, place_of_it):
+    """The signer would not sign for it: it is told as the CA's doing, and asked for again in the next run."""
+    ca.odd["/newAccount"] = [(201, {}, {"Location": place_of_it})]
     with pytest.raises(Trouble) as raised:
         place(session)
-    assert raised.value.kind == "CA unreachable" and len(ca.asked) < 80
+    assert "names an account at another host" in raised.value.text and "account" not in session.account.known
+    assert place(session)[1] == CHAIN
+
+
+@pytest.mark.parametrize("name", ["newAccount", "newOrder"])
+def test_a_directory_that_leads_elsewhere_is_not_kept(ca, session, name):
+    """What is sent there would not be signed."""
+    listed = {**dict(ca.answer("/dir")[1]), name: "https://evil.example.org/x"}
+    ca.odd["/dir"] = [(200, listed, {})]
+    with pytest.raises(Trouble):
+        place(session)
+    assert session.account.known == {}
+    assert place(session)[1] == CHAIN
+
+
+@pytest.mark.parametrize("where", ["write", "open"])
+def test_no_room_for_a_token_is_no_fault_of_the_cas(ca, session, monkeypatch, where):
+    """It is told as what it is."""
+    def full(*_: object, **__: object) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere" if where == "open" else None)
+    module = ports.load()
+    monkeypatch.setattr(module, "open", full, raising=False)
+    order = ports.Order(session, made_request("a.example.org"), {})
+    with pytest.raises(Trouble) as raised:
+        order.place(module)
+    assert (raised.value.kind, order.placed) == ("local", True)
+    assert raised.value.text == ("/somewhere" if where == "open" else "this host") + ": No space left on device"
 
 
 def test_finalize_that_comes_too_early(ca, session):

@@ -1,5 +1,6 @@
 """The ACME account: made on first use, and what the CA called it (RFC 8555 section 7.3). Its key is the signer's; here is who asks for signatures.
 
+What the signer would not sign for is not kept, whoever said it; what is kept and not fit is forgotten, and asked for again.
 Runs as: _certdrop, shut in. Trusts: of its own notes, nothing but their form. Reads and writes: issuer/account@ENTRY.json for each CA's directory.
 """
 
@@ -10,8 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from certdrop import site
-from certdrop.issuer import jose, ledger
+from certdrop import site, spool
+from certdrop.issuer import jose, notes
 from certdrop.issuer.jose import b64
 from certdrop.issuer.transport import Answer, Transport
 from certdrop.issuer.trouble import REFUSED, UNREACHABLE, AccountUnknown, Trouble, from_answer
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from certdrop.issuer.signer import Signer
 
 JOSE = "application/jose+json"
-NONCES = 50                        # tries at a request whose nonce is refused (RFC 8555 section 6.5)
-DIRECTORY_AGE = 86400.0            # seconds after which the CA's directory is asked for again
+NONCES = 3                         # tries at a request whose nonce is refused (RFC 8555 section 6.5); then the CA is left alone
+NEEDED = ("newNonce", "newAccount", "newOrder")        # of a directory
+SIGNED = ("newAccount", "newOrder", "revokeCert", "keyChange")         # what is sent there is signed
 
 
 class Account:
@@ -34,6 +36,7 @@ class Account:
         self.key = key
         self.lock = threading.RLock()
         self.registered_now = False
+        self.doubted = False                   # whether the CA was asked again which account this is, in this run
         self.known: dict[str, object] = {}     # directory, directory_at, account, contact, changing (the key)
         self._entry = f"account@{jose.entry(directory_url)}.json"
         self._keep = keep
@@ -52,17 +55,28 @@ class Account:
                 self.known = {}
                 self._save()
 
+    def is_here(self, url: object) -> bool:
+        """Whether a URL is at the directory's host: the signer signs for no other."""
+        return isinstance(url, str) and jose.place_of(url) == jose.place_of(self.directory_url)
+
     def _load(self) -> None:
-        try:
-            with open(f"{site.STATE}/issuer/{self._entry}", encoding="utf-8") as stream:
-                found = json.load(stream)
-        except (OSError, ValueError):
-            return
-        self.known = found if isinstance(found, dict) else {}
+        found = notes.table(self._entry)
+        fit = {"directory": self.as_directory(found.get("directory")) is not None,
+               "directory_at": spool.is_credible(found.get("directory_at"), spool.FRESH, time.time()),
+               "account": self.is_here(found.get("account")), "contact": isinstance(found.get("contact"), list),
+               "changing": isinstance(found.get("changing"), bool)}
+        self.known = {key: value for key, value in found.items() if fit.get(key)}
+
+    def as_directory(self, found: object) -> dict[str, object] | None:
+        """A directory object (RFC 8555 section 7.1.1) without what the signer would not sign for; None where it is none."""
+        if not isinstance(found, dict):
+            return None
+        fit = {key: value for key, value in found.items() if key not in SIGNED or self.is_here(value)}
+        return fit if all(isinstance(fit.get(name), str) for name in NEEDED) else None
 
     def _save(self) -> None:
         if self._keep:
-            ledger.put(self._entry, json.dumps(self.known).encode())
+            notes.put(self._entry, json.dumps(self.known).encode())
 
 
 class Session:
@@ -77,14 +91,14 @@ class Session:
         """The CA's directory object (RFC 8555 section 7.1.1), as kept, or asked for. Raises Trouble."""
         with self.account.lock:
             known, at = self.account.known.get("directory"), self.account.known.get("directory_at")
-            if not fresh and isinstance(known, dict) and isinstance(at, int) and 0 <= time.time() - at < DIRECTORY_AGE:
+            if not fresh and isinstance(known, dict) and spool.is_credible(at, spool.FRESH, time.time()):
                 return known
             url = self.account.directory_url
             answer = self.transport.request("GET", url)
             if answer.status != 200:
                 raise from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
-            found = as_object(answer)
-            if not all(isinstance(found.get(name), str) for name in ("newNonce", "newAccount", "newOrder")):
+            found = self.account.as_directory(as_object(answer))
+            if found is None:
                 raise Trouble(UNREACHABLE, f"{url} is no ACME directory")
             self.account.note(directory=found, directory_at=int(time.time()))
             return found
@@ -105,9 +119,7 @@ class Session:
             place, update = known, True
             if not known:
                 answer = self.post(self.url("newAccount"), self._registration(), "")
-                place = str(answer.headers.get("Location") or "")
-                if not place:
-                    raise Trouble(UNREACHABLE, "the CA did not say the account's URL")
+                place = self._place(answer)
                 account.registered_now = answer.status == 201
                 update = answer.status == 200 and bool(account.contact)
             if update:
@@ -126,10 +138,31 @@ class Session:
                 continue
             if other:
                 account.key.exchange()
-            place = str(answer.headers.get("Location") or "")
+            place = self._place(answer)
             break
         account.note(account=place, changing=False)
         return place
+
+    def _place(self, answer: Answer) -> str:
+        """The account's URL, in an answer of newAccount's. Raises Trouble where there is none that the signer would sign for."""
+        place = str(answer.headers.get("Location") or "")
+        if not place:
+            raise Trouble(UNREACHABLE, "the CA did not say the account's URL")
+        if not self.account.is_here(place):
+            raise Trouble(UNREACHABLE, f"the CA names an account at another host ({place}); it is not used")
+        return place
+
+    def is_another(self, known: str) -> bool:
+        """Whether the CA knows our key by another account's URL than this one; asked once in a run. Then the right one is noted."""
+        account = self.account
+        with account.lock:
+            if account.doubted:
+                return account.known.get("account") != known
+            account.doubted = True
+            try:
+                return self.find() != known
+            except Trouble:
+                return False
 
     def _registration(self) -> dict[str, object]:
         wanted: dict[str, object] = {"termsOfServiceAgreed": True, **({"contact": self.account.contact} if self.account.contact else {})}

@@ -2,7 +2,7 @@
 
 One text line a site: its name, when to look, when an order is due, and posted.identity(), which is compared with what is on disk: a line
 that does not fit, or none, has the site looked at. So does a clock that stepped back, and a day. Runs as: _certdrop. Trusts: its own
-directory. Reads and writes: issuer/agenda.
+directory, but no moment in it beyond its bounds. Reads and writes: issuer/agenda.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from certdrop import site, spool
 from certdrop.issuer.posted import Request, identity
 
 DAY = 86400.0
+LONGEST = 16 << 20                 # bytes of the file: a hundred thousand sites
 
 
 class Agenda:
@@ -23,13 +24,17 @@ class Agenda:
         self.now = now
         self.lines: dict[str, tuple[float, float, str]] = {}
         try:
-            with open(site.STATE + "/issuer/agenda", encoding="ascii") as stream:
-                written = float(stream.readline())
-                if now - DAY < written <= now + 1:
-                    for line in stream:
-                        name, when, order_at, found = line.split()
-                        self.lines[name] = float(when), float(order_at), found
-        except (OSError, ValueError):
+            fd = spool.open_directory(site.STATE + "/issuer")
+            try:
+                written, *listed = spool.read(fd, "agenda", os.geteuid(), LONGEST).decode("ascii").splitlines()
+            finally:
+                os.close(fd)
+            for line in listed if spool.is_credible(float(written), spool.FRESH, now) else ():
+                name, when, order_at, found = line.split()
+                moments = float(when), float(order_at)
+                if max(moments) <= now + DAY + spool.STEP:             # which neither an infinity is, nor what is no number
+                    self.lines[name] = *moments, found
+        except (OSError, spool.Refused, ValueError):
             self.lines = {}
 
     def when(self, request: Request) -> float:
@@ -52,8 +57,5 @@ class Agenda:
             if request.name in self.lines:
                 when, order_at, found = self.lines[request.name]
                 known.append(f"{request.name} {math.ceil(when)} {math.ceil(order_at)} {found}\n")
-        fd = spool.open_directory(site.STATE + "/issuer")
-        try:
-            spool.write(fd, "agenda", f"{int(now)}\n{''.join(known)}".encode("ascii"), 0o644)
-        finally:
-            os.close(fd)
+        from certdrop.issuer import notes      # a run with nothing to do writes nothing
+        notes.put("agenda", f"{int(now)}\n{''.join(known)}".encode("ascii"))

@@ -8,14 +8,15 @@ Source: letsencrypt.org/docs/rate-limits, staging-environment (2026).
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 
 from certdrop import site, spool
 from certdrop.events import stamp
+from certdrop.issuer import notes
 
 HOUR, DAY = 3600.0, 86400.0
 FAILED, ISSUED, ORDERED = "failed", "issued", "ordered"
+BEGUN = "begun"                    # an order of a site: where neither a failure nor a reply is known after it, it was cut off
 LIMITS = {                         # [limits] of certdrop.toml: what is counted, and over how many seconds
     "failed_per_name_and_hour": (FAILED, HOUR),
     "issued_per_names_and_week": (ISSUED, 7 * DAY),
@@ -43,9 +44,9 @@ class Budget:
         self.ca = hashlib.sha256(url.encode()).hexdigest()[:8]
         self.done: dict[tuple[str, str], list[float]] = {}
         self.lock = threading.Lock()
-        self.path = site.STATE + "/issuer/budget"
-        kept = self._read(now)
-        if sum(map(len, kept)) > LONGEST or len(kept) < self.lines // 2:
+        text = notes.read("budget").decode("ascii", "replace")
+        kept = self._learn(text, now)
+        if len(text) > LONGEST or len(kept) < text.count("\n") // 2 or (text and text[-1] != "\n"):
             self._shorten(kept)
 
     def refusal(self, names: list[str], replaces: bool, now: float) -> tuple[str, float]:
@@ -64,44 +65,34 @@ class Budget:
                         f"{limit} in [limits] of {site.ETC}/certdrop.toml overrides"), until
         return "", 0.0
 
+    def since(self, kind: str, key: str, moment: float, now: float) -> list[float]:
+        """When this was done after a moment."""
+        with self.lock:
+            return [at for at in self.done.get((kind, key), []) if moment < at <= now]
+
     def note(self, kind: str, key: str, now: float) -> None:
         """Write down that this was done. A full disk fails no run."""
         with self.lock:
             self.done.setdefault((kind, key), []).append(now)
             try:
-                fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-            except OSError:
-                return
-            try:
-                os.write(fd, f"{int(now)} {self.ca} {kind} {key}\n".encode("ascii", "backslashreplace"))
+                notes.append("budget", f"{int(now)} {self.ca} {kind} {key}\n".encode("ascii", "backslashreplace"))
             except OSError:
                 pass
-            finally:
-                os.close(fd)
 
-    def _read(self, now: float) -> list[str]:
+    def _learn(self, text: str, now: float) -> list[str]:
+        """Take in a journal; the lines that still count."""
         kept: list[str] = []
-        self.lines = 0
-        try:
-            with open(self.path, encoding="ascii", errors="replace") as stream:
-                for line in stream:
-                    self.lines += 1
-                    parts = line.rstrip("\n").split(" ")
-                    if len(parts) != 4 or not parts[0].isdecimal() or not line.endswith("\n") or not now - 7 * DAY < float(parts[0]) <= now + DAY:
-                        continue
-                    kept.append(line)
-                    if parts[1] == self.ca:
-                        self.done.setdefault((parts[2], parts[3]), []).append(float(parts[0]))
-        except OSError:
-            pass
+        for line in text.splitlines(keepends=True):
+            parts = line.rstrip("\n").split(" ")
+            if len(parts) != 4 or not parts[0].isdecimal() or not line.endswith("\n") or not spool.is_credible(float(parts[0]), spool.SPENT, now):
+                continue
+            kept.append(line)
+            if parts[1] == self.ca:
+                self.done.setdefault((parts[2], parts[3]), []).append(float(parts[0]))
         return kept
 
     def _shorten(self, kept: list[str]) -> None:
         try:
-            fd = spool.open_directory(site.STATE + "/issuer")
-            try:
-                spool.write(fd, "budget", "".join(kept).encode("ascii", "replace"), 0o644)
-            finally:
-                os.close(fd)
+            notes.put("budget", "".join(kept).encode("ascii", "replace"))
         except OSError:
             pass

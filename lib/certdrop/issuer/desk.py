@@ -28,7 +28,7 @@ def serve(sock: socket.socket, config: site.Config, may: frozenset[str], log: ev
     try:
         desk = Desk(config, may)
     except (Trouble, OSError, Refused) as error:
-        sock.send(b"-" + str(error).encode("ascii", "backslashreplace")[:1000])
+        sock.send((b"!" if isinstance(error, OSError) else b"-") + str(error).encode("ascii", "backslashreplace")[:1000])
         return
     while message:
         answer, url = desk.answer(message)
@@ -87,7 +87,7 @@ class Desk:
         except Refused as refused:
             return b"-" + str(refused).encode("ascii", "backslashreplace")[:1000], _url_in(message)
         except OSError as error:
-            return b"-" + f"its files: {error.strerror}".encode("ascii", "replace"), ""
+            return b"!" + f"its files: {error.strerror}".encode("ascii", "replace"), ""
 
     def _keys(self, _: bytes = b"") -> bytes:
         listed = [key.numbers for key in (self.ring.current, self.ring.other) if key is not None]

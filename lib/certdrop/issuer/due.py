@@ -1,14 +1,18 @@
 """When to ask the CA, and when not to: time and state in, a decision out. Pure: no clock, no disk, no network.
 
 A renewal is due when the CA says so (RFC 9773), else when a share of the certificate's real lifetime is left; never after a constant number
-of days. What went wrong is under a back-off. A clock that is wrong makes nobody ask in a loop: see BRAKE.
+of days. What went wrong is under a back-off. A clock that is wrong makes nobody ask in a loop: see BRAKE; and what was noted under one does not
+count: see spool.BOUNDS.
 Runs as: whoever imports it. Sources: RFC 9773 sections 4.2 and 4.3; Let's Encrypt's integration guide for the back-off.
 """
 
 from __future__ import annotations
 
+from certdrop import spool
+
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 NEVER = float("inf")
+MADE = 1767225600.0                # 2026-01-01: a clock that stands before is wrong, for certdrop is younger
 
 SHORT_LIVED = 10 * DAY             # below this lifetime half of it is left at a renewal, else a third
 SPREAD = 1 / 20                    # share of the lifetime, before the backstop, over which sites are spread: each has its own moment
@@ -17,9 +21,9 @@ BRAKE = 1 / 8                      # share of the lifetime in which a site is no
 HURRIES = 3                        # once that happened so often in a row: a clock that is wrong, or a CA that is confused
 
 BACK_OFF = (MINUTE, 10 * MINUTE, 100 * MINUTE, DAY)     # after the first, second, third and every further failure in a row
+CUT_OFF = 2                        # orders in a row that this host's own trouble may cut off before such trouble is under the back-off, too
 JITTER = 0.2                       # share of a back-off, either way
 URGENCY = 1 / 8                    # while the CA cannot be reached, share of the time that is left to expiry which a back-off may take
-LONGEST_WAIT = 8 * DAY             # a next try further away than that was not noted by this clock
 
 POLL = 6 * HOUR                    # between two looks at the CA's window, where it does not say
 LEAST_POLL, MOST_POLL = MINUTE, 12 * HOUR      # what a Retry-After may ask for (RFC 9773 section 4.3.1); twice a day at least
@@ -42,7 +46,9 @@ class Record:
     """What is remembered of a site. Times are in seconds since 1970, 0 for none."""
 
     def __init__(self) -> None:
-        self.count = 0                         # failures in a row
+        self.count = 0                         # failures in a row,
+        self.own = 0                           # those of them that were this host's own and are under no back-off,
+        self.cut_off = 0                       # and those of its own that came when an order was placed already
         self.since = 0                         # the first of them
         self.failed_at = 0                     # the last of them
         self.next_try = 0
@@ -61,7 +67,18 @@ class Record:
         self.since = self.since if self.count > 1 and self.since <= now else int(now)
         self.failed_at = int(now)
         self.retry_after = int(now + retry_after) + 1 if retry_after else 0
-        self.next_try = int(next_try(self.count, retry_after, left, now, chance)) + 1
+        self.next_try = int(next_try(self.count - self.own, retry_after, left, now, chance)) + 1
+
+    def note_own_failure(self, placed: bool, now: float, chance: float) -> None:
+        """A failure of this host's own, when an order was `placed` already or not: tried again in the next run, for it is no matter of the CA's.
+        But what goes on to cut off orders makes the CA work in vain, and falls under the back-off."""
+        self.cut_off += placed
+        if placed and self.cut_off > CUT_OFF:
+            self.note_failure(0.0, None, now, chance)
+        else:
+            self.own += 1
+            self.note_failure(0.0, None, now, chance)
+            self.next_try = int(now)
 
     def note_success(self, now: float, certificate: Certificate | None = None) -> None:
         """A reply: nothing failed since. `certificate` is the one whose time it was, None where somebody asked for it."""
@@ -77,7 +94,7 @@ class Record:
 
     def forget_failures(self) -> None:
         """All is well again."""
-        self.count = self.since = self.failed_at = self.next_try = self.retry_after = 0
+        self.count = self.own = self.cut_off = self.since = self.failed_at = self.next_try = self.retry_after = 0
 
     def note_window(self, certificate: Certificate, start: float, end: float, retry_after: float, now: float, chance: float) -> None:
         """The CA's window for this certificate, and when to ask again."""
@@ -121,8 +138,8 @@ def moment_in_window(certificate: Certificate, site: str, start: float, end: flo
 
 
 def renewal(certificate: Certificate, site: str, record: Record) -> tuple[float, str]:
-    """(when, why) this certificate is to be renewed, were all well."""
-    if not record.has_window(certificate):
+    """(when, why) this certificate is to be renewed, were all well. A window that goes beyond the certificate's end is as good as none."""
+    if not record.has_window(certificate) or record.window_end > certificate.not_after:
         return backstop(certificate, site), "its share of the lifetime"
     moment, last = moment_in_window(certificate, site, record.window_start, record.window_end), last_line(certificate)
     return (moment, "the CA's renewal window") if moment <= last else (last, "expiry is near; the CA's window is too late")
@@ -141,22 +158,31 @@ def due(site: str, wanted_now: bool, certificate: Certificate | None, record: Re
         when, why = 0.0, "root wants it now"
     elif certificate is None:
         when, why = 0.0, "there is no certificate yet"
+    elif now < MADE:
+        when, why = max(MADE, certificate.not_before), "the clock stands before certdrop was made"
     elif now < certificate.not_before - DAY:
-        when, why = certificate.not_before, "the clock stands before the certificate's start"
+        asked = record.issued_at if spool.is_credible(record.issued_at, spool.HAPPENED, now) else 0
+        when, why = asked + DAY if asked else 0.0, "the certificate begins in days to come"
     else:
         when, why = renewal(certificate, site, record)
         if record.hurries >= HURRIES and record.issued_at <= now < record.brake(certificate) and when < record.brake(certificate):
             when, why = record.brake(certificate), "it was renewed too often in a short time"
     held = held_until(record, now)
     if held and (forced or (urged and wanted_now)):
-        held = float(record.retry_after)
+        held = asked_to_wait(record, now)
     return (held, "an earlier try failed") if held > max(when, now) else (when, why)
 
 
 def held_until(record: Record, now: float) -> float:
     """The end of the back-off; 0 where there is none, or where a clock that was wrong then noted it."""
-    believed = record.count > 0 and record.failed_at <= now + HOUR and record.next_try <= now + LONGEST_WAIT
+    kind = spool.PUT_OFF if record.retry_after else spool.TRY
+    believed = record.count > 0 and spool.is_credible(record.failed_at, spool.HAPPENED, now) and spool.is_credible(record.next_try, kind, now)
     return float(record.next_try) if believed else 0.0
+
+
+def asked_to_wait(record: Record, now: float) -> float:
+    """The moment before which the CA wants no other try; 0 for none."""
+    return float(record.retry_after) if spool.is_credible(record.retry_after, spool.PUT_OFF, now) else 0.0
 
 
 def next_try(failures: int, retry_after: float, left: float | None, now: float, chance: float) -> float:
@@ -174,7 +200,7 @@ def poll_due(certificate: Certificate | None, record: Record, now: float) -> boo
     """Whether to ask for the CA's window: not known for this certificate, or its time has come (or was noted by a clock that was wrong)."""
     if certificate is None or now >= certificate.not_after:
         return False                               # expired, it is due anyway
-    return record.window_of != certificate.sha256 or not now < record.poll_at <= now + MOST_POLL + HOUR
+    return record.window_of != certificate.sha256 or now >= record.poll_at or not spool.is_credible(record.poll_at, spool.POLL, now)
 
 
 def poll_pause(retry_after: float, chance: float) -> float:

@@ -53,8 +53,8 @@ def main(argv: list[str]) -> int:
         return _run(options)
     except (KeyError, PermissionError) as error:
         return say(f"{error}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM)
-    except OSError as error:
-        return say(f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL, options.loud)
+    except (OSError, MemoryError) as error:
+        return say(f"{error or 'no memory'}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud)
     except KeyboardInterrupt:
         return os.EX_TEMPFAIL
 
@@ -167,11 +167,11 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
             sys.stdout.flush()
         except site.Wrong as error:
             code = say(f"{error}; the live certificates stay", os.EX_CONFIG)
-        except OSError as error:
-            if error.errno == errno.EPERM:     # modes say EACCES: a system call was refused that this part is not known to need
+        except (OSError, MemoryError) as error:
+            if getattr(error, "errno", 0) == errno.EPERM:      # modes say EACCES: a system call was refused that this part is not known to need
                 code = say(f"{error}; the live certificates stay; certdrop-check says which walls stand; please report this", os.EX_SOFTWARE)
             else:
-                code = say(f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL, options.loud)
+                code = say(f"{error or 'no memory'}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud)
         except KeyboardInterrupt:
             code = os.EX_TEMPFAIL
         except Exception as error:
@@ -187,7 +187,10 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
         waits = stream.read(1) == b"1"
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    return (code if code >= 0 else os.EX_TEMPFAIL), waits
+    if code < 0:
+        code = say(f"the part that talks to the CA was ended by signal {-code}; the live certificates stay; the next run tries again",
+                   os.EX_TEMPFAIL, options.loud)
+    return code, waits
 
 
 def _have_account_looked_at() -> None:

@@ -1,4 +1,4 @@
-"""What both ends of the signer's socket need: base64url, public keys (RFC 7515, RFC 7517), and the name of an account's files.
+"""What both ends of the signer's socket need: base64url, public keys (RFC 7515, RFC 7517), where a URL leads, and the name of an account's files.
 
 Runs as: whoever imports it. Trusts, reads, writes: nothing.
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import urllib.parse
 from typing import NamedTuple
+
+_URL = re.compile(r"https://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?(/[A-Za-z0-9._~:/?@!$&'()*+,;=%\[\]-]{0,1500})?")
 
 
 class Numbers(NamedTuple):
@@ -39,6 +42,12 @@ def jwk(numbers: Numbers) -> dict[str, str]:
     """A public RSA key as a JWK (RFC 7518 section 6.3)."""
     e, n = (b64(number.to_bytes((number.bit_length() + 7) // 8, "big")) for number in (numbers.e, numbers.n))
     return {"e": e, "kty": "RSA", "n": n}
+
+
+def place_of(url: str) -> tuple[str, int] | None:
+    """(host, port) of an https URL of plain form; None for any other."""
+    found = _URL.fullmatch(url)
+    return (found[1].lower(), int(found[2] or 443)) if found else None
 
 
 def entry(directory_url: str) -> str:

@@ -7,16 +7,16 @@ Runs as: _certdrop. Trusts: its own directory, but no value in it beyond its typ
 from __future__ import annotations
 
 import json
-import os
 import random
 
-from certdrop import events, site, spool
-from certdrop.issuer import due
-from certdrop.issuer.trouble import COSTLESS, REFUSED, Trouble
+from certdrop import events
+from certdrop.issuer import due, notes
+from certdrop.issuer.trouble import LOCAL, REFUSED, UNREACHABLE, Trouble
 
-_NUMBERS = ("count", "since", "failed_at", "next_try", "retry_after", "issued_at", "hurries",
+_NUMBERS = ("count", "own", "cut_off", "since", "failed_at", "next_try", "retry_after", "issued_at", "hurries",
             "window_start", "window_end", "poll_at", "polls_failed", "renew_at")
-_TEXTS = ("class", "last_error", "window_of", "window_url", "renew_why", "answered_by", "answered_with", "refused_reply")
+_TEXTS = ("class", "last_error", "window_of", "window_url", "renew_why", "answered_by", "answered_with", "refused_reply", "unreplaced")
+LONGEST = 2000                     # characters of a text
 
 
 class Ledger(due.Record):
@@ -33,22 +33,24 @@ class Ledger(due.Record):
         self.answered_by = ""                  # the CA's directory that the last reply came from
         self.answered_with = ""                # the leaf's SHA-256
         self.refused_reply = ""                # the SHA-256 of the last reply that root refused
-        found = _load(name)
+        self.unreplaced = ""                   # the certificate (SHA-256) that the CA does not take an order as a replacement of
+        found = notes.table(f"{name}.json")
         for key in _NUMBERS:
-            value = found.get(key)
-            if isinstance(value, (int, float)) and 0 <= value < 1 << 40:
-                setattr(self, key, int(value))
+            setattr(self, key, notes.number(found, key))
         for key in _TEXTS:
             value = found.get(key)
             if isinstance(value, str):
-                setattr(self, "kind" if key == "class" else key, value)
+                setattr(self, "kind" if key == "class" else key, events.clean(value, LONGEST))
         self._before = self._text()
 
-    def failed(self, trouble: Trouble, certificate: due.Certificate | None, now: float) -> None:
-        """Note a failure and the next try."""
-        left = certificate.not_after - now if certificate and trouble.kind in COSTLESS else None
-        self.note_failure(trouble.retry_after, left, now, random.random())
-        self.kind, self.last_error = trouble.kind, events.clean(trouble.text, 2000)
+    def failed(self, trouble: Trouble, certificate: due.Certificate | None, now: float, placed: bool = False) -> None:
+        """Note a failure and the next try. `placed`: the CA had taken an order, or was about to."""
+        if trouble.kind == LOCAL:
+            self.note_own_failure(placed, now, random.random())
+        else:
+            left = certificate.not_after - now if certificate and trouble.kind == UNREACHABLE else None
+            self.note_failure(trouble.retry_after, left, now, random.random())
+        self.kind, self.last_error = trouble.kind, events.clean(trouble.text, LONGEST)
 
     def refused(self, reason: str, reply_sha256: str, certificate: due.Certificate | None, now: float) -> None:
         """Note that root refused a reply: once for each."""
@@ -79,28 +81,10 @@ class Ledger(due.Record):
         """Write the entry, where it changed. Raises OSError."""
         text = self._text()
         if text != self._before:
-            put(f"{self.name}.json", text.encode())
+            notes.put(f"{self.name}.json", text.encode())
             self._before = text
 
     def _text(self) -> str:
         found: dict[str, object] = {key: getattr(self, key) for key in _NUMBERS}
         found.update({key: getattr(self, "kind" if key == "class" else key) for key in _TEXTS})
         return json.dumps({key: value for key, value in found.items() if value})
-
-
-def put(entry: str, data: bytes) -> None:
-    """Write a file of the ledger's directory, whole or not at all."""
-    fd = spool.open_directory(site.STATE + "/issuer")
-    try:
-        spool.write(fd, entry, data, 0o644)
-    finally:
-        os.close(fd)
-
-
-def _load(name: str) -> dict[str, object]:
-    try:
-        with open(f"{site.STATE}/issuer/{name}.json", encoding="utf-8") as stream:
-            found = json.load(stream)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -15,6 +15,7 @@ import structlog
 from certdrop import events
 from certdrop.issuer import due
 from certdrop.issuer.plan import Task
+from certdrop.issuer.trouble import Trouble
 
 LIMIT = 4000                       # characters of one value: a CA's problem document is kept whole
 
@@ -58,6 +59,22 @@ def say_when(task: Task, now: float) -> None:
         say(f"{task.name}: {why}; certdrop-install takes it", True)
     elif task.when > now:
         say(f"{task.name}: nothing to ask for before {events.stamp(task.when)}: {why}", True)
+
+
+def following(record: due.Record) -> str:
+    """What follows a failure, in words."""
+    return f"next try at {events.stamp(record.next_try)}" if record.next_try > record.failed_at else "the next run tries again"
+
+
+def failed(journal: Any, task: Task, trouble: Trouble, loud: bool) -> None:
+    """Keep and tell a site's failure, which its ledger has noted."""
+    try:
+        task.ledger.save()
+    except OSError:
+        pass                                   # a full disk: the failure is told all the same
+    journal.error(events.FAILED, site=task.name, number=task.request.number, kind=trouble.kind, problem=trouble.problem, error=trouble.text,
+                  next_try=events.stamp(task.ledger.next_try))
+    say(f"{task.name}: {trouble.text}; the live certificate stays; {following(task.ledger)}", loud)
 
 
 def say(text: str, loud: bool) -> None:

@@ -165,7 +165,8 @@ def made_at(config: site.Config) -> float | None:
 def _is_due(config: site.Config) -> bool:
     """Whether the key is older than it may become."""
     days, made = site.age_in_days(config.account_key_max_age), made_at(config)
-    return days is not None and made is not None and time.time() - made > days * DAY
+    now = time.time()
+    return days is not None and made is not None and (now - made > days * DAY or not spool.is_credible(made, spool.HAPPENED, now))
 
 
 class Counter:

@@ -17,11 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certdrop import spool
-from certdrop.issuer.jose import b64, unb64
+from certdrop.issuer.jose import b64, place_of, unb64
 from certdrop.issuer.keyring import Key, Keyring
 from certdrop.issuer.signer import DEACTIVATE, MOST, ROLL_OVER
 
-_URL = re.compile(r"https://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?(/[A-Za-z0-9._~:/?@!$&'()*+,;=%\[\]-]{0,1500})?")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{1,1000}")
 _PROFILE = re.compile(r"[!#-\[\]-~]{1,100}")
 _REPLACES = re.compile(r"[A-Za-z0-9_-]{1,100}\.[A-Za-z0-9_-]{1,100}")
@@ -91,12 +90,6 @@ class Mandate:
         if payload.startswith('{"certificate": '):
             return payload == _revocation(request)
         return False
-
-
-def place_of(url: str) -> tuple[str, int] | None:
-    """(host, port) of an https URL of plain form; None for any other."""
-    found = _URL.fullmatch(url)
-    return (found[1].lower(), int(found[2] or 443)) if found else None
 
 
 def names_of(csr: x509.CertificateSigningRequest) -> set[tuple[str, str]]:

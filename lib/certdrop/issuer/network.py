@@ -29,7 +29,7 @@ from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
 from certdrop.issuer.signer import Signer
 from certdrop.issuer.transport import Gate, Transport, context
-from certdrop.issuer.trouble import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Trouble
+from certdrop.issuer.trouble import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Trouble, of_this_host
 
 CODES = {REFUSED: os.EX_DATAERR}       # what another try will hardly heal; everything else: later
 Some = TypeVar("Some")
@@ -158,7 +158,7 @@ class Network:
             self.reached()
         except ari.Absent as absent:
             ledger.note_no_window(certificate, absent.retry_after, True, time.time(), chance)
-        except (Trouble, OSError, ValueError, KeyError) as error:
+        except (Trouble, OSError, MemoryError, ValueError, KeyError) as error:
             retry_after = error.retry_after if isinstance(error, Trouble) else 0.0
             ledger.note_no_window(certificate, retry_after, False, time.time(), chance)
             self.log.warning(events.FAILED, site=task.name, kind="renewal information", error=str(error))
@@ -170,22 +170,42 @@ class Network:
         try:
             if self.down:
                 raise self.down
-            try:
-                self._order(task)
-            except AccountUnknown:             # a CA that lost its accounts, also in mid-order: once more, with a new one
-                session = self._session()
-                self.account.forget(str(self.account.known.get("account")))
-                session.kid()
-                self._order(task)
-            self.reached()
+            if not self._was_cut_off(task):
+                self._by_our_account(lambda: self._order(task))
+                self.reached()
         except Trouble as trouble:
             self._failed(task, trouble)
-        except OSError as error:
-            self._failed(task, Trouble(LOCAL, f"{error.filename or 'this host'}: {error.strerror or error}"))
+        except (OSError, MemoryError) as error:
+            self._failed(task, of_this_host(error))
+
+    def _by_our_account(self, work: Callable[[], None]) -> None:
+        """Do it; once more, where it turns out that the account is another one. Raises what work raises."""
+        session, before = self._session(), self.account.known.get("account")
+        try:
+            work()
+        except AccountUnknown:                 # a CA that lost its accounts, also in mid-order: once more, with a new one
+            self.account.forget(str(self.account.known.get("account")))
+            session.kid()
+            work()
+        except Trouble as trouble:             # what is kept may be no account of ours
+            doubtful = trouble.problem in ("malformed", "unauthorized") and trouble.kind == REFUSED
+            if not doubtful or not session.is_another(str(before or self.account.known.get("account"))):
+                raise
+            work()
+
+    def _was_cut_off(self, task: Task) -> bool:
+        """Whether runs that had placed an order for this site ended before they could tell, so often that this one has to wait."""
+        ledger = task.ledger
+        begun = self.budget.since(budget.BEGUN, task.name, max(ledger.failed_at, ledger.issued_at), time.time())
+        for moment in begun:
+            ledger.failed(Trouble(LOCAL, "a run was ended in the middle of an order"), task.certificate, moment, placed=True)
+        if begun:
+            task.decide(time.time())
+        return bool(begun) and task.when > time.time()
 
     def _order(self, task: Task) -> None:
         """From the request to the reply. Raises Trouble, OSError."""
-        session, request, ledger, now = self._session(), task.request, task.ledger, time.time()
+        session, request, ledger = self._session(), task.request, task.ledger
         wanted = site.load_site(request.name, self.config) if os.path.exists(f"{site.ETC}/sites.d/{request.name}.toml") else None
         extra = {}
         profile = wanted.profile if wanted else self.config.profile
@@ -195,10 +215,9 @@ class Network:
         replaces = self._replaces(task, session)
         if replaces:
             extra["replaces"] = replaces
-        order = ports.Order(session, request.csr(), extra, self.config.self_check, self.config.preferred_chain, request.entry)
-        refusal, until = self.budget.refusal(order.names, bool(replaces), now)
-        if refusal:
-            raise Trouble(RATE_LIMITED, refusal, until - now, "budget")
+        order = ports.Order(session, request.csr(), extra, self.config.self_check, self.config.preferred_chain, request.entry,
+                            lambda: self._spend(order.names, False))
+        self._spend(order.names, bool(replaces))
         begin, before = time.monotonic(), session.transport.requests - session.ahead
         session.ahead = 0
         account = session.kid()
@@ -206,15 +225,18 @@ class Network:
             session.account.registered_now = False
             self.log.info(events.REGISTERED, account=account)
             log.say(f"registered an account at {self.config.directory_url}: {account}", self.options.loud)
-        if not replaces:
-            self.budget.note(budget.ORDERED, "", now)
+        self.budget.note(budget.BEGUN, task.name, time.time())
         try:
             reply = order.place(self._module()).encode("ascii", "replace")
         except Trouble as trouble:
             for name in trouble.names if trouble.kind == VALIDATION else ():
                 self.budget.note(budget.FAILED, name, time.time())
             trouble.text = "; ".join([trouble.text, *order.warnings])
+            if order.unreplaced and order.unreplaced.status < 500 and task.certificate:
+                ledger.unreplaced = task.certificate.sha256            # the next try names nothing
             raise
+        finally:
+            task.placed = order.placed
         leaf = examine(reply, order.csr)
         self.budget.note(budget.ISSUED, budget.set_of(order.names), time.time())
         put_reply(request.reply, reply)
@@ -223,16 +245,26 @@ class Network:
         request.answered = True
         task.standing.refusal, task.standing.look_at = "", 0.0
         self.log.info(events.ISSUED, site=task.name, number=request.number, why=task.why, requests=session.transport.requests - before,
-                      seconds=round(time.monotonic() - begin, 2), replaces="replaces" in order.extra, **({"profile": profile} if profile else {}))
+                      seconds=round(time.monotonic() - begin, 2), replaces="replaces" in order.extra, **({"profile": profile} if profile else {}),
+                      **({"unreplaced": order.unreplaced.text} if order.unreplaced else {}))
         for warning in order.warnings:
             self.log.warning(events.FAILED, site=task.name, kind="warning", error=warning)
             log.say(f"{task.name}: {warning}", self.options.loud)
         log.say(f"{task.name}: issued; the reply for request {request.number:04d} waits for root", self.options.loud)
 
+    def _spend(self, names: list[str], replaces: bool) -> None:
+        """Count an order that replaces nothing. Raises Trouble where it would go beyond the budget."""
+        now = time.time()
+        refusal, until = self.budget.refusal(names, replaces, now)
+        if refusal:
+            raise Trouble(RATE_LIMITED, refusal, until - now, "budget")
+        if not replaces:
+            self.budget.note(budget.ORDERED, "", now)
+
     def _replaces(self, task: Task, session: Session) -> str:
         """What to name as replaced (RFC 9773 section 5): the certificate that this CA issued, where it has renewal information."""
         certificate, ledger = task.certificate, task.ledger
-        if certificate is None or not isinstance(session.directory().get("renewalInfo"), str):
+        if certificate is None or certificate.sha256 == ledger.unreplaced or not isinstance(session.directory().get("renewalInfo"), str):
             return ""
         if not ledger.has_window(certificate) and (ledger.answered_with, ledger.answered_by) != (certificate.sha256, self.config.directory_url):
             return ""
@@ -250,6 +282,7 @@ class Network:
                 session.check_profile(profile)
             csr = throwaway_request(ports.names_of(x509.load_pem_x509_csr(task.request.csr())))
             before = session.transport.requests
+            self._ask_whether_it_replaces(task, session, csr)
             order = ports.Order(session, csr, {"profile": profile} if profile else {}, self.config.self_check)
             leaf = examine(order.place(self._module()).encode("ascii", "replace"), order.csr)
             for warning in order.warnings:
@@ -262,26 +295,41 @@ class Network:
                 self.codes.add(CODES.get(error.kind, os.EX_TEMPFAIL) if isinstance(error, Trouble) else os.EX_TEMPFAIL)
             log.say(f"{task.name}: dry run: {error.text if isinstance(error, Trouble) else error}; nothing was changed", True)
 
+    def _ask_whether_it_replaces(self, task: Task, session: Session, csr: bytes) -> None:
+        """What a dry run cannot try: an order by the account at hand that replaces the live certificate. Such an order is placed, and not gone on with."""
+        replaces = self._replaces(task, session) if self.config.staging_url == self.config.directory_url else ""
+        if replaces:
+            names = [{"type": "ip" if site.is_address(name) else "dns", "value": name} for name in ports.names_of(x509.load_pem_x509_csr(csr))]
+            try:
+                session.post(session.url("newOrder"), {"identifiers": names, "replaces": replaces})
+            except Trouble as trouble:
+                log.say(f"{task.name}: dry run: this CA takes no order that replaces the live certificate, from an account to throw away "
+                        f"({trouble.text}); it is asked for one that replaces nothing, as it would be in a real run", True)
+        if task.ledger.count:
+            log.say(f"{task.name}: dry run: the last real order failed: {task.ledger.last_error}; "
+                    "what comes of the account, and of what is replaced, a dry run does not show", True)
+
     def _revoke(self, one: revoke.Revocation) -> None:
         """One revocation; a failure is its own alone."""
         try:
             if self.down:
                 raise self.down
-            revoke.ask(self._session(), one.entry)
+            self._by_our_account(lambda: revoke.ask(self._session(), one.entry))
             self.reached()
             one.succeeded(time.time())
             self.log.info(events.REVOKED, site=one.name, number=one.number)
             log.say(f"{one.name}: the certificate of generation {one.number:04d} is revoked", self.options.loud)
-        except (Trouble, OSError, ValueError, KeyError, TypeError) as error:
-            trouble = error if isinstance(error, Trouble) else Trouble(LOCAL, f"the request to revoke: {error}")
+        except (Trouble, OSError, MemoryError, ValueError, KeyError, TypeError) as error:
+            trouble = (error if isinstance(error, Trouble) else of_this_host(error) if isinstance(error, (OSError, MemoryError))
+                       else Trouble(REFUSED, f"the request to revoke: {error}"))
             if trouble is not self.down:
                 self.learn(trouble)
             with self.lock:
                 self.codes.add(CODES.get(trouble.kind, os.EX_TEMPFAIL))
             one.failed(trouble, time.time())
-            again = events.stamp(one.next_try)
-            self.log.error(events.FAILED, site=one.name, number=one.number, kind="revocation", problem=trouble.problem, error=trouble.text, next_try=again)
-            log.say(f"{one.name}: generation {one.number:04d} is not revoked: {trouble.text}; next try at {again}", self.options.loud)
+            self.log.error(events.FAILED, site=one.name, number=one.number, kind="revocation", problem=trouble.problem, error=trouble.text,
+                           next_try=events.stamp(one.next_try))
+            log.say(f"{one.name}: generation {one.number:04d} is not revoked: {trouble.text}; {log.following(one)}", self.options.loud)
 
     # ---- what all learn from one
 
@@ -293,7 +341,7 @@ class Network:
     def learn(self, trouble: Trouble) -> None:
         """Leave the CA alone for the rest of this run, where it cannot be reached, or asked for more patience than a run has."""
         with self.lock:
-            self.in_vain = self.in_vain + 1 if trouble.kind in (UNREACHABLE, RATE_LIMITED) and trouble.problem != "budget" else 0
+            self.in_vain = self.in_vain + 1 if trouble.kind in (UNREACHABLE, RATE_LIMITED, LOCAL) and trouble.problem != "budget" else 0
             everybody = trouble.retry_after and (trouble.status == 503 or "new orders" in trouble.text or "new-order" in trouble.text)
             if self.down is None and (self.in_vain >= IN_VAIN or everybody):
                 self.down = Trouble(trouble.kind, trouble.text, trouble.retry_after if everybody else 0.0, trouble.problem)
@@ -303,15 +351,8 @@ class Network:
             self.learn(trouble)
         with self.lock:
             self.codes.add(CODES.get(trouble.kind, os.EX_TEMPFAIL))
-        task.ledger.failed(trouble, task.certificate, time.time())
-        try:
-            task.ledger.save()
-        except OSError:
-            pass                               # a full disk: the failure is told all the same
-        again = events.stamp(task.ledger.next_try)
-        self.log.error(events.FAILED, site=task.name, number=task.request.number, kind=trouble.kind, problem=trouble.problem,
-                       error=trouble.text, next_try=again)
-        log.say(f"{task.name}: {trouble.text}; the live certificate stays; next try at {again}", self.options.loud)
+        task.ledger.failed(trouble, task.certificate, time.time(), task.placed)
+        log.failed(self.log, task, trouble, self.options.loud)
 
 
 def examine(reply: bytes, csr: x509.CertificateSigningRequest) -> x509.Certificate:

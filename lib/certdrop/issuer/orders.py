@@ -22,6 +22,7 @@ from certdrop.issuer.posted import Request
 if TYPE_CHECKING:
     from certdrop.issuer.network import Network
     from certdrop.issuer.revoke import Revocations
+    from certdrop.issuer.trouble import Trouble
 
 OURS = os.path.dirname(os.path.dirname(os.path.abspath(site.__file__)))
 LIBRARIES = (OURS, "/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/usr/local/share", "/dev/urandom", "/dev/null", "/etc/ssl")
@@ -46,7 +47,15 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     plan.tidy(stale)
     code, done = os.EX_OK, 0
     wanted = revocations.due(now, options.names, options.revoke) if revocations else []
-    if wanted or any(task.when <= now or task.wants_window(now) for task in tasks):
+    trouble = _no_room() if wanted or any(task.when <= now for task in tasks) else None
+    if trouble:
+        from certdrop.issuer import log
+        for task in tasks:
+            if task.when <= now:
+                task.ledger.failed(trouble, task.certificate, now)
+                log.failed(log.logger(), task, trouble, options.loud)
+        code = os.EX_TEMPFAIL
+    elif wanted or any(task.when <= now or task.wants_window(now) for task in tasks):
         network = _network(options, sum(task.when <= now for task in tasks))
         code, done = network.work(tasks, now)
         if wanted and revocations:
@@ -59,6 +68,19 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     if options.names and any(task.urged and task.when > now and task.ledger.count for task in tasks):
         code = code or os.EX_TEMPFAIL
     return code, plan.finish(tasks, listed, agenda, code, done)
+
+
+def _no_room() -> Trouble | None:
+    """This host's own trouble, where there is no room for a reply, or for what came of an order: the CA is not made to work in vain."""
+    from certdrop.issuer.trouble import of_this_host
+    for path in (spool.replies(), site.STATE + "/issuer"):
+        try:
+            with open(f"{path}/.room.new", "wb") as stream:
+                os.unlink(stream.name)
+                os.posix_fallocate(stream.fileno(), 0, 2 * spool.MAX_REPLY)
+        except OSError as error:
+            return of_this_host(OSError(error.errno, error.strerror, path))
+    return None
 
 
 def _network(options: Options, orders: int = 0) -> Network:

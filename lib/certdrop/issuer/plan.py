@@ -10,7 +10,7 @@ import os
 import time
 
 from certdrop import events, spool
-from certdrop.issuer import due, ledger
+from certdrop.issuer import due, ledger, notes
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
 from certdrop.issuer.posted import Request, Standing
@@ -28,6 +28,7 @@ class Task:
         self.ledger = ledger.Ledger(request.name)
         self.certificate = self.standing.certificate
         self.when, self.why = due.NEVER, ""
+        self.placed = False                    # an order was placed with the CA, in this run
         if self.certificate and self.certificate.sha256 == self.ledger.answered_with:
             self.ledger.installed()
 
@@ -91,5 +92,5 @@ def finish(tasks: list[Task], listed: list[Request], agenda: Agenda, code: int, 
     for task in tasks:
         task.conclude(agenda, now)
     agenda.save(listed, now)
-    ledger.put("last-run", json.dumps({"time": int(now), "exit": code, "sites": len(listed), "due": done}).encode())
+    notes.put("last-run", json.dumps({"time": int(now), "exit": code, "sites": len(listed), "due": done}).encode())
     return any(task.standing.look_at <= now for task in tasks)

@@ -18,6 +18,7 @@ import re
 import time
 import types
 import urllib.parse
+from collections.abc import Callable
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,11 +27,13 @@ from cryptography.x509.oid import NameOID
 from certdrop import site, spool
 from certdrop.issuer.account import NONCES, Session, as_object
 from certdrop.issuer.transport import Answer
-from certdrop.issuer.trouble import LOCAL, REFUSED, UNREACHABLE, VALIDATION, Trouble, from_answer, names_in, seconds_of, told
+from certdrop.issuer.trouble import (RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, Trouble, from_answer, names_in, of_this_host,
+                                     seconds_of, told)
 
 ORDER = 600.0                      # seconds for one order
 SELF_CHECK = 10.0                  # seconds to fetch a token from ourselves
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two polls, where the CA does not say
+NOT_FOR_IT = ("rateLimited", "badNonce", "accountDoesNotExist", "userActionRequired")     # refusals that are not for what an order replaces
 MOST_PAUSE = 60.0                  # seconds between two polls, whatever the CA says
 GROWTH = 1.6                       # of the pause from poll to poll
 
@@ -60,13 +63,16 @@ def load() -> types.ModuleType:
 
 class Order:
     """One order, as acme-tiny places it. `csr` is PEM; `extra` goes into the order's payload (profile, replaces); `chain` names a root to prefer,
-    `request` the entry of requests/ that the signer shall look at."""
+    `request` the entry of requests/ that the signer shall look at. `may_go_on` is asked before an order is placed once more, as no replacement."""
 
     def __init__(self, session: Session, csr: bytes, extra: dict[str, str], self_check: str = "off", chain: str = "",
-                 request: str = "") -> None:
+                 request: str = "", may_go_on: Callable[[], None] = lambda: None) -> None:
         self.session, self.extra, self.self_check, self.chain, self.request = session, dict(extra), self_check, chain, request
         self.csr = x509.load_pem_x509_csr(csr)
         self.names = names_of(self.csr)
+        self.may_go_on = may_go_on             # raises Trouble
+        self.placed = False                    # the CA took it, or may have
+        self.unreplaced: Trouble | None = None  # why the CA does not take it as a replacement
         self.warnings: list[str] = []
         self.tokens: dict[str, str] = {}       # token: domain
         self._challenges: dict[str, str] = {}  # URL: token
@@ -92,9 +98,11 @@ class Order:
         try:
             chain: object = module.get_crt("account", "csr", spool.challenges(), log=module.LOGGER, disable_check=True,
                                            directory_url=self.session.account.directory_url)
-        except (ValueError, OSError, LookupError, AssertionError, TypeError, AttributeError, RecursionError) as error:
+        except OSError as error:               # what is said with the CA raises Trouble: this was a token's file
+            raise of_this_host(error) from error
+        except (ValueError, LookupError, AssertionError, TypeError, AttributeError, RecursionError) as error:
             # acme-tiny's own texts quote requests, so its words are not passed on
-            raise Trouble(LOCAL if isinstance(error, OSError) else UNREACHABLE, f"the CA's answers cannot be used ({_plainly(error)})") from error
+            raise Trouble(UNREACHABLE, f"the CA's answers cannot be used ({_plainly(error)})") from error
         finally:
             for token in self.tokens:
                 remove(token)
@@ -105,6 +113,12 @@ class Order:
     # ---- urlopen
 
     def _urlopen(self, request: object) -> Answer:
+        try:
+            return self._answer(request)
+        except OSError as error:               # acme-tiny would take it for the CA's
+            raise of_this_host(error) from error
+
+    def _answer(self, request: object) -> Answer:
         url, body = str(getattr(request, "full_url")), getattr(request, "data")
         if url == self.session.account.directory_url:
             return _made(self.session.directory())
@@ -118,14 +132,16 @@ class Order:
             return self._said.pop(url)
         if url in self._challenges and self.self_check != "off":
             self._check_self(self._challenges.pop(url))
+        self.placed = self.placed or url == self.session.url("newOrder")
         answer = self.session.send(url, body)
         self._retry_after = seconds_of(answer.headers.get("Retry-After")) if answer.status < 300 else 0.0
         if answer.status >= 300:
             trouble = from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
-            self._refused_nonces += trouble.problem == "badNonce"
-            if trouble.problem == "badNonce" and self._refused_nonces <= NONCES:
+            self._refused_nonces += 1
+            if trouble.problem == "badNonce" and self._refused_nonces < NONCES:
                 return answer                  # acme-tiny tries again by itself
             answer = self._another_try(url, body, trouble)
+        self._refused_nonces = 0
         if url == self.session.url("newOrder"):
             self._learn_order(answer)
         elif url == self._finalize:
@@ -138,12 +154,8 @@ class Order:
 
     def _another_try(self, url: str, body: bytes, trouble: Trouble) -> Answer:
         """What another request may heal: an order that the CA does not take as a replacement, a finalize that came too early. Raises Trouble."""
-        given_up = trouble.status == 409 or trouble.problem in ("alreadyReplaced", "malformed", "serverInternal")
-        if url == self.session.url("newOrder") and "replaces" in self.extra and given_up:
-            del self.extra["replaces"]         # RFC 9773 section 5; and a CA that trips over what it is to replace is asked once without
-            payload = _payload(body)
-            payload.pop("replaces", None)
-            return self.session.post(url, payload, request=self.request)
+        if url == self.session.url("newOrder"):
+            return self._another_order(url, body, trouble)
         if url == self._finalize and trouble.problem == "orderNotReady":
             while True:
                 self._sleep(1.0)
@@ -153,6 +165,20 @@ class Order:
                 if found != "pending":
                     raise trouble
         raise trouble
+
+    def _another_order(self, url: str, body: bytes, trouble: Trouble) -> Answer:
+        """The order once more, as no replacement (RFC 9773 section 5): a CA may refuse one in many words, as for a certificate of another account's."""
+        if "replaces" not in self.extra or trouble.kind == RATE_LIMITED or trouble.problem in NOT_FOR_IT:
+            raise _of_an_order(trouble)
+        self.unreplaced = trouble
+        del self.extra["replaces"]
+        self.may_go_on()
+        payload = _payload(body)
+        payload.pop("replaces", None)
+        try:
+            return self.session.post(url, payload, request=self.request)
+        except Trouble as again:
+            raise _of_an_order(again)
 
     def _learn_order(self, answer: Answer) -> None:
         order, place = as_object(answer), answer.headers.get("Location")
@@ -295,7 +321,7 @@ def names_of(csr: x509.CertificateSigningRequest) -> list[str]:
     try:
         found = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError) as error:
-        raise Trouble(LOCAL, "the request has no names") from error
+        raise Trouble(REFUSED, "the request has no names") from error
     return [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
 
 
@@ -311,6 +337,12 @@ def leads_to(chain: bytes, name: str) -> bool:
         return any(part.value == name for part in last.issuer.get_attributes_for_oid(NameOID.COMMON_NAME))
     except (spool.Refused, ValueError, KeyError):
         return False
+
+
+def _of_an_order(trouble: Trouble) -> Trouble:
+    """A refusal of newOrder: no name was validated yet."""
+    trouble.kind = REFUSED if trouble.kind == VALIDATION and not trouble.names else trouble.kind
+    return trouble
 
 
 def _payload(body: bytes) -> dict[str, object]:
@@ -333,8 +365,6 @@ def _made(said: dict[str, object], headers: dict[str, str] | None = None) -> Ans
 def _plainly(error: Exception) -> str:
     if isinstance(error, LookupError):
         return f"{error} is missing"
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
     return "one is not as RFC 8555 has it"
 
 

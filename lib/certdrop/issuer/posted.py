@@ -7,6 +7,7 @@ keeper/ below /var/lib/certdrop. Writes: nothing.
 from __future__ import annotations
 
 import os
+import time
 
 from certdrop import site, spool
 from certdrop.issuer import due
@@ -90,14 +91,18 @@ class Standing:
                 self.place = f"{parent}/{newest:04d}"
             if _live(request.name) not in (newest, None):
                 put_off = _table(notes, "install")
-                self.look_at = float(str(put_off.get("next_try", 0))) if put_off.get("number") == newest else 0.0
+                self.look_at = _moment(put_off.get("next_try"), spool.INSTALL) if put_off.get("number") == newest else 0.0
         if request.answered:
             self.refusal, self.refused_reply = _refusal(request, notes)
             if not self.refusal:
-                installed = notes.get("installed_at")
+                installed = 0.0 if request.now else _moment(notes.get("installed_at"), spool.HAPPENED)
                 pause = min(HOURLY, self.certificate.lifetime / 8 + 1) if self.certificate else HOURLY
-                asked = 0.0 if request.now or not isinstance(installed, int) else float(installed + pause)
-                self.look_at = min(self.look_at, asked)
+                self.look_at = min(self.look_at, installed + pause if installed else 0.0)
+
+
+def _moment(found: object, kind: str) -> float:
+    """A moment of root's notes; 0 where a clock that was wrong noted it, and the keeper does not heed it either."""
+    return float(str(found)) if spool.is_credible(found, kind, time.time()) else 0.0
 
 
 def identity(request: Request) -> str:
@@ -161,7 +166,7 @@ def _json(path: str) -> dict[str, object]:
     try:
         with open(path, encoding="ascii") as stream:
             found = json.load(stream)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -10,15 +10,15 @@ import json
 import random
 from typing import TYPE_CHECKING
 
-from certdrop import events, site, spool
-from certdrop.issuer import due
-from certdrop.issuer.trouble import REFUSED, Trouble
+from certdrop import events, spool
+from certdrop.issuer import due, notes
+from certdrop.issuer.trouble import LOCAL, REFUSED, Trouble
 
 if TYPE_CHECKING:
     from certdrop.issuer.account import Session
 
 NOTES = "revocations.json"
-_NUMBERS = ("done", "count", "since", "failed_at", "next_try", "retry_after")
+_NUMBERS = ("done", "count", "own", "since", "failed_at", "next_try", "retry_after")
 _TEXTS = ("class", "last_error")
 
 
@@ -33,17 +33,15 @@ class Revocation(due.Record):
         self.kind = self.last_error = ""       # of the last failure
         known = found if isinstance(found, dict) else {}
         for key in _NUMBERS:
-            value = known.get(key)
-            if isinstance(value, (int, float)) and 0 <= value < 1 << 40:
-                setattr(self, key, int(value))
+            setattr(self, key, notes.number(known, key))
         for key in _TEXTS:
             if isinstance(known.get(key), str):
-                setattr(self, "kind" if key == "class" else key, known[key])
+                setattr(self, "kind" if key == "class" else key, events.clean(known[key]))
 
     def is_due(self, now: float, urged: bool) -> bool:
         """Whether to ask the CA now. `urged`: an administrator waits, and no back-off holds but the CA's."""
         held = due.held_until(self, now)
-        return not self.done and (float(self.retry_after) if held and urged else held) <= now
+        return not self.done and (due.asked_to_wait(self, now) if held and urged else held) <= now
 
     def succeeded(self, now: float) -> None:
         """The CA has revoked it."""
@@ -52,7 +50,10 @@ class Revocation(due.Record):
 
     def failed(self, trouble: Trouble, now: float) -> None:
         """Note a failure and the next try."""
-        self.note_failure(trouble.retry_after, None, now, random.random())
+        if trouble.kind == LOCAL:
+            self.note_own_failure(False, now, random.random())
+        else:
+            self.note_failure(trouble.retry_after, None, now, random.random())
         self.kind, self.last_error = trouble.kind, events.clean(trouble.text)
 
     def noted(self) -> dict[str, object]:
@@ -65,12 +66,7 @@ class Revocations:
     """All that root wants revoked, as entries of requests/, and what came of each. What root wants no more is forgotten."""
 
     def __init__(self, entries: list[str]) -> None:
-        try:
-            with open(f"{site.STATE}/issuer/{NOTES}", encoding="utf-8") as stream:
-                found = json.load(stream)
-        except (OSError, ValueError, RecursionError):
-            found = {}
-        known = found if isinstance(found, dict) else {}
+        known = notes.table(NOTES)
         self.all = [Revocation(entry, known.get(entry)) for entry in sorted(entries)]
 
     def due(self, now: float, names: list[str], urged: bool) -> list[Revocation]:
@@ -86,8 +82,7 @@ class Revocations:
 
     def save(self) -> None:
         """Write it down, whole or not at all. Raises OSError."""
-        from certdrop.issuer import ledger
-        ledger.put(NOTES, json.dumps({one.entry: one.noted() for one in self.all if one.noted()}).encode())
+        notes.put(NOTES, json.dumps({one.entry: one.noted() for one in self.all if one.noted()}).encode())
 
 
 def ask(session: Session, entry: str) -> None:

@@ -12,7 +12,8 @@ message, each answer one:
     X                     the CA has the other key now                                                 -> the keys
     D                     the CA has deactivated the account                                           -> nothing
 
-Answers begin with + or, where it refuses, with - and the reason. What is answered is in desk.py. Nothing imported here may load cryptography.
+Answers begin with +; where it refuses, with -, and where it cannot (no room, no memory) with !, and the reason. What is answered is in desk.py.
+Nothing imported here may load cryptography.
 Runs as: _certdrop, shut in. Trusts: root's configuration. Reads and writes: see desk.py.
 """
 
@@ -24,7 +25,7 @@ import threading
 
 from certdrop import events, jail, site, spool, syscalls
 from certdrop.issuer import jose
-from certdrop.issuer.trouble import LOCAL, Trouble
+from certdrop.issuer.trouble import LOCAL, REFUSED, Trouble
 
 MOST = 64 * 1024                   # bytes of what is signed; the longest order of 100 names has 40 KiB
 LONGEST = MOST + 1024              # bytes of a message
@@ -186,6 +187,8 @@ class Signer:
     def _send(self, message: bytes) -> None:
         try:
             self._sock.send(message)
+        except ConnectionError as error:
+            raise Trouble(LOCAL, "the signer has ended") from error
         except OSError as error:
             raise Trouble(LOCAL, f"the signer: {error.strerror or error}") from error
 
@@ -194,9 +197,9 @@ class Signer:
             answer = self._sock.recv(LONGEST)
         except OSError as error:
             self._sock.close()                 # a late answer must not be taken for the next one
-            raise Trouble(LOCAL, f"the signer: {error.strerror or 'no answer'}") from error
+            raise Trouble(LOCAL, "the signer has ended" if isinstance(error, ConnectionError) else f"the signer: {error.strerror or 'no answer'}") from error
         if not answer:
             raise Trouble(LOCAL, "the signer has ended")
         if answer[:1] != b"+":
-            raise Trouble(LOCAL, f"the signer: {answer[1:].decode('ascii', 'replace')}")
+            raise Trouble(LOCAL if answer[:1] == b"!" else REFUSED, f"the signer: {answer[1:].decode('ascii', 'replace')}")
         return answer[1:]

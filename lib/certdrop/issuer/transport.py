@@ -17,7 +17,7 @@ import urllib.parse
 
 from certdrop import VERSION, roots, site
 from certdrop.issuer import dial
-from certdrop.issuer.trouble import RATE_LIMITED, UNREACHABLE, Trouble, seconds_of
+from certdrop.issuer.trouble import OURS, RATE_LIMITED, UNREACHABLE, Trouble, of_this_host, seconds_of
 
 REQUEST = 30.0                     # seconds for one request, from the name's lookup to the last byte
 MAX_ANSWER = 1 << 20               # bytes
@@ -126,6 +126,8 @@ class Transport:
                 connection.close()
                 if kept and isinstance(error, (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
                     continue                   # it had been idle for too long; the next one is new, so this happens once
+                if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in OURS:
+                    raise of_this_host(error) from error
                 raise Trouble(UNREACHABLE, f"{parts.hostname}: {_words(error)}") from error
             except BaseException:
                 connection.close()

@@ -5,6 +5,7 @@ Runs as: _certdrop. Trusts: nothing in a problem document but its form (RFC 7807
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ UNREACHABLE = "CA unreachable"
 RATE_LIMITED = "rate limited"
 VALIDATION = "validation"
 REFUSED = "refused"
-LOCAL = "local"
-COSTLESS = (UNREACHABLE, LOCAL)        # the CA was not made to work in vain
+LOCAL = "local"                        # this host's own: no room, no memory, a process that was killed
+
+OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 URN = "urn:ietf:params:acme:error:"
 LONGEST_TEXT = 4000                # characters of what a CA has to say
@@ -34,6 +36,13 @@ class Trouble(Exception):
         super().__init__(text)
         self.kind, self.text, self.retry_after, self.problem, self.status = kind, clean(text, LONGEST_TEXT), retry_after, problem, status
         self.names = list(names)               # whose validation failed
+
+
+def of_this_host(error: OSError | MemoryError) -> Trouble:
+    """What is this host's own trouble, in words."""
+    if isinstance(error, MemoryError):
+        return Trouble(LOCAL, "this host: no memory")
+    return Trouble(LOCAL, f"{error.filename or 'this host'}: {error.strerror or error}")
 
 
 class AccountUnknown(Trouble):

@@ -157,8 +157,9 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
         blocks = spool.pem_blocks(reply)
         stands_in = sight.live is None or state.has(name, sight.live, "placeholder")
         had = [str(state.facts(name, old, "cert")["sha256"]) for old in sight.whole]
+        since = 0 if stands_in else state.moment(name, sight.live or 0, "not_before")
         question = {"spki": request["spki_sha256"], "names": request["domains"], "spent": [*known.spent, *had],
-                    "earliest": 0 if stands_in else state.moment(name, sight.live or 0, "not_before")}
+                    "earliest": since if spool.is_credible(since, spool.HAPPENED, time.time()) else 0}     # else nothing would ever be newer
         if judge.process is None:                            # each loads for a while what it needs; so do we, with a key for nobody
             judge.start()
             run.witness.start()

@@ -36,7 +36,8 @@ class Notes:
         self.install = _table(found, "install")
         self.spent = {key: int(str(value)) for key, value in _table(found, "spent").items()}
         self.revoke = {key: value for key, value in _table(found, "revoke").items() if isinstance(value, dict)}
-        self.installed_at = int(str(found.get("installed_at", 0)))
+        installed = found.get("installed_at", 0)
+        self.installed_at = int(str(installed)) if spool.is_credible(installed, spool.HAPPENED, time.time()) else 0
 
     def save(self) -> None:
         """Write the notes, where they changed."""
@@ -126,12 +127,13 @@ def _table(found: dict[str, object], key: str) -> dict[str, object]:
 
 def _is_put_off(trouble: dict[str, object]) -> bool:
     """Whether its next try is still to come. One that is further away than any pause was noted by a clock that stood ahead of today's."""
-    return 0 < int(str(trouble.get("next_try", 0))) - time.time() <= BACK_OFF[-1]
+    again, now = trouble.get("next_try"), time.time()
+    return spool.is_credible(again, spool.INSTALL, now) and now < float(str(again))
 
 
 def _is_ahead(trouble: dict[str, object]) -> bool:
     """Whether a clock noted it that stood ahead of today's: what that clock had a part in is found out again."""
-    return int(str(trouble.get("since", 0))) > time.time() + BACK_OFF[0]
+    return not spool.is_credible(trouble.get("since", 0), spool.HAPPENED, time.time())
 
 
 def _pause(tries: int) -> int:
