@@ -32,7 +32,7 @@ class World:
         self.reloads += 1
 
     def wait(self, changes) -> list[str]:
-        run = types.SimpleNamespace(end=self.now + 600)
+        run = types.SimpleNamespace(end=self.now + 600, progress=lambda text: None)
         return [change.name for change in switch._wait(run, changes, {}, None, 1.0, self.is_served)]
 
 

@@ -11,10 +11,12 @@ import re
 import signal
 import struct
 import time
+from collections.abc import Callable
 
 from certdrop import events, jail, site
 
 TIMEOUT = 60                       # seconds for a test or a reload
+TOLD = 2                           # seconds after which somebody who watches is told what is waited for
 SAID = 16384                       # bytes of what it says that are read
 FRESH = 0.25                       # seconds for which a look at who listens is good: the kernel takes 20 ms for one, and each site asks
 
@@ -30,6 +32,10 @@ class Failed(Exception):
     """A service cannot be used now; the text says why, with the lines of its test or reload that say what is wrong."""
 
 
+class Hung(Failed):
+    """A command of the service's did not end."""
+
+
 class Service:
     """What services.d/NAME.toml says."""
 
@@ -41,19 +47,31 @@ class Service:
         self.unit = ""                         # where systemd runs, `systemctl reload UNIT` takes reload's place
         self.port = 443                        # where it is asked; 0: it cannot be, and what counts is how its reload ends
         self.starttls = ""                     # "smtp", "imap", "pop3" before the handshake
+        self.waits: Callable[[str], None] = lambda text: None      # hears of a command that takes its time
+        self._hung = ""                        # a command that did not end: it is not tried again in this run
 
     def test(self) -> None:
         """Whether its configuration would load. Raises Failed."""
-        _run(self.test_command)
+        self._run(self.test_command)
 
     def reload(self) -> None:
         """Have it read its certificates again. Raises Failed where the command says so; only a handshake proves that it did."""
         global _looked
         _looked = _NEVER
         if self.unit and os.path.isdir("/run/systemd/system"):
-            _run(["/usr/bin/systemctl", "reload", self.unit])
+            self._run(["/usr/bin/systemctl", "reload", self.unit])
         else:
-            _run(self.reload_command)
+            self._run(self.reload_command)
+
+    def _run(self, command: list[str]) -> None:
+        words = " ".join(command)
+        if words == self._hung:
+            raise Failed(f"{words} did not end within {TIMEOUT} s, and was not tried again in this run")
+        try:
+            _run(command, lambda: self.waits(f"waiting for {words}, {TIMEOUT} s at most"))
+        except Hung:
+            self._hung = words
+            raise
 
 
 def find(name: str) -> Service:
@@ -78,17 +96,21 @@ def find(name: str) -> Service:
     return service
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], patient: Callable[[], None]) -> None:
     import subprocess                              # here, because most runs start nothing
     said = os.memfd_create("said")                 # no pipe: what a program leaves running in the background may hold it open for ever
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=jail.ENVIRONMENT, cwd="/", start_new_session=True)
         try:
-            code = process.wait(TIMEOUT)
+            try:
+                code = process.wait(TOLD)
+            except subprocess.TimeoutExpired:
+                patient()
+                code = process.wait(TIMEOUT - TOLD)
         except subprocess.TimeoutExpired as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            raise Failed(f"{command[0]} did not end within {TIMEOUT} s") from error
+            raise Hung(f"{' '.join(command)} did not end within {TIMEOUT} s") from error
         text = os.pread(said, SAID, 0).decode("utf-8", "replace")
     except OSError as error:
         raise Failed(f"{command[0]}: {error.strerror}") from error

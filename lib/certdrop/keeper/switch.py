@@ -76,10 +76,14 @@ class Change:
             return PATIENCE
         return GRACE if self.reloads and self.before else 0.0
 
-    def is_due(self, insist: bool) -> bool:
-        """Written and not moved, or moved and not proven, or copied no more; and no placeholder, not expired, not put off (unless somebody insists)."""
+    def is_due(self, insist: bool, asked_by_issuer: bool) -> bool:
+        """Written and not moved, or moved and not proven, or copied no more; and no placeholder, not expired, not put off (unless somebody insists).
+
+        What was put off in a run that the issuer asked for binds no other: its caller may have a hand in why a service failed (aa-exec(1)).
+        """
         if self.stands_in or (self.to == self.back == self.sight.proven and not self.outdated):
             return False
+        insist = insist or (self.notes.install.get("by") == "issuer" and not asked_by_issuer)
         return (insist or not self.notes.is_put_off(self.to)) and state.moment(self.name, self.to, "not_after") > time.time()
 
     @property
@@ -143,12 +147,12 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
     for change in changes:
         if change.stands_in and change.outdated:
             _stand_in(run, change)
-    _look_again(run, [change for change in changes if change.may_be_shown and not change.is_due(run.talk)])
-    changes = [change for change in changes if change.is_due(run.talk)]
+    _look_again(run, [change for change in changes if change.may_be_shown and not change.is_due(run.talk, run.asked_by_issuer)])
+    changes = [change for change in changes if change.is_due(run.talk, run.asked_by_issuer)]
     if not changes:
         return
     began = time.monotonic()
-    used, broken = _tested({name for change in changes for name in change.wanted.services})
+    used, broken = _tested(run, {name for change in changes for name in change.wanted.services})
     stretch = max(1.0, time.monotonic() - began)             # a service of many sites takes its time
     broken = _without_the_untested(run, changes, broken)
     for change in changes:
@@ -199,11 +203,12 @@ def _stand_in(run: Run, change: Change) -> None:
         run.fail(change.name, f"a copy could not be put in place: {error}", os.EX_CONFIG)
 
 
-def _tested(names: set[str]) -> tuple[dict[str, services.Service], dict[str, str]]:
+def _tested(run: Run, names: set[str]) -> tuple[dict[str, services.Service], dict[str, str]]:
     used, broken = {}, {}
     for name in sorted(names):
         try:
             used[name] = services.find(name)
+            used[name].waits = run.progress
             used[name].test()
         except (services.Failed, site.Wrong) as error:
             broken[name] = f"{name} does not pass its test as it is: {error}"
@@ -217,7 +222,7 @@ def _without_the_untested(run: Run, changes: list[Change], broken: dict[str, str
         return broken
     for change in untested:
         change.go_back(change.fallback)
-    _, still = _tested(set(broken))
+    _, still = _tested(run, set(broken))
     for change in untested:
         if still.keys() & set(change.wanted.services):
             change.go_back(change.back)
@@ -292,7 +297,7 @@ def _reload_is_missed(run: Run, change: Change, used: dict[str, services.Service
 def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], judge: judges.Judge, stretch: float,
           arrived: Callable[[Run, Change, dict[str, services.Service], judges.Judge], bool]) -> list[Change]:
     """Ask until all have arrived where they were moved, or patience ends. Returns the others."""
-    began, again, waiting = time.monotonic(), False, changes
+    began, again, waiting, told = time.monotonic(), False, changes, False
     while True:
         asked = time.monotonic() - began                     # what counts is an answer to a question asked late enough
         missing: list[Change] = []
@@ -308,6 +313,10 @@ def _wait(run: Run, changes: list[Change], used: dict[str, services.Service], ju
         if asked > PATIENCE * stretch / 2 and not again:      # somebody who restarted the service may have swallowed the first
             again = True
             _reload(run, waiting, used)
+        if asked > services.TOLD and not told:
+            told = True
+            most = max(change.patience for change in waiting) * stretch
+            run.progress(f"waiting for {', '.join(sorted(used))} to show what was installed, {most:.0f} s at most")
         time.sleep(0.02)                                     # a reload says nothing when it is done
 
 
@@ -367,6 +376,7 @@ def _done(change: Change) -> None:
 
 def _put_off(run: Run, change: Change, what: str, text: str, follows: str = "a later run tries again, without asking the CA") -> None:
     change.notes.put_off(change.to, what, text, state.pause(change.name, change.back, notes.BACK_OFF[-1]))
+    change.notes.install["by"] = "issuer" if run.asked_by_issuer else "root"
     change.notes.save()
     event = events.NOT_SERVED if what == "issued-not-served" else events.SERVICE_FAILED
     run.log.write(event, site=change.name, number=change.to, error=text, tries=change.notes.install["tries"])
