@@ -25,6 +25,7 @@ SERVING = "serving"
 NOT_SERVED = "issued-not-served"
 WENT_BACK = "went-back"
 BURNT = "key-burnt"
+DAMAGED = "damaged"
 SERVICE_FAILED = "service-failed"
 ENDED = "stuck-run-ended"
 # issuer

@@ -256,9 +256,9 @@ def _read(path: str) -> dict[str, object]:
         if parsed.get(path, ("", ""))[0] != text.decode():
             import tomllib                     # 5 ms, for what seldom changes
             parsed[path] = text.decode(), json.dumps(tomllib.loads(text.decode()), default=_no_date)
-    except ValueError as error:                # TOMLDecodeError and UnicodeDecodeError
+        said: dict[str, object] = json.loads(parsed[path][1])
+    except (ValueError, RecursionError) as error:              # TOMLDecodeError and UnicodeDecodeError among them
         raise Wrong(f"{path}: {error}") from error
-    said: dict[str, object] = json.loads(parsed[path][1])
     return said
 
 

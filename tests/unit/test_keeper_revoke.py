@@ -27,6 +27,7 @@ class Run:
     def __init__(self) -> None:
         self.requests, self.group = spool.open_directory(spool.requests()), -1
         self.posted: dict[str, set[tuple[int, str]]] = {}
+        self.sights: dict[str, state.Sight] = {}
         self.log = events.Log("nobody")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import pathlib
@@ -41,8 +43,9 @@ def settled(wanted: site.Site) -> None:
 
 
 def fill(number: int) -> None:
-    """Complete a generation, with anything."""
-    generations.complete(NAME, number, [b"leaf\n", b"intermediate\n"], Accepted("00" * 32, 1, 2))
+    """Complete a generation, with anything that is hashed well."""
+    block = b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(b"%d" % number) + b"\n-----END CERTIFICATE-----\n"
+    generations.complete(NAME, number, [block, block], Accepted(hashlib.sha256(b"%d" % number).hexdigest(), 1, 2))
 
 
 def test_each_step_leads_to_the_next(wanted: site.Site) -> None:

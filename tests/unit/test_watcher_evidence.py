@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ if LIB not in sys.path:
 
 from certdrop import jail  # noqa: E402
 from certdrop import site as configuration  # noqa: E402
-from certdrop.watcher import evidence  # noqa: E402
+from certdrop.watcher import evidence, report, table, verdict  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
 DAY = 86400
@@ -81,6 +82,7 @@ class World:
             for entry in ("cert.pem", "fullchain.pem"):
                 self.put(place / entry, certificate)
             self.put(place / "chain.pem", b"")
+            self.put(place / "cert.json", b'{"sha256": ""}')
             self.put(place / "nginx.conf", f"ssl_certificate {place}/fullchain.pem;\nssl_certificate_key {place}/privkey.pem;\n".encode())
         return evidence.parse(certificate).sha256
 
@@ -261,3 +263,33 @@ def test_wrong_configuration_does_not_hide_the_certificate(world: World) -> None
     world.site("example.org", text="kay = 1\n")
     found = look("example.org")
     assert "unknown key" in found.wrong and found.certificate is not None and ["example.org"] == found.domains
+
+
+@pytest.mark.parametrize("data", [b"", bytes(range(256)), b"[" * 60000, b"[]", None,
+                                  b'{"spki_sha256": [], "key": {}, "domains": 1, "refused": {"number": []}, "revoke": []}', "directory"],
+                         ids=lambda data: type(data).__name__ + str(len(data or b"")))
+@pytest.mark.parametrize("entry", ["cert.pem", "chain.pem", "fullchain.pem", "nginx.conf", "privkey.pem", "request.json", "cert.json",
+                                   "../0002/request.json",
+                                   "../../../keeper/example.org.json", "../../../live/example.org", "../../../proven/example.org",
+                                   "../../../keeper/burnt", "."])
+def test_damage_is_one_sites_own(world: World, entry: str, data: Any) -> None:
+    """Whatever becomes of a file of root's: the site has a row, the other one is as ever, and what can be seen of it without its key is said."""
+    world.usual("example.org")
+    world.usual("other.org")
+    path = Path(os.path.normpath(world.state / "sites/example.org/0001" / entry))
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    if data == "directory":
+        path.mkdir()
+    elif data is not None:
+        world.put(path, data)
+    reader = evidence.Reader()
+    found = verdict.judge(reader.site("example.org"), None, time.time(), verdict.Thresholds())
+    assert verdict.SERVING == verdict.judge(reader.site("other.org"), None, time.time(), verdict.Thresholds()).state
+    if path.name in ("cert.pem", "fullchain.pem", "nginx.conf", "0001") or (data in (b"", "directory") and path.name == "privkey.pem"):
+        assert (verdict.DAMAGED, verdict.CRITICAL) == (found.state, found.severity) and str(path) in found.last_error
+    table.render([found], time.time(), 80, False)
+    table.page(found, time.time())
+    report.as_json([found])

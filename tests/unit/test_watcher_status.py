@@ -151,7 +151,8 @@ def test_served_is_asked_by_a_handshake(world: World, servers: list[Server], tmp
     assert "issued-not-served" == state_of()
     assert {"example.org"} == set(servers[0].names)
     pem = (tmp_path / "server.pem").read_bytes()
-    world.put(world.state / "sites/example.org/0001/cert.pem", pem[:pem.index(b"-----BEGIN PRIVATE")])
+    for entry in ("cert.pem", "fullchain.pem"):
+        world.put(world.state / "sites/example.org/0001" / entry, pem[:pem.index(b"-----BEGIN PRIVATE")])
     assert "serving" == state_of()
     servers[0].close()
     with socket.create_server((host, 0)) as other:

@@ -82,7 +82,7 @@ def compromised(names: list[str]) -> int:
         for name in names:
             sight = Sight(name)
             if sight.live is None or not state.is_burnt(name, sight.live):         # else it is gone on with what was begun
-                burning += [(name, number) for number in (sight.live, sight.next) if number is not None]
+                burning += [(name, number) for number in (sight.live, None if sight.fault else sight.next) if number is not None]
         burn(run, burning)
         install.take(run, known)               # a certificate that waits is not served any more, but known, and so can be revoked
         run.witness.end()

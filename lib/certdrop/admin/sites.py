@@ -213,7 +213,7 @@ def remove(name: str) -> int:
         for service in used:
             if f"{live}/{name}/" in _shown(service):         # seen without touching anything: a kill leaves nothing aside that is in use
                 raise Refused(f"{name}: still in use: {service.name}'s configuration names {live}/{name}/; take the site out of it first")
-        if sight.live is not None:
+        if os.path.lexists(f"{live}/{name}"):
             os.rename(f"{live}/{name}", f"{live}/.{name}.aside")
             try:
                 for service in used:

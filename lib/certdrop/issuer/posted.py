@@ -86,7 +86,7 @@ class Standing:
         if newest is not None:
             found = _json(f"{parent}/{newest:04d}/cert.json")
             dates = [found.get("not_before"), found.get("not_after")]
-            if not os.path.exists(f"{parent}/{newest:04d}/placeholder") and all(isinstance(date, (int, float)) for date in dates):
+            if not os.path.exists(f"{parent}/{newest:04d}/placeholder") and all(_is_moment(date) for date in dates):
                 self.certificate = due.Certificate(str(found.get("sha256")), float(str(dates[0])), float(str(dates[1])))
                 self.place = f"{parent}/{newest:04d}"
             if _live(request.name) not in (newest, None):
@@ -169,6 +169,10 @@ def _json(path: str) -> dict[str, object]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_moment(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 40
 
 
 def _table(found: dict[str, object], key: str) -> dict[str, object]:

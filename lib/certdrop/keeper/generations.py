@@ -13,7 +13,7 @@ import time
 
 from certdrop import site as configuration
 from certdrop import spool
-from certdrop.keeper import keys
+from certdrop.keeper import integrity, keys
 from certdrop.keeper.judges import Accepted
 from certdrop.keeper.state import directory, facts
 
@@ -53,11 +53,24 @@ def move(link: str, name: str, number: int) -> None:
     """Point live or proven at a generation, in one rename."""
     parent = f"{configuration.STATE}/{link}"
     temporary = f"{parent}/.{name}.new"
-    if os.path.lexists(temporary):
-        os.unlink(temporary)
+    integrity.clear(temporary)
     os.symlink(f"../sites/{name}/{number:04d}", temporary)
-    os.rename(temporary, f"{parent}/{name}")
-    sync(parent)
+    _into(temporary, f"{parent}/{name}")
+
+
+def put_back(name: str) -> None:
+    """Put the live link back that a removal set aside."""
+    aside = f"{configuration.STATE}/live/.{name}.aside"
+    if os.path.islink(aside):
+        _into(aside, f"{configuration.STATE}/live/{name}")
+    else:
+        integrity.clear(aside)                 # that was no removal
+
+
+def unlink(link: str, name: str) -> None:
+    """Remove live or proven, or whatever stands in its place."""
+    integrity.clear(f"{configuration.STATE}/{link}/{name}")
+    sync(f"{configuration.STATE}/{link}")
 
 
 def destroy(name: str, number: int) -> None:
@@ -68,12 +81,10 @@ def destroy(name: str, number: int) -> None:
     path = f"{directory(name)}/.old-{number:04d}"
     os.rename(directory(name, number), path)
     sync(directory(name))
-    try:
-        os.unlink(path + "/privkey.pem")
-    except FileNotFoundError:
-        pass
-    sync(path)
-    erase(path)
+    if os.path.isdir(path):
+        integrity.clear(path + "/privkey.pem")
+        sync(path)
+    integrity.clear(path)
 
 
 def mark(name: str, number: int, marker: str) -> None:
@@ -84,17 +95,7 @@ def mark(name: str, number: int, marker: str) -> None:
 def sweep(name: str, leftovers: list[str]) -> None:
     """Remove what a killed run left half-written in the site's directory."""
     for entry in leftovers:
-        path = f"{directory(name)}/{entry}"
-        if os.path.isdir(path):
-            erase(path)
-        else:
-            os.unlink(path)
-
-
-def erase(path: str) -> None:
-    """Remove a directory with all that is in it."""
-    import shutil                              # here, because most runs remove none
-    shutil.rmtree(path)
+        integrity.clear(f"{directory(name)}/{entry}")
 
 
 def sync(path: str) -> None:
@@ -113,22 +114,20 @@ def _requested(wanted: configuration.Site, key: bytes, kind: str, created: int) 
 
 def certified(name: str, number: int, leaf: bytes, intermediates: bytes, accepted: Accepted) -> dict[str, bytes]:
     """The files that make a generation complete."""
-    path = directory(name, number)
     known = {"sha256": accepted.sha256, "not_before": accepted.not_before, "not_after": accepted.not_after}
-    lines = f"ssl_certificate {path}/fullchain.pem;\nssl_certificate_key {path}/privkey.pem;\n"
     return {"cert.pem": leaf, "chain.pem": intermediates, "fullchain.pem": leaf + intermediates,
-            "cert.json": json.dumps(known).encode(), "nginx.conf": lines.encode()}
+            "cert.json": json.dumps(known).encode(), "nginx.conf": integrity.lines(directory(name, number))}
 
 
 def _make(name: str, number: int, files: dict[str, bytes]) -> None:
     parent = directory(name)
     if not os.path.isdir(parent):
+        integrity.clear(parent)
         os.mkdir(parent)
         os.chmod(parent, 0o755)
         sync(os.path.dirname(parent))
     temporary = f"{parent}/.new-{number:04d}"
-    if os.path.exists(temporary):
-        erase(temporary)
+    integrity.clear(temporary)
     os.mkdir(temporary, 0o700)
     for entry, data in files.items():
         _put(temporary, entry, data, 0o600 if entry == "privkey.pem" else 0o644)
@@ -137,7 +136,16 @@ def _make(name: str, number: int, files: dict[str, bytes]) -> None:
     sync(parent)
 
 
+def _into(link: str, path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):       # somebody's hand
+        integrity.clear(path)
+    os.rename(link, path)
+    sync(os.path.dirname(path))
+
+
 def _put(path: str, entry: str, data: bytes, mode: int) -> None:
+    if os.path.isdir(f"{path}/{entry}"):
+        integrity.clear(f"{path}/{entry}")
     fd = spool.open_directory(path)
     try:
         spool.write(fd, entry, data, mode)

@@ -12,7 +12,7 @@ import os
 import time
 
 from certdrop import events, site, spool
-from certdrop.keeper import generations, judges, keys, notes, revoke, state, switch
+from certdrop.keeper import generations, integrity, judges, keys, notes, revoke, state, switch
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Sight
 
@@ -25,6 +25,9 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
     sweep()
     for name, number in revoke.ended(run):
         withdraw(run, name, number, "revoke")
+    if state.burnt_is_damaged():
+        run.fail("keeper/burnt", "the list of keys that got out is damaged; those that cannot be read there are not known any more; "
+                 "certdrop rotate NAME --compromised lists a site's keys again, and mends it", os.EX_IOERR)
     wanted: list[site.Site] = []
     for name in site.site_names() if names is None else names:
         try:
@@ -33,6 +36,7 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
             wanted.append(found)
         except site.Wrong as error:
             run.fail(name, f"{error}; the live certificate stays", os.EX_CONFIG)
+            _settle_unconfigured(run, name)
         except OSError as error:
             run.fail(name, f"{_words(error)}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
     take(run, wanted)
@@ -44,7 +48,8 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
     for found in wanted:
         try:
             revoke.post_owed(run, found.name)
-            settle(run, found)
+            if found.name in run.stirred or state.burnt():
+                settle(run, found)
         except OSError as error:
             run.fail(found.name, f"{_words(error)}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
     notes.remember()
@@ -52,26 +57,36 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
     notes.put("last-run", json.dumps(stamp).encode())
 
 
-def settle(run: Run, wanted: site.Site) -> None:
-    """Take the steps of the recovery table until only a reply or a service is waited for."""
-    name = wanted.name
+def settle(run: Run, wanted: site.Site | None, name: str = "") -> None:
+    """Take the steps of the recovery table until only a reply or a service is waited for. Of a site whose configuration cannot be read, by `name`."""
+    name = wanted.name if wanted else name
     while True:
-        sight = Sight(name)
+        sight = run.sights[name] = Sight(name)
         step = state.step(sight, wanted, run.posted.setdefault(name, set()))
         if step == state.PUT_BACK:
-            os.rename(f"{site.STATE}/live/.{name}.aside", f"{site.STATE}/live/{name}")
-            generations.sync(site.STATE + "/live")
+            generations.put_back(name)
         elif step == state.SWEEP:
             generations.sweep(name, sight.leftovers)
-        elif step == state.PLACEHOLDER:
+        elif step == state.PLACEHOLDER and wanted:
             generations.make_placeholder(wanted, sight.highest + 1)
         elif step == state.LINK:
             generations.move("live", name, sight.newest or 0)
-        elif step in (state.NEXT, state.REPLACE):
+        elif step == state.UNLINK:
+            generations.unlink("proven", name)
+        elif step in (state.NEXT, state.REPLACE) and wanted:
             stands_in = sight.newest is not None and state.has(name, sight.newest, "placeholder")
-            generations.make_next(wanted, sight.highest + 1, key_to_carry(wanted, sight), now=stands_in or step == state.REPLACE)
+            changed = step == state.REPLACE and not sight.fault
+            hurry = sight.fault and sight.next is not None and state.has(name, sight.next, "now")
+            if sight.fault:
+                _tell_damage(run, name, f"{sight.fault}; the request is made anew, with another key")
+            generations.make_next(wanted, sight.highest + 1, key_to_carry(wanted, sight), now=bool(stands_in or changed or hurry))
         elif step == state.WANT:
             generations.mark(name, sight.next or 0, "now")
+        elif step == state.GIVE_UP:
+            for number, fault in sight.damaged.items():
+                follows = f"; generation {sight.live:04d} is live, and another certificate is asked for" if sight.lost else "; it is given up"
+                _tell_damage(run, name, f"generation {number:04d} is damaged: {fault}{follows}")
+                generations.mark(name, number, "withdrawn")
         elif step == state.POST:
             post(run, name, sight)
         elif step == state.WITHDRAW:
@@ -82,6 +97,18 @@ def settle(run: Run, wanted: site.Site) -> None:
                 generations.destroy(name, number)
         else:
             return
+
+
+def _settle_unconfigured(run: Run, name: str) -> None:
+    try:
+        settle(run, None, name)
+    except OSError as error:
+        run.fail(name, f"{_words(error)}; the next run tries again", os.EX_TEMPFAIL)
+
+
+def _tell_damage(run: Run, name: str, text: str) -> None:
+    run.log.write(events.DAMAGED, site=name, error=text)
+    run.fail(name, text, os.EX_IOERR)
 
 
 def key_to_carry(wanted: site.Site, sight: Sight) -> int | None:
@@ -129,7 +156,7 @@ def take(run: Run, wanted: list[site.Site]) -> None:
 
 
 def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
-    name, sight = wanted.name, Sight(wanted.name)
+    name, sight = wanted.name, run.sights.get(wanted.name) or Sight(wanted.name)
     number = sight.next
     if number is None:
         return
@@ -175,6 +202,8 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
                  f"{_follows(refused.reason)}, certdrop-spool(5) explains the reason", _code(refused.reason))
         return
     generations.complete(name, number, blocks, accepted)
+    run.stirred.add(name)
+    run.sights[name] = Sight(name)
     known.spent[accepted.sha256] = accepted.not_after
     known.refused = {}
     known.save()
@@ -197,11 +226,8 @@ def finish_removals() -> None:
         if name != entry and spool.is_site_name(name):
             for path in (f"{site.ETC}/sites.d/{name}.toml", f"{site.STATE}/live/.{name}.aside", f"{site.STATE}/proven/{name}",
                          f"{site.STATE}/keeper/{name}.json"):
-                try:
-                    os.unlink(path)
-                except FileNotFoundError:
-                    pass
-            generations.erase(f"{parent}/{entry}")
+                integrity.clear(path)
+            integrity.clear(f"{parent}/{entry}")
             generations.sync(parent)
 
 
@@ -211,7 +237,7 @@ def sweep() -> None:
     for parent in (spool.requests(), site.ETC + "/sites.d", *below):
         for entry in os.listdir(parent):
             if entry.startswith(".") and entry.endswith(".new"):
-                os.unlink(f"{parent}/{entry}")
+                integrity.clear(f"{parent}/{entry}")
 
 
 def _fingerprint(block: bytes) -> str:

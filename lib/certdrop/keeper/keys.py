@@ -22,11 +22,16 @@ def make(kind: str) -> bytes:
 
 def spki_sha256(key: bytes) -> str:
     """The SHA-256, in hex, of the public key's SubjectPublicKeyInfo (what a TLSA record 3 1 1 holds, RFC 6698)."""
-    import hashlib
+    return _sha256(_load(key).public_key())
 
-    from cryptography.hazmat.primitives import serialization
-    public = _load(key).public_key()
-    return hashlib.sha256(public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+def spki_of_request(csr: bytes) -> str:
+    """The same of a request that was made here. Raises ValueError where its signature is not its key's."""
+    from cryptography import x509
+    found = x509.load_pem_x509_csr(csr)
+    if not found.is_signature_valid:
+        raise ValueError("the signature is not good")
+    return _sha256(found.public_key())
 
 
 def request(key: bytes, domains: list[str]) -> bytes:
@@ -63,6 +68,13 @@ def _names(domains: list[str]) -> Any:
     from certdrop import site
     return x509.SubjectAlternativeName(
         [x509.IPAddress(ipaddress.ip_address(domain)) if site.is_address(domain) else x509.DNSName(domain) for domain in domains])
+
+
+def _sha256(public: Any) -> str:
+    import hashlib
+
+    from cryptography.hazmat.primitives import serialization
+    return hashlib.sha256(public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def _load(key: bytes) -> Any:

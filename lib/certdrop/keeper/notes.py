@@ -1,7 +1,7 @@
 """Root's notes on a site: what was refused, what could not be installed, which leaves it had. World-readable, for issuer and status.
 
 Notes time things and explain them; where a site *stands* is looked up on disk, never here. Runs as: root. Trusts: its own
-files. Reads and writes: keeper/NAME.json, keeper/refused/, keeper/parsed and keeper/last-run below /var/lib/certdrop.
+files. Reads and writes: keeper/NAME.json, keeper/refused/, keeper/parsed, keeper/examined and keeper/last-run below /var/lib/certdrop.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ import os
 import time
 
 from certdrop import events, site, spool
+from certdrop.keeper import integrity
+
+TYPE_CHECKING = False              # what typing's is, for 2 ms less
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 BACK_OFF = (60, 600, 3000)         # seconds to the next try of an installation, and of a verdict that time can heal
 REFUSED_KEPT = 20                  # refused replies kept for the administrator
@@ -23,21 +28,21 @@ class Notes:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.damage = ""                       # why they cannot be read: notes may be lost, a site's standing not
         found: dict[str, object] = {}
         try:
-            with open(f"{site.STATE}/keeper/{name}.json", encoding="ascii") as stream:
-                found = json.load(stream)
+            found = integrity.table(f"{site.STATE}/keeper/{name}.json")
         except FileNotFoundError:
             pass
-        except ValueError:
-            pass                               # cut short by a full disk: notes may be lost, a site's standing not
-        self._before = json.dumps(found, sort_keys=True)
-        self.refused = _table(found, "refused")
-        self.install = _table(found, "install")
-        self.spent = {key: int(str(value)) for key, value in _table(found, "spent").items()}
-        self.revoke = {key: value for key, value in _table(found, "revoke").items() if isinstance(value, dict)}
-        installed = found.get("installed_at", 0)
-        self.installed_at = int(str(installed)) if spool.is_credible(installed, spool.HAPPENED, time.time()) else 0
+        except integrity.Damaged as damage:
+            self.damage = str(damage)
+        self._before = "" if self.damage else json.dumps(found, sort_keys=True)
+        self.refused = _trouble(found, "refused", "reason")
+        self.install = _trouble(found, "install", "state")
+        self.spent = {key: int(value) for key, value in _table(found, "spent").items() if _is_moment(value)}
+        self.revoke = {key: value for key, value in _table(found, "revoke").items() if isinstance(value, dict) and _is_moment(value.get("not_after"))}
+        at = found.get("installed_at")
+        self.installed_at = int(at) if _is_moment(at) and spool.is_credible(at, spool.HAPPENED, time.time()) else 0
 
     def save(self) -> None:
         """Write the notes, where they changed."""
@@ -85,6 +90,8 @@ class Notes:
 def put(entry: str, data: bytes, mode: int = 0o644, below: str = "keeper") -> None:
     """Write one of root's state files, whole or not at all."""
     fd = spool.open_directory(f"{site.STATE}/{below}")
+    if os.path.isdir(f"{site.STATE}/{below}/{entry}"):       # somebody's hand
+        integrity.clear(f"{site.STATE}/{below}/{entry}")
     try:
         spool.write(fd, entry, data, mode)
     finally:
@@ -92,21 +99,24 @@ def put(entry: str, data: bytes, mode: int = 0o644, below: str = "keeper") -> No
 
 
 def recall() -> None:
-    """What the configuration said when it was last parsed: good for a file that has the very same text, and read anew for any other."""
+    """What the configuration said when it was last parsed: good for a file that has the very same text, and read anew for any other.
+    And which generations were found whole: good for as long as nobody touched them."""
+    integrity.recall()
     try:
         with open(f"{site.STATE}/keeper/parsed", encoding="ascii") as stream:
             _recalled.update({path: (text, said) for path, (text, said) in json.load(stream).items()})
-    except (OSError, ValueError, TypeError, AttributeError):       # none yet, or damaged: then all is parsed
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):       # none yet, or damaged: then all is parsed
         pass
     site.parsed.update(_recalled)
 
 
 def remember() -> None:
     """Write that down, where it changed. A disk that is full costs the next run some milliseconds."""
-    if site.parsed != _recalled:
-        known = {path: texts for path, texts in site.parsed.items() if os.path.exists(path)}
+    known = {path: texts for path, texts in site.parsed.items() if os.path.exists(path)} if site.parsed != _recalled else None
+    for entry, data in (("parsed", known and json.dumps(known).encode()), ("examined", integrity.news())):
         try:
-            put("parsed", json.dumps(known).encode(), 0o600)
+            if data:
+                put(entry, data, 0o600)
         except OSError:
             pass
 
@@ -118,6 +128,18 @@ def keep_refused(name: str, number: int, reason: str, reply: bytes) -> None:
     kept = sorted((os.stat(f"{parent}/{entry}").st_mtime, entry) for entry in os.listdir(parent))
     for _, entry in kept[:-REFUSED_KEPT]:
         os.unlink(f"{parent}/{entry}")
+
+
+def _trouble(found: dict[str, object], key: str, what: str) -> dict[str, object]:
+    """What went wrong, where all that is reckoned with is of its type; else nothing did."""
+    value = _table(found, key)
+    whole = isinstance(value.get(what), str) and all(_is_moment(value.get(word)) for word in ("number", "since", "tries", "next_try"))
+    return value if whole else {}
+
+
+def _is_moment(value: object) -> TypeGuard[int]:
+    """Whether it is a moment, or another number from 0 on, that can be reckoned with."""
+    return type(value) is int and 0 <= value < 1 << 40
 
 
 def _table(found: dict[str, object], key: str) -> dict[str, object]:

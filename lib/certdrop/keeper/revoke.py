@@ -10,7 +10,7 @@ import json
 import time
 
 from certdrop import events, spool
-from certdrop.keeper import notes, state
+from certdrop.keeper import integrity, notes, state
 from certdrop.keeper.run import Run
 
 # Why (RFC 5280 section 5.3.1): what the holder of a certificate may say. 0 is said by leaving it out.
@@ -86,9 +86,9 @@ def ended(run: Run) -> list[tuple[str, int]]:
     for name, posted in run.posted.items():
         for number in sorted(number for number, kind in posted if kind == "revoke"):
             try:
-                with open(f"{spool.requests()}/{spool.entry(name, number, 'revoke')}", encoding="ascii") as stream:
-                    if int(json.load(stream)["not_after"]) <= time.time():
-                        found.append((name, number))
-            except (OSError, ValueError):      # one damaged file holds up nobody
+                end = integrity.table(f"{spool.requests()}/{spool.entry(name, number, 'revoke')}").get("not_after")
+                if isinstance(end, int) and end <= time.time():
+                    found.append((name, number))
+            except OSError:                    # one damaged file holds up nobody
                 pass
     return found

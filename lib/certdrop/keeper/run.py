@@ -11,6 +11,7 @@ import time
 
 from certdrop import events, jail, site, spool
 from certdrop.keeper import judges, notes
+from certdrop.keeper.state import Sight
 
 OUTPUT = 30                        # seconds for somebody to read what is printed
 PATIENCE = 600                     # seconds that a run goes on asking judges; what is left waits for the next
@@ -30,6 +31,8 @@ class Run:
         self.witness = judges.Judge("served", self.config.trust_roots)
         self.issuer, self.group = jail.user_ids(spool.ISSUER)
         self.posted: dict[str, set[tuple[int, str]]] = {}
+        self.sights: dict[str, Sight] = {}                 # how each site stood when it was last looked at
+        self.stirred: set[str] = set()                     # the sites that something was done with since they settled
         self.failures: set[int] = set()
         self.said: list[str] = []
         for entry in os.listdir(spool.requests()):         # root's own directory: nobody else can write there
@@ -55,7 +58,7 @@ class Run:
     def fail(self, name: str, text: str, code: int) -> None:
         """Say what went wrong, where somebody watches or must act at once, and remember it for the exit code."""
         self.failures.add(code)
-        if self.talk or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG):
+        if self.talk or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG, os.EX_IOERR):
             self.said.append(f"{self.program}: {name}: {text}")
 
     def flush(self) -> None:
@@ -65,7 +68,7 @@ class Run:
 
     def exit_code(self) -> int:
         """0 where the wanted state holds, else the gravest of what went wrong."""
-        for code in (os.EX_SOFTWARE, os.EX_CONFIG, os.EX_NOPERM, os.EX_DATAERR, os.EX_TEMPFAIL):
+        for code in (os.EX_SOFTWARE, os.EX_CONFIG, os.EX_NOPERM, os.EX_IOERR, os.EX_DATAERR, os.EX_TEMPFAIL):
             if code in self.failures:
                 return code
         return os.EX_TEMPFAIL if self.failures else os.EX_OK          # the issuer's own codes, or the signal that ended it

@@ -1,18 +1,18 @@
 """Where a site stands, by looking at the disk; and which step comes next. This is the recovery table of DESIGN.md, section 3.
 
-look() sees, step() decides and does nothing: the same sight always leads to the same step, so a run that was killed anywhere
-is gone on with by the next one. Runs as: root, under the keeper's lock. Trusts: root's own directories. Reads: sites/, live/, proven/
-and keeper/ below /var/lib/certdrop. Writes: nothing.
+Sight sees, step() decides and does nothing: the same sight always leads to the same step, so a run that was killed anywhere
+is gone on with by the next one. What is damaged (integrity.py) is not complete. Runs as: root, under the keeper's lock. Trusts: root's
+own directories. Reads: sites/, live/, proven/ and keeper/ below /var/lib/certdrop. Writes: nothing.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
 
 from certdrop import site as configuration
+from certdrop.keeper import integrity
 
 KEPT = 3                           # complete generations of a site
 
@@ -20,16 +20,20 @@ KEPT = 3                           # complete generations of a site
 PUT_BACK = "2 put back the live link that a removal set aside"
 SWEEP = "3 remove what was written half"
 PLACEHOLDER = "4 make the placeholder generation"
-LINK = "5 live := newest complete"
+LINK = "5 live := newest complete, for live is none, or no link to a whole generation"
+UNLINK = "5 remove proven, for it is no link to a whole generation"
 NEXT = "6 make the next generation"
-REPLACE = "7 make another next: the configuration was changed, or its key is too old, or got out"
+REPLACE = "7 make another next: the configuration was changed, its key is too old, or got out, or it is damaged"
+WANT = "7 next is wanted now, for the newest key is too old, or got out, or a newer certificate is damaged"
+GIVE_UP = "7 withdraw what is damaged"
 POST = "8 post next's request"
-WANT = "7 next is wanted now, for the newest key is too old, or got out"
 WITHDRAW = "9 withdraw other requests"
 PRUNE = "10 remove old generations"
 WAIT = "11 settled: take a reply, switch services"
 
 _NUMBER = re.compile(r"[0-9]{4,9}")
+_KEY = re.compile(r"[0-9a-f]{64}")
+_MANY = 16 << 20                   # bytes of keeper/burnt
 
 
 class Sight:
@@ -37,27 +41,35 @@ class Sight:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.numbers: list[int] = []           # all generations, ascending
-        self.whole: list[int] = []             # those with all their files (nginx.conf is written last)
+        self.finished: list[int] = []          # those that were complete once (nginx.conf is written last)
+        self.whole: list[int] = []             # those with all their files, none of them damaged
         self.complete: list[int] = []          # of these, not those withdrawn by a rollback
-        self.live = linked("live", name)       # L
-        self.proven = linked("proven", name)   # P
+        self.damaged: dict[int, str] = {}      # those that were whole, and are not withdrawn yet; and why
+        self.fault = ""                        # the same of next
         self.aside = os.path.lexists(f"{configuration.STATE}/live/.{name}.aside")
         entries = _entries(directory(name))
         self.leftovers = [entry for entry in entries if entry.startswith(".")]
-        for number in sorted(int(entry) for entry in entries if _NUMBER.fullmatch(entry)):
-            self.numbers.append(number)
-            found = set(_entries(directory(name, number)))
+        links = {link: linked(link, name) for link in ("live", "proven")}
+        unfinished = True
+        self.numbers = sorted(int(entry) for entry in entries if _NUMBER.fullmatch(entry))       # all generations
+        for number in self.numbers:
+            place = directory(name, number)
+            found = set(_entries(place))
             self.leftovers += [f"{number:04d}/{entry}" for entry in found if entry.startswith(".")]
-            if "nginx.conf" in found:
-                self.whole.append(number)
-                if "withdrawn" not in found:
-                    self.complete.append(number)
-
-    @property
-    def next(self) -> int | None:
-        """N, where it is incomplete: the generation that waits for its certificate."""
-        return self.numbers[-1] if self.numbers and self.numbers[-1] not in self.whole else None
+            was = number in links.values() or ("cert.json" in found and number != self.numbers[-1])     # it was finished once
+            unfinished = "nginx.conf" not in found and not was
+            fault = "" if unfinished else integrity.fault(place, integrity.COMPLETE)
+            self.finished += [] if unfinished else [number]
+            self.whole += [] if unfinished or fault else [number]
+            if not unfinished and "withdrawn" not in found:
+                self.complete += [] if fault else [number]
+                self.damaged.update({number: fault} if fault else {})
+        self.next = self.numbers[-1] if self.numbers and unfinished else None        # N, where it waits for its certificate
+        if self.next is not None:
+            self.fault = integrity.fault(directory(name, self.next), integrity.REQUEST)
+        self.live = links["live"] if links["live"] in self.whole else None           # L
+        self.proven = links["proven"] if links["proven"] in self.whole else None     # P
+        self.astray = self.proven is None and os.path.lexists(f"{configuration.STATE}/proven/{name}")
 
     @property
     def newest(self) -> int | None:
@@ -68,11 +80,17 @@ class Sight:
     def highest(self) -> int:
         """The highest number ever used for this site's name; 0 for none."""
         try:
-            with open(f"{configuration.STATE}/keeper/retired/{self.name}", encoding="ascii") as stream:
-                retired = int(stream.read())
+            retired = int(integrity.read(f"{configuration.STATE}/keeper/retired/{self.name}"))
         except FileNotFoundError:
             retired = 0
+        except (OSError, ValueError):          # damaged: then the minutes since 1970, which no site comes near to by counting
+            retired = 0 if self.numbers else int(time.time()) // 60
         return max([retired, *self.numbers])
+
+    @property
+    def lost(self) -> bool:
+        """Whether a certificate newer than C is damaged: then another is asked for."""
+        return any(number > (self.newest or 0) for number in self.damaged)
 
     @property
     def old(self) -> list[int]:
@@ -81,23 +99,33 @@ class Sight:
         return [number for number in self.numbers if number not in kept]
 
 
-def step(sight: Sight, wanted: configuration.Site, posted: set[tuple[int, str]]) -> str:
-    """The next step for a configured site. `posted` are (number, kind) of its requests in the spool."""
+def step(sight: Sight, wanted: configuration.Site | None, posted: set[tuple[int, str]]) -> str:
+    """The next step for a site. `posted` are (number, kind) of its requests in the spool. Without a configuration that can be read (None)
+    just those steps that need none: nothing that is damaged is left to services."""
     if sight.aside:
         return PUT_BACK
     if sight.leftovers:
         return SWEEP
     if sight.newest is None:
-        return PLACEHOLDER
+        return PLACEHOLDER if wanted else WAIT
     if sight.live is None:
         return LINK
+    if sight.astray:
+        return UNLINK
+    if wanted is None:
+        return WAIT
     if sight.next is None:
         return NEXT
+    if sight.fault:
+        return REPLACE
     known = facts(sight.name, sight.next, "request")
     if known["key"] != wanted.key or known["domains"] != sorted(wanted.domains) or is_old_key(wanted, sight.next):
         return REPLACE
-    if is_old_key(wanted, sight.newest) and not (has(sight.name, sight.newest, "placeholder") or has(sight.name, sight.next, "now")):
-        return WANT
+    if sight.lost or (is_old_key(wanted, sight.newest) and not has(sight.name, sight.newest, "placeholder")):
+        if not has(sight.name, sight.next, "now"):
+            return WANT
+    if sight.damaged:
+        return GIVE_UP
     if not required(sight) <= posted:
         return POST
     if stray(sight, posted):
@@ -112,12 +140,22 @@ def is_old_key(wanted: configuration.Site, number: int) -> bool:
 
 
 def burnt() -> set[str]:
-    """The keys (SHA-256 of their SPKI) that got out: they are never used again."""
+    """The keys (SHA-256 of their SPKI) that got out: they are never used again. Of a list that is damaged, what can be read."""
+    return {key for key in _burnt().split() if _KEY.fullmatch(key)}
+
+
+def burnt_is_damaged() -> bool:
+    """Whether keeper/burnt is not as root wrote it: a key in each line, and at least one."""
+    path = f"{configuration.STATE}/keeper/burnt"
+    lines = _burnt().splitlines()
+    return os.path.lexists(path) and (not lines or not all(map(_KEY.fullmatch, lines)))
+
+
+def _burnt() -> str:
     try:
-        with open(f"{configuration.STATE}/keeper/burnt", encoding="ascii") as stream:
-            return set(stream.read().split())
-    except FileNotFoundError:
-        return set()
+        return integrity.read(f"{configuration.STATE}/keeper/burnt", _MANY).decode("ascii", "replace")
+    except (FileNotFoundError, integrity.Damaged):
+        return ""
 
 
 def is_burnt(name: str, number: int) -> bool:
@@ -128,7 +166,10 @@ def is_burnt(name: str, number: int) -> bool:
 
 def owed(sight: Sight, posted: set[tuple[int, str]]) -> list[int]:
     """The generations whose certificate root has to have revoked, and did not ask for it yet: their key got out."""
-    return [number for number in sight.whole if (number, "revoke") not in posted and is_burnt(sight.name, number)
+    if not burnt():
+        return []
+    return [number for number in sight.finished if (number, "revoke") not in posted
+            and not integrity.fault(directory(sight.name, number), integrity.REVOCABLE) and is_burnt(sight.name, number)
             and not has(sight.name, number, "placeholder") and moment(sight.name, number, "not_after") > time.time()]
 
 
@@ -161,10 +202,9 @@ def has(name: str, number: int, marker: str) -> bool:
 
 
 def facts(name: str, number: int, kind: str) -> dict[str, object]:
-    """What root wrote down about a generation: `request` (key, key_created, spki_sha256, domains) or `cert` (sha256, not_before, not_after)."""
-    with open(f"{directory(name, number)}/{kind}.json", encoding="ascii") as stream:
-        found: dict[str, object] = json.load(stream)
-    return found
+    """What root wrote down about a generation: `request` (key, key_created, spki_sha256, domains) or `cert` (sha256, not_before, not_after).
+    Raises integrity.Damaged."""
+    return integrity.facts(f"{directory(name, number)}/{kind}.json")
 
 
 def moment(name: str, number: int, what: str) -> int:
@@ -180,15 +220,17 @@ def pause(name: str, number: int | None, most: int) -> int:
 
 
 def linked(link: str, name: str) -> int | None:
-    """The generation that live or proven points at."""
+    """The generation that live or proven points at; None for no link, and for anything else that stands there."""
     try:
-        return int(os.readlink(f"{configuration.STATE}/{link}/{name}").rpartition("/")[2])
-    except FileNotFoundError:
+        target = os.readlink(f"{configuration.STATE}/{link}/{name}")
+    except OSError:
         return None
+    number = target.removeprefix(f"../sites/{name}/")
+    return int(number) if number != target and _NUMBER.fullmatch(number) else None
 
 
 def _entries(path: str) -> list[str]:
     try:
         return os.listdir(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []

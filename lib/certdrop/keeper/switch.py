@@ -23,9 +23,8 @@ GRACE = 1.0                        # the same, for a site that nobody showed bef
 class Change:
     """A site whose newest generation is to be used: from `back` to `to`."""
 
-    def __init__(self, wanted: site.Site) -> None:
-        self.wanted, self.name = wanted, wanted.name
-        self.sight = state.Sight(wanted.name)
+    def __init__(self, wanted: site.Site, sight: state.Sight) -> None:
+        self.wanted, self.name, self.sight = wanted, wanted.name, sight
         self.notes = notes.Notes(wanted.name)
         self.back = self.sight.live
         self.to = self.sight.newest or 0
@@ -111,7 +110,7 @@ class Change:
 
     def look(self, judge: judges.Judge, used: dict[str, services.Service]) -> None:
         """See what is shown before anything is changed."""
-        self.own = {self.sha256(number) for number in self.sight.whole}
+        self.own = {self.sha256(number) for number in self.sight.whole} | set(self.notes.spent)
         self.before = self.shown(judge, used)
 
     def shown(self, judge: judges.Judge, used: dict[str, services.Service]) -> dict[services.Place, str]:
@@ -141,7 +140,10 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
     changes = []
     for found in wanted:
         try:
-            changes.append(Change(found))
+            changes.append(Change(found, run.sights.get(found.name) or state.Sight(found.name)))
+            if changes[-1].notes.damage:
+                run.fail(found.name, f"{changes[-1].notes.damage}; what was noted of refusals and failures is forgotten, and written anew", os.EX_IOERR)
+                changes[-1].notes.save()
         except OSError as error:                             # one site's trouble holds up no other
             run.fail(found.name, f"{error}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
     for change in changes:
@@ -151,6 +153,7 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
     changes = [change for change in changes if change.is_due(run.talk, run.asked_by_issuer)]
     if not changes:
         return
+    run.stirred.update(change.name for change in changes)
     began = time.monotonic()
     used, broken = _tested(run, {name for change in changes for name in change.wanted.services})
     stretch = max(1.0, time.monotonic() - began)             # a service of many sites takes its time
@@ -192,7 +195,8 @@ def _look_again(run: Run, put_off: list[Change]) -> None:
                 continue                                     # said when it is its turn
             if any(service.port for service in used.values()) and time.monotonic() < run.end:
                 change.look(judge, used)
-                _is_served(run, change, used, judge)
+                if _is_served(run, change, used, judge):
+                    run.stirred.add(change.name)
 
 
 def _stand_in(run: Run, change: Change) -> None:

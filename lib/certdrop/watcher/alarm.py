@@ -50,6 +50,9 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
         problems.append(Problem(f"{name}:{kind}", f"{name}: {subject}", [fact for fact in facts if fact[1]], grave))
 
     renewing = "tries again by itself{again}; the live certificate stays"
+    if site.state == verdict.DAMAGED:
+        add("damaged", "a file of root's is damaged", "makes the newest whole generation live, and asks for another certificate, at its next run",
+            "run certdrop-install, and look for what damages files: the disk, somebody's hand", True)
     if site.state == verdict.EXPIRED:
         add("expired", "the certificate has expired", "goes on trying to renew it{again}", f"run certdrop renew {name} and read what it says", True)
     elif site.severity and _is_near_end(site):

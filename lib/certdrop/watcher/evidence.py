@@ -80,6 +80,7 @@ class Evidence:
     services: list[str] = field(default_factory=list)
     configured_at: int = 0                     # when the site's file was last written
     wrong: str = ""                            # why the configuration, or what is on disk, cannot be used
+    damaged: str = ""                          # which file of root's is not as root wrote it
     live: int | None = None
     proven: int | None = None
     next: int | None = None
@@ -160,6 +161,8 @@ class Reader:
         except OSError as error:
             found.wrong = found.wrong or clean(f"{error.filename}: {error.strerror}", TEXT)
         notes = self._json("keeper", name + ".json", ROOT, found)
+        if found.live is None and not found.damaged and os.path.lexists(f"{configuration.STATE}/live/{name}"):
+            found.damaged = f"{configuration.STATE}/live/{name} is no link to a generation of this site"
         found.refused = _trouble(notes.get("refused"), "reason")
         found.install = _trouble(notes.get("install"), "state")
         found.installed_at = number(notes, "installed_at")
@@ -194,7 +197,7 @@ class Reader:
         except FileNotFoundError:
             return                             # configured, not made yet
         for at in numbers:
-            entries = set(os.listdir(f"{place}/{at:04d}"))
+            entries = set(os.listdir(f"{place}/{at:04d}")) if os.path.isdir(f"{place}/{at:04d}") else set()
             if "nginx.conf" not in entries:
                 found.next = at if at == numbers[-1] else None
             elif "withdrawn" not in entries:
@@ -205,6 +208,7 @@ class Reader:
             found.placeholder = os.path.exists(here + "/placeholder")
             self._live(found, here)
             found.disorder += order.of_site(found.name, found.live)
+            found.damaged = found.damaged or clean(order.damage(found.name, found.live), TEXT)
         if found.proven is not None:
             found.was_served = not os.path.exists(f"{place}/{found.proven:04d}/placeholder")
         if found.next is not None:
@@ -217,16 +221,15 @@ class Reader:
     def _live(self, found: Evidence, here: str) -> None:
         asked = self._json(here[len(configuration.STATE) + 1:], "request.json", ROOT, found)
         found.key, found.key_created = text(asked, "key", 20), number(asked, "key_created")
-        found.burnt = asked.get("spki_sha256") in self.burnt
+        found.burnt = text(asked, "spki_sha256", 64) in self.burnt
         domains = asked.get("domains")
         if not found.domains and isinstance(domains, list):
             found.domains = [clean(domain, 253) for domain in domains[:configuration.MAX_DOMAINS]]
         try:
             found.certificate = parse(_read(here, "cert.pem", ROOT))
-        except FileNotFoundError:
-            found.wrong = found.wrong or f"{here}/cert.pem is missing"
-        except (spool.Refused, ValueError) as error:
-            found.wrong = found.wrong or f"{here}/cert.pem cannot be read: {clean(error, 100)}"
+        except (OSError, spool.Refused, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            found.damaged = f"{here}/cert.pem cannot be read: {clean(why, 100)}"
 
     def _ledger(self, found: Evidence) -> None:
         ledger = self._json("issuer", found.name + ".json", self.issuer, found)
@@ -260,7 +263,9 @@ class Reader:
         except (OSError, spool.Refused, ValueError) as error:
             if found is not None:
                 why = error.strerror if isinstance(error, OSError) else error
-                found.disorder.append(f"{configuration.STATE}/{folder}/{name} cannot be used: {clean(why, 60)}")
+                said = f"{configuration.STATE}/{folder}/{name} cannot be used: {clean(why, 60)}"
+                found.disorder.append(said)
+                found.damaged = found.damaged or (said if owner == ROOT else "")
             return {}
 
 

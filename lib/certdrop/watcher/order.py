@@ -13,6 +13,7 @@ from certdrop import site as configuration
 
 ROOT = 0
 PUBLIC = ("cert.pem", "chain.pem", "fullchain.pem", "nginx.conf")
+WHOLE = ("privkey.pem", "request.json", "cert.json", "cert.pem", "fullchain.pem", "nginx.conf")        # chain.pem may be empty
 
 
 def of_site(name: str, number: int) -> list[str]:
@@ -23,6 +24,19 @@ def of_site(name: str, number: int) -> list[str]:
     for entry in PUBLIC:
         wrong += regular(f"{place}/{entry}", 0o022, "can be written by others than root")
     return wrong or content(place)
+
+
+def damage(name: str, number: int) -> str:
+    """Why the live generation of a site is not whole, as far as can be seen without its key; "" where it is. The keeper goes back from such a one."""
+    place = f"{configuration.STATE}/sites/{name}/{number:04d}"
+    for entry in WHOLE:
+        try:
+            found = os.lstat(f"{place}/{entry}")
+        except OSError as error:
+            return f"{place}/{entry}: {error.strerror}"
+        if not stat.S_ISREG(found.st_mode) or not found.st_size:
+            return f"{place}/{entry} is {'empty' if stat.S_ISREG(found.st_mode) else 'no file'}"
+    return "; ".join(content(place))
 
 
 def directory(path: str) -> list[str]:

@@ -18,7 +18,8 @@ NOT_SERVED = "issued-not-served"
 REFUSED = "refused"
 FAILING = "failing"
 EXPIRED = "expired"
-STATES = (SERVING, INSTALLED, PLACEHOLDER, REFUSED, FAILING, NOT_SERVED, EXPIRED)
+DAMAGED = "damaged"
+STATES = (SERVING, INSTALLED, PLACEHOLDER, REFUSED, FAILING, NOT_SERVED, EXPIRED, DAMAGED)
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3    # Nagios' exit codes
 DAY = 86400
@@ -131,6 +132,8 @@ def _served(found: Evidence, shown: set[str] | None) -> bool | None:
 def _state(found: Evidence, shown: set[str] | None, served: bool | None, now: float) -> str:
     certificate = found.certificate
     real = certificate is not None and not found.placeholder
+    if found.damaged:
+        return DAMAGED
     if real and certificate is not None and certificate.not_after <= now:
         return EXPIRED
     if _is_unserved(found, shown, served):
@@ -173,6 +176,8 @@ def _share_left(found: Evidence, now: float) -> float | None:
 
 def _why(found: Evidence, state: str, shown: set[str] | None) -> tuple[str, int | None, int | None]:
     """(the last error in one line, since when, when it is tried again)."""
+    if state == DAMAGED:
+        return found.damaged, None, None
     if state == NOT_SERVED and found.install:
         return found.install.error or found.install.what, found.install.since, found.install.next_try
     if state == NOT_SERVED:
