@@ -24,7 +24,7 @@ MAX_NAME = 200                     # characters in a site's name
 REASONS = (
     "kind", "owner", "links", "mode", "busy", "size", "grammar", "count",
     "key", "names-missing", "names-extra", "names-wildcard", "not-yet-valid", "expired", "key-usage",
-    "ca-as-leaf", "encoding", "replay", "untrusted", "broken-chain", "judge-failed",
+    "ca-as-leaf", "encoding", "replay", "stale", "untrusted", "broken-chain", "judge-failed",
 )
 HEALED_BY_TIME = ("busy", "not-yet-valid", "judge-failed")
 

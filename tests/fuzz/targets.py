@@ -77,7 +77,7 @@ LEAF = CA.leaf(KEY, NAMES, usage=forger.usage("digital_signature"), common="exam
 GOOD = [certificate.public_bytes(Encoding.DER) for certificate in (LEAF, CA.intermediate[0], CA.root[0])]
 STORE = crypto.X509Store()
 STORE.add_cert(crypto.X509.from_cryptography(CA.root[0]))
-QUESTION: dict[str, object] = {"spki": SPKI, "names": NAMES, "spent": [], "earliest": 0}
+QUESTION: dict[str, object] = {"spki": SPKI, "names": NAMES, "spent": [], "earliest": 0, "until": 0}
 
 
 def judged(data: bytes, only: set[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -89,6 +90,14 @@ class Forger:
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
         above = lies.pop("above", [self.intermediate[0]])
         return pem(self.leaf(lies.pop("key", None) or found.public_key(), lies.pop("domains", None) or names, **lies), *above)
+
+
+def with_other_signature(certificate: x509.Certificate) -> x509.Certificate:
+    """The same certificate with the other ECDSA signature that is good for it, for P-256: (r, n - s) in place of (r, s)."""
+    order = 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551
+    r, s = decode_dss_signature(certificate.signature)
+    content = certificate.tbs_certificate_bytes + bytes.fromhex("300a06082a8648ce3d040302") + tlv(3, b"\0" + encode_dss_signature(r, order - s))
+    return x509.load_der_x509_certificate(tlv(0x30, content))
 
 
 def usage(*wanted: str) -> x509.KeyUsage:

@@ -166,6 +166,47 @@ def test_44_yesterdays_chain_again(carried: Ground) -> None:
     refuses(ground, long_ago, "replay")
 
 
+def test_44b_the_same_certificate_with_another_signature(carried: Ground) -> None:
+    """Goal: bring back a certificate that was live under another fingerprint: (r, n - s) is as good an ECDSA signature as (r, s). So also by an older
+    version's notes and files, which have nothing but the fingerprint."""
+    ground = carried
+    first = ground.reply(VICTIM)
+    ground.install(code=0)
+    other = pem(forger.with_other_signature(x509.load_pem_x509_certificate(first)), ground.ca.intermediate[0])
+    assert forger.der_of(other) != forger.der_of(first)
+    refuses(ground, other, "replay")
+    notes = f"{STATE}/keeper/{VICTIM}.json"
+    fingerprint = ground.on_disk(VICTIM)
+    known = ground.notes(VICTIM)
+    stage.write(notes, json.dumps({**known, "refused": {}, "spent": {fingerprint: known["spent"][fingerprint]}}))
+    path = f"{STATE}/sites/{VICTIM}/{ground.live(VICTIM):04d}/cert.json"
+    old = json.loads(stage.read(path))
+    stage.write(path, json.dumps({key: old[key] for key in ("sha256", "not_before", "not_after")}))
+    refuses(ground, other, "replay")
+
+
+def test_44c_held_back_until_its_end_is_near(ground: Ground) -> None:
+    """Goal: replace a certificate that is good for months by one that ends in a moment, so that an expired one is served."""
+    refuses(ground, ground.good(VICTIM, begin=now() - HOUR, end=now() + HOUR / 4), "stale")
+
+
+def test_44d_a_short_life_is_no_trap(ground: Ground) -> None:
+    """Goal: have a short-lived certificate installed, and let it expire: where an older one lasts longer, that one is served again before."""
+    live, shown = ground.live(VICTIM), ground.on_disk(VICTIM)
+    ground.reply(VICTIM, end=now() + 2 * HOUR)
+    ground.install(code=0)
+    assert live < ground.live(VICTIM) and ground.served(VICTIM) != shown
+    path = f"{STATE}/sites/{VICTIM}/{ground.live(VICTIM):04d}/cert.json"
+    known = json.loads(stage.read(path))
+    stage.write(path, json.dumps({**known, "not_after": int(time.time()) + 300}))       # as if time had passed
+    ground.an_hour_passes()
+    ground.install(code=0)
+    assert (live, shown) == (ground.live(VICTIM), ground.served(VICTIM)) and live == ground.proven(VICTIM)
+    ground.reply(VICTIM)
+    ground.install(code=0)
+    assert ground.live(VICTIM) > live and ground.served(VICTIM) == ground.on_disk(VICTIM)
+
+
 def test_45_the_chain_from_before_a_rollback(carried: Ground) -> None:
     """Goal: bring back, with the key that is carried on, the certificate that the administrator went back from."""
     ground = carried

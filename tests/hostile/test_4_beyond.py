@@ -143,7 +143,13 @@ while True:
     parts = [sys.stdin.buffer.read(size) for size in sizes]
     if sys.argv[1] == "chain":
         der = base64.b64decode(b"".join(parts[1].split(b"-----END")[0].splitlines()[1:]))
-        print("accept", LIE, int(time.time()) - 10, int(time.time()) + 86400, flush=True)
+        begin = 2 + der[1] % 128 * (der[1] > 127)
+        tbs = der[begin:][:2 + der[begin + 1]] if der[begin + 1] < 128 else der[begin:]
+        if der[begin + 1] > 127:
+            head = 2 + der[begin + 1] % 128
+            tbs = tbs[:head + int.from_bytes(tbs[2:head], "big")]
+        signed = hashlib.sha256(tbs).hexdigest()
+        print("accept", LIE, int(time.time()) - 10, int(time.time()) + 86400, SIGNED, "0" * 64, flush=True)
     else:
         SHOWN
 '''
@@ -157,7 +163,7 @@ def test_71_a_judge_that_accepts_everything(ground: Ground) -> None:
         ground.reply(OTHER, other)
         ground.reply(VICTIM, key=forger.new_key().public_key())
         shown = "print('nothing', flush=True)"
-        with replaced(JUDGE, LIAR.replace("LIE", "hashlib.sha256(der).hexdigest()").replace("SHOWN", shown), 0o644):
+        with replaced(JUDGE, LIAR.replace("LIE", "hashlib.sha256(der).hexdigest()").replace("SIGNED", "signed").replace("SHOWN", shown), 0o644):
             done = ground.install()
             assert done.code == os.EX_TEMPFAIL and "service-failed" in ground.events()
         assert ground.world.nginx.test()[0]
@@ -166,12 +172,14 @@ def test_71_a_judge_that_accepts_everything(ground: Ground) -> None:
         assert ground.live(OTHER) == before + 1 and ground.served(OTHER) == ground.on_disk(OTHER)
 
 
-@pytest.mark.parametrize("lie", ["'0' * 64", "hashlib.sha256(b'another').hexdigest()", "hashlib.sha256(der).hexdigest()[:63]", "'accept ' + 'a' * 64"])
-def test_72_a_judge_that_speaks_of_another_leaf(ground: Ground, lie: str) -> None:
-    """Goal: have root write down another fingerprint than that of the certificate that it installs."""
+@pytest.mark.parametrize("lie, signed", [("'0' * 64", "signed"), ("hashlib.sha256(b'another').hexdigest()", "signed"),
+                                         ("hashlib.sha256(der).hexdigest()[:63]", "signed"), ("'accept ' + 'a' * 64", "signed"),
+                                         ("hashlib.sha256(der).hexdigest()", "'0' * 64"), ("hashlib.sha256(der).hexdigest()", "signed[:63]")])
+def test_72_a_judge_that_speaks_of_another_leaf(ground: Ground, lie: str, signed: str) -> None:
+    """Goal: have root write down another fingerprint than that of the certificate that it installs, or of what is signed in it."""
     with ground.stands(other=False, but=(JUDGE, os.path.dirname(JUDGE))):
         ground.reply(VICTIM)
-        with replaced(JUDGE, LIAR.replace("LIE", lie).replace("SHOWN", "print('nobody', flush=True)"), 0o644):
+        with replaced(JUDGE, LIAR.replace("LIE", lie).replace("SIGNED", signed).replace("SHOWN", "print('nobody', flush=True)"), 0o644):
             assert ground.install().code == os.EX_TEMPFAIL
         assert ground.reason() == "judge-failed"
 
@@ -205,7 +213,7 @@ def test_85_a_chain_of_the_right_key_that_nobody_trusts(ground: Ground, lost: in
     with ground.stands(other=False, but=(JUDGE, os.path.dirname(JUDGE), NGINX_TOML, os.path.dirname(NGINX_TOML))):
         ground.reply(VICTIM, signer=ground.ca.stranger, above=[ground.ca.stranger[0]])
         real = stage.read(JUDGE)
-        liar = LIAR.replace("LIE", "hashlib.sha256(der).hexdigest()").replace("SHOWN", "pass")
+        liar = LIAR.replace("LIE", "hashlib.sha256(der).hexdigest()").replace("SIGNED", "signed").replace("SHOWN", "pass")
         with replaced(JUDGE, real.replace("def main(", f'if sys.argv[1] == "chain":{textwrap.indent(liar, "    ")}\n\ndef main('), 0o644), \
              replaced(NGINX_TOML, service.replace('"/usr/sbin/nginx", "-s", "reload"', counting), 0o644):
             assert ground.install().code == os.EX_TEMPFAIL

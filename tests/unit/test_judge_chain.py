@@ -42,7 +42,7 @@ def leaf(**lies: Any) -> x509.Certificate:
 def verdict(reply: bytes, **expected: Any) -> str:
     store = crypto.X509Store()
     store.add_cert(crypto.X509.from_cryptography(CA.root[0]))
-    question = {"spki": SPKI, "names": NAMES, "spent": [], "earliest": 0, **expected}
+    question = {"spki": SPKI, "names": NAMES, "spent": [], "earliest": 0, "until": 0, **expected}
     answer = chain.verdict(question, b"".join(spool.pem_blocks(reply)), store)
     GIVEN.add(answer.removeprefix("refuse "))
     return answer
@@ -53,7 +53,9 @@ def test_a_good_chain_is_accepted() -> None:
     begin, end = now() - DAY, now() + 6 * DAY
     made = leaf(begin=begin, end=end)
     moments = [int((moment - forger.datetime.datetime(1970, 1, 1)).total_seconds()) for moment in (begin, end)]
-    assert verdict(pem(made, INTERMEDIATE)) == f"accept {made.fingerprint(hashes.SHA256()).hex()} {moments[0]} {moments[1]}"
+    sha256, tbs, issued, *_ = chain.identities(made)
+    assert (sha256, tbs) == (made.fingerprint(hashes.SHA256()).hex(), hashlib.sha256(made.tbs_certificate_bytes).hexdigest())
+    assert verdict(pem(made, INTERMEDIATE)) == f"accept {sha256} {moments[0]} {moments[1]} {tbs} {issued}"
 
 
 @pytest.mark.parametrize("lies", [
@@ -162,6 +164,28 @@ def test_replays_are_refused() -> None:
     assert verdict(reply, spent=[made.fingerprint(hashes.SHA256()).hex()]) == "refuse replay"
     assert verdict(reply, earliest=moment) == "refuse replay"
     assert verdict(reply, earliest=moment - 2 * 86400).startswith("accept ")
+
+
+def test_the_same_certificate_with_another_signature_is_a_replay() -> None:
+    """Where (r, s) is a good ECDSA signature, (r, n - s) is another: whatever root knows the certificate by, one of all its bytes included."""
+    made = leaf()
+    other = forger.with_other_signature(made)
+    assert other.fingerprint(hashes.SHA256()) != made.fingerprint(hashes.SHA256()) and verdict(pem(other, INTERMEDIATE)).startswith("accept ")
+    for known in chain.identities(made)[:3]:
+        assert verdict(pem(other, INTERMEDIATE), spent=[known]) == "refuse replay"
+    assert made.fingerprint(hashes.SHA256()).hex() in chain.identities(other)
+    again = leaf(serial=made.serial_number, begin=now() - 2 * DAY)
+    assert verdict(pem(again, INTERMEDIATE), spent=[chain.identities(made)[2]]) == "refuse replay"
+    assert verdict(pem(leaf(), INTERMEDIATE), spent=chain.identities(made)).startswith("accept ")
+
+
+@pytest.mark.parametrize("days, left, until, answer", [
+    (90, 15 / 86400, 90, "refuse stale"), (90, 29, 90, "refuse stale"), (90, 31, 90, "accept"), (90, 29, 28, "accept"), (6, 2.9, 80, "refuse stale"),
+    (6, 3.1, 80, "accept"), (90, 15 / 86400, 10 / 86400, "accept"), (1 / 48, 1 / 90, 1 / 100, "accept"), (90, 1, 0, "accept")])
+def test_what_was_held_back_is_stale(days: float, left: float, until: float, answer: str) -> None:
+    """What would be renewed at once is not taken for what lasts longer; for what ends before it, it is, and for a placeholder."""
+    made = leaf(begin=now() - (days - left) * DAY, end=now() + left * DAY)
+    assert verdict(pem(made, INTERMEDIATE), until=int(time.time() + until * 86400) if until else 0).startswith(answer)
 
 
 def test_chains_that_do_not_hold_are_refused() -> None:

@@ -140,5 +140,5 @@ def test_a_judge_that_fails_costs_one_case(place: pathlib.Path, monkeypatch: pyt
 def test_dates_that_cannot_be_are_a_lie(monkeypatch: pytest.MonkeyPatch, dates: tuple[int, int]) -> None:
     """Accepted means valid now; whoever says otherwise would have later replies refused as replays, or this one never installed."""
     judge = judges.Judge("chain", "roots")
-    monkeypatch.setattr(judge, "ask", lambda *parts: f"accept {'a' * 64} {dates[0]} {dates[1]}")
+    monkeypatch.setattr(judge, "ask", lambda *parts: f"accept {'a' * 64} {dates[0]} {dates[1]} {'b' * 64} {'c' * 64}")
     assert reason(judge, b"") == "judge-failed"

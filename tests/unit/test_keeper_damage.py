@@ -297,3 +297,43 @@ def test_trouble_of_the_system_is_no_damage(world: pathlib.Path, monkeypatch: py
     monkeypatch.setattr(os, "open", short)
     assert os.EX_TEMPFAIL == keep()[0]
     assert f"../sites/{DAMAGED}/0003" == os.readlink(world / "live" / DAMAGED)
+
+
+def test_an_end_that_is_near_gives_way_to_one_that_is_further(world: pathlib.Path) -> None:
+    """A live certificate that ends before root's next runs is given up for an older one that is good for longer, until another comes."""
+    certify(DAMAGED, 4, days=30)
+    keep()
+    stands(DAMAGED, 4)
+    at = world / "sites" / DAMAGED / "0004" / "cert.json"
+    known = {**json.loads(at.read_text()), "not_before": int(time.time() - 60 * DAY)}
+    for left, live in ((3 * 3600, 4), (3600, 3), (-3600, 3)):
+        at.write_text(json.dumps({**known, "not_after": int(time.time() + left)}))
+        assert 0 == keep()[0]
+        stands(DAMAGED, live)
+    certify(DAMAGED, 5)
+    keep()
+    stands(DAMAGED, 5)
+
+
+@pytest.mark.parametrize("why", ["burnt", "revoked", "ends sooner", "withdrawn", "short-lived"])
+def test_there_is_no_going_back_to_what_is_no_better(world: pathlib.Path, why: str) -> None:
+    """Its key got out, it is revoked or was gone back from, or it ends before the live one; nor from one whose whole life is short."""
+    certify(DAMAGED, 4, days=30)
+    keep()
+    at = world / "sites" / DAMAGED / "0004" / "cert.json"
+    known = json.loads(at.read_text())
+    begin = int(time.time() - (600 if why == "short-lived" else 60 * DAY))
+    at.write_text(json.dumps({**known, "not_before": begin, "not_after": int(time.time()) + 1200}))
+    for number in (2, 3):
+        if why == "burnt":
+            with open(world / "keeper/burnt", "a") as stream:
+                stream.write(f'{state.facts(DAMAGED, number, "request")["spki_sha256"]}\n')
+        elif why == "revoked":
+            pathlib.Path(spool.requests(), f"{DAMAGED}@{number:04d}.revoke").write_text(json.dumps({"not_after": int(time.time() + 90 * DAY)}))
+        elif why == "ends sooner":
+            older = world / "sites" / DAMAGED / f"{number:04d}" / "cert.json"
+            older.write_text(json.dumps({**json.loads(older.read_text()), "not_after": int(time.time()) + 600}))
+        elif why == "withdrawn":
+            generations.mark(DAMAGED, number, "withdrawn")
+    keep()
+    assert 4 == state.Sight(DAMAGED).newest == state.Sight(DAMAGED).live

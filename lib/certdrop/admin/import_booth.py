@@ -99,7 +99,7 @@ def account(text: bytes) -> str:
 
 
 def _judge(spki: str, names: list[str], text: bytes, store: crypto.X509Store, leaf: x509.Certificate) -> str:
-    expected: dict[str, object] = {"spki": spki, "names": names, "spent": [], "earliest": 0}
+    expected: dict[str, object] = {"spki": spki, "names": names, "spent": [], "earliest": 0, "until": 0}
     try:
         chain.examine(expected, text, store, time.time())
     except Refused as refused:

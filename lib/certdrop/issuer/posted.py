@@ -172,7 +172,7 @@ def _json(path: str) -> dict[str, object]:
 
 
 def _is_moment(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 40
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1 << 40
 
 
 def _table(found: dict[str, object], key: str) -> dict[str, object]:

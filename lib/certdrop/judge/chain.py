@@ -17,6 +17,7 @@ import warnings
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
@@ -26,10 +27,15 @@ from certdrop.spool import REASONS, Refused
 
 PARTIAL_CHAIN = 0x80000            # X509_V_FLAG_PARTIAL_CHAIN of OpenSSL's x509_vfy.h; not every pyOpenSSL's types know it
 SLACK = 48 * 3600                  # seconds that a new leaf may begin before the live one
+SHORT = 10 * 86400                 # below this lifetime the issuer renews when half of it is left, else a third
+ORDERS = (                         # of the curves that authorities sign with (SEC 2, sections 2.4.2 and 2.5.1)
+    0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551,
+    0xffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973,
+)
 
 
 def serve(roots: str) -> int:
-    """Load the roots, then answer one line a case: `accept SHA256 NOT_BEFORE NOT_AFTER` or `refuse REASON`."""
+    """Load the roots, then answer one line a case: `accept SHA256 NOT_BEFORE NOT_AFTER TBS ISSUER_AND_SERIAL` (three of them SHA-256) or `refuse REASON`."""
     warnings.simplefilter("ignore")
     try:
         store, root = crypto.X509Store(), None
@@ -56,9 +62,37 @@ def verdict(expected: dict[str, object], reply: bytes, store: crypto.X509Store) 
         leaf = examine(expected, reply, store, time.time())
     except Refused as refused:
         return f"refuse {refused.reason if refused.reason in REASONS else 'judge-failed'}"
-    der = leaf.public_bytes(Encoding.DER)
     begin, end = dates(leaf)
-    return f"accept {hashlib.sha256(der).hexdigest()} {begin} {end}"
+    sha256, tbs, issued, *_ = identities(leaf)
+    return f"accept {sha256} {begin} {end} {tbs} {issued}"
+
+
+def identities(leaf: x509.Certificate) -> list[str]:
+    """What a certificate is known by, each a SHA-256 in hex: all its bytes; what is signed; issuer and serial number (RFC 5280 section 4.1.2.2);
+    and all its bytes with each other signature that says the same: where (r, s) is good for ECDSA, so is (r, n - s)."""
+    der, serial = leaf.public_bytes(Encoding.DER), b"%x" % leaf.serial_number
+    found = [der, leaf.tbs_certificate_bytes, b"issuer and serial number\n" + leaf.issuer.public_bytes() + b"\n" + serial]
+    try:
+        r, s = decode_dss_signature(leaf.signature)
+        found += [_signed(leaf, encode_dss_signature(r, n - s)) for n in ORDERS if s < n]
+    except ValueError:                                 # RSA's is no such pair
+        pass
+    return [hashlib.sha256(one).hexdigest() for one in found]
+
+
+def _signed(leaf: x509.Certificate, signature: bytes) -> bytes:
+    """The certificate with another signature, in DER: what stands between the signed part and the signature is the algorithm's name."""
+    der, tbs = leaf.public_bytes(Encoding.DER), leaf.tbs_certificate_bytes
+    begin = der.index(tbs)
+    algorithm = der[begin + len(tbs):][:2 + der[begin + len(tbs) + 1]]
+    content = tbs + algorithm + _element(3, b"\0" + signature)
+    return _element(0x30, content)
+
+
+def _element(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    length = b"" if size < 128 else size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(length) if length else size]) + length + content
 
 
 def dates(certificate: x509.Certificate) -> tuple[int, int]:
@@ -71,7 +105,8 @@ def dates(certificate: x509.Certificate) -> tuple[int, int]:
 
 
 def examine(expected: dict[str, object], reply: bytes, store: crypto.X509Store, now: float) -> x509.Certificate:
-    """The leaf of an acceptable reply. `expected` has spki (SHA-256, hex), names, spent (fingerprints), earliest (seconds). Raises Refused."""
+    """The leaf of an acceptable reply. `expected` has spki (SHA-256, hex), names, spent (what identities() says of what was live), earliest (seconds),
+    and until (seconds: when what is live ends, 0 where that is no good). Raises Refused."""
     chain = [_canonical(block) for block in reply.split(b"-----END CERTIFICATE-----\n")[:-1]]
     leaf = chain[0]
     try:
@@ -81,6 +116,7 @@ def examine(expected: dict[str, object], reply: bytes, store: crypto.X509Store, 
         _examine_use(leaf)
         if not all(map(_may_vouch_for_servers, chain[1:])):
             raise Refused("key-usage")
+        known_by = identities(leaf)
     except Refused:
         raise
     except Exception as error:                         # on odd input the parsers raise many kinds, even KeyError
@@ -90,11 +126,13 @@ def examine(expected: dict[str, object], reply: bytes, store: crypto.X509Store, 
         raise Refused("not-yet-valid")
     if end <= now:
         raise Refused("expired")
-    spent, earliest = expected["spent"], expected["earliest"]
-    if not isinstance(spent, list) or not isinstance(earliest, int):
+    spent, earliest, until = expected["spent"], expected["earliest"], expected.get("until", 0)
+    if not isinstance(spent, list) or not isinstance(earliest, int) or not isinstance(until, int):
         raise Refused("judge-failed")
-    if hashlib.sha256(leaf.public_bytes(Encoding.DER)).hexdigest() in spent or begin < earliest - SLACK:
+    if not {*spent}.isdisjoint(known_by) or begin < earliest - SLACK:
         raise Refused("replay")
+    if end < until and end - now < (end - begin) / (2 if end - begin < SHORT else 3):
+        raise Refused("stale")                         # it would be renewed at once, and ends before what it replaces
     _verify([crypto.X509.from_cryptography(certificate) for certificate in chain], store)
     return leaf
 

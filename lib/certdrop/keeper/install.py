@@ -183,16 +183,18 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
             raise unreadable
         blocks = spool.pem_blocks(reply)
         stands_in = sight.live is None or state.has(name, sight.live, "placeholder")
-        had = [str(state.facts(name, old, "cert")["sha256"]) for old in sight.whole]
+        had = [identity for old in sight.whole for identity in state.identities(name, old)]
         since = 0 if stands_in else state.moment(name, sight.live or 0, "not_before")
+        no_good = stands_in or sight.live is None or state.is_burnt(name, sight.live) or (sight.live, "revoke") in run.posted.get(name, set())
         question = {"spki": request["spki_sha256"], "names": request["domains"], "spent": [*known.spent, *had],
-                    "earliest": since if spool.is_credible(since, spool.HAPPENED, time.time()) else 0}     # else nothing would ever be newer
+                    "earliest": since if spool.is_credible(since, spool.HAPPENED, time.time()) else 0,     # else nothing would ever be newer
+                    "until": 0 if no_good else state.moment(name, sight.live or 0, "not_after")}
         if judge.process is None:                            # each loads for a while what it needs; so do we, with a key for nobody
             judge.start()
             run.witness.start()
             keys.request(keys.make("ecdsa-p256"), [name])
         accepted = judges.ask_chain(judge, question, b"".join(blocks))
-        if accepted.sha256 != _fingerprint(blocks[0]):       # base64 and a hash: no parser needed to catch this lie
+        if (accepted.sha256, accepted.tbs) != _fingerprints(blocks[0]):      # base64 and two hashes: no parser needed to catch these lies
             raise spool.Refused("judge-failed")
     except spool.Refused as refused:
         known.refuse(number, reply, expected, refused.reason, state.pause(name, sight.live, notes.BACK_OFF[-1]))
@@ -204,7 +206,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
     generations.complete(name, number, blocks, accepted)
     run.stirred.add(name)
     run.sights[name] = Sight(name)
-    known.spent[accepted.sha256] = accepted.not_after
+    known.spent.update(dict.fromkeys(state.identities(name, number), accepted.not_after))
     known.refused = {}
     known.save()
     run.log.write(events.ACCEPTED, site=name, number=number, sha256=accepted.sha256, not_after=events.stamp(accepted.not_after))
@@ -240,10 +242,16 @@ def sweep() -> None:
                 integrity.clear(f"{parent}/{entry}")
 
 
-def _fingerprint(block: bytes) -> str:
+def _fingerprints(block: bytes) -> tuple[str, str]:
+    """The SHA-256 of a certificate, and of what is signed in it: of its first element, whose length stands behind the tag (X.690 section 8.1.3)."""
     import base64                      # a run that finds nothing to do loads nothing of this
     import hashlib
-    return hashlib.sha256(base64.b64decode(b"".join(block.splitlines()[1:-1]))).hexdigest()
+    der = base64.b64decode(b"".join(block.splitlines()[1:-1]))
+    padded = der + bytes(256)          # for lengths that lie
+    begin = 2 + (padded[1] & 0x7F if padded[1] & 0x80 else 0)
+    head = 2 + (padded[begin + 1] & 0x7F if padded[begin + 1] & 0x80 else 0)
+    size = int.from_bytes(padded[begin + 2:begin + head], "big") if head > 2 else padded[begin + 1]
+    return hashlib.sha256(der).hexdigest(), hashlib.sha256(der[begin:begin + head + size]).hexdigest()
 
 
 def _identity(path: str) -> list[int]:

@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 USER = "_certdrop-judge"
 DEADLINE = 15.0                    # seconds for one answer; the booth's own is shorter
 
-_ACCEPT = r"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12})"
+_ACCEPT = r"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12}) ([0-9a-f]{64}) ([0-9a-f]{64})"
 _SHOWN = r"[0-9a-f]{64}|nobody|nothing"
 
 
 class Accepted:
-    """What the judge says of a reply that it accepts: the leaf's SHA-256 in hex, and its dates in seconds since 1970."""
+    """What the judge says of a reply that it accepts: the leaf's SHA-256 in hex, its dates in seconds since 1970, and, where they are known,
+    the SHA-256 of what is signed in it, and of issuer and serial number: with another signature it is still the same certificate."""
 
-    def __init__(self, sha256: str, not_before: int, not_after: int) -> None:
-        self.sha256, self.not_before, self.not_after = sha256, not_before, not_after
+    def __init__(self, sha256: str, not_before: int, not_after: int, tbs: str = "", issued: str = "") -> None:
+        self.sha256, self.not_before, self.not_after, self.tbs, self.issued = sha256, not_before, not_after, tbs, issued
 
 
 class Judge:
     """One of the judge's two tasks, as something to ask. Use as a context."""
 
-    program, limit = "judge/__main__.py", 200  # what it runs, and the longest answer
+    program, limit = "judge/__main__.py", 300  # what it runs, and the longest answer
 
     def __init__(self, *task: str) -> None:
         self.task = task
@@ -130,7 +131,7 @@ def ask_chain(judge: Judge, expected: dict[str, object], reply: bytes) -> Accept
     answer = judge.ask(json.dumps(expected).encode(), reply)
     found = re.fullmatch(_ACCEPT, answer)
     if found and int(found[2]) <= time.time() < int(found[3]):     # else later replies would be replays, or this one never due
-        return Accepted(found[1], int(found[2]), int(found[3]))
+        return Accepted(found[1], int(found[2]), int(found[3]), found[4], found[5])
     reason = answer.removeprefix("refuse ")
     raise spool.Refused(reason if answer.startswith("refuse ") and reason in spool.REASONS else "judge-failed")
 

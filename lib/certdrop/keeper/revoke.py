@@ -26,7 +26,7 @@ def post(run: Run, name: str, number: int, reason: str) -> None:
     if REASONS[reason]:
         payload["reason"] = REASONS[reason]
     end, known = state.moment(name, number, "not_after"), notes.Notes(name)
-    known.spent[str(state.facts(name, number, "cert")["sha256"])] = end
+    known.spent.update(dict.fromkeys(state.identities(name, number), end))
     known.revoke[f"{number:04d}"] = {"reason": reason, "since": int(time.time()), "not_after": end,
                                      "spki": state.facts(name, number, "request")["spki_sha256"]}
     known.save()

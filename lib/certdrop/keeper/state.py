@@ -12,8 +12,10 @@ import re
 import time
 
 from certdrop import site as configuration
+from certdrop import spool
 from certdrop.keeper import integrity
 
+NEAR = 2 * 3600                    # seconds before its end in which a certificate is given up for one that lasts longer: root runs hourly
 KEPT = 3                           # complete generations of a site
 
 # The steps, in the order of the table: the first that applies is taken, then the disk is looked at again.
@@ -41,6 +43,7 @@ class Sight:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._newest: int | None = None
         self.finished: list[int] = []          # those that were complete once (nginx.conf is written last)
         self.whole: list[int] = []             # those with all their files, none of them damaged
         self.complete: list[int] = []          # of these, not those withdrawn by a rollback
@@ -73,8 +76,20 @@ class Sight:
 
     @property
     def newest(self) -> int | None:
-        """C: the one that should be live."""
-        return self.complete[-1] if self.complete else None
+        """C: the one that should be live. The highest, but where that has ended or is about to, the one that ends last."""
+        if self._newest is None and self.complete:
+            self._newest = self._outlasting(self.complete[-1])
+        return self._newest
+
+    def _outlasting(self, number: int) -> int:
+        begin, end = (moment(self.name, number, what) for what in ("not_before", "not_after"))
+        if len(self.complete) < 2 or end - time.time() > min(NEAR, (end - begin) / 8):
+            return number
+        good = [other for other in self.complete if not has(self.name, other, "placeholder") and not is_burnt(self.name, other)
+                and not os.path.lexists(f"{spool.requests()}/{spool.entry(self.name, other, 'revoke')}")]
+        ends = {other: moment(self.name, other, "not_after") for other in good}
+        best = max(ends, key=lambda other: (ends[other], other), default=number)
+        return best if ends.get(best, 0) > max(end, time.time()) else number
 
     @property
     def highest(self) -> int:
@@ -217,6 +232,12 @@ def pause(name: str, number: int | None, most: int) -> int:
     if number is None or has(name, number, "placeholder"):
         return most
     return min(most, (moment(name, number, "not_after") - moment(name, number, "not_before")) // 8)
+
+
+def identities(name: str, number: int) -> list[str]:
+    """What the certificate of a generation is known by: the SHA-256 of all its bytes, and what else the judge said. Older versions had the first."""
+    known = facts(name, number, "cert")
+    return [str(known[key]) for key in ("sha256", "tbs_sha256", "issued_sha256") if known.get(key)]
 
 
 def linked(link: str, name: str) -> int | None:
