@@ -14,10 +14,10 @@ from certdrop.issuer import jose, manage
 @pytest.mark.parametrize("argv", [
     [], ["revoke"], ["--yes"], ["show", "--yes"], ["show", "x"], ["register", "--due"], ["rollover", "--yes"], ["contact", "--directory"],
     ["deactivate", "-y"]])
-def test_what_is_not_understood(argv, capsys):
+def test_what_is_not_understood(argv, capfd):
     """Exit code 64, and where help is."""
     assert manage.main(argv) == os.EX_USAGE
-    assert "certdrop-account --help" in capsys.readouterr().err
+    assert "certdrop-account --help" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("argv, directory, yes, due", [

@@ -288,3 +288,26 @@ def test_test_says_that_it_went_nowhere(host: Host, capsys: pytest.CaptureFixtur
 def test_usage(argv: list[str], code: int) -> None:
     """A command line that is not understood is 64."""
     assert code == watch.main(argv)
+
+
+def test_a_reader_that_nobody_can_kill(monkeypatch, tmp_path):
+    """Hangs in the kernel: the sender waits for the pipe alone, and tells that nobody watches."""
+    import os
+    import signal
+    import time
+    os.mkdir(tmp_path / "watcher")
+    monkeypatch.setattr(watch.configuration, "STATE", str(tmp_path))
+    monkeypatch.setattr(watch, "TIME", 0.3)
+    monkeypatch.setattr(watch, "GRACE", 0.3)
+    monkeypatch.setattr(watch, "read_and_write", lambda *_: time.sleep(60))
+    told, hanging, kill = [], [], os.kill
+    monkeypatch.setattr(watch.os, "kill", lambda process, _: hanging.append(process))
+    monkeypatch.setattr(watch.courier, "deliver", lambda _, subject, body: told.append(subject + body))
+    monkeypatch.setattr(watch.log, "open_log", lambda: type("Log", (), {"warning": lambda *_, **__: None})())
+    route = type("Route", (), {"host": "host.example"})()
+    begin = time.monotonic()
+    assert watch.run(route) == os.EX_SOFTWARE
+    assert time.monotonic() - begin < 10
+    kill(hanging[0], signal.SIGKILL)
+    os.waitpid(hanging[0], 0)
+    assert len(told) == 1 and "nobody watches" in told[0] and "hangs, and cannot be killed" in told[0]

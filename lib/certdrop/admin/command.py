@@ -9,7 +9,7 @@ import os
 import re
 import sys
 
-from certdrop import VERSION, roots, site
+from certdrop import VERSION, roots, site, words
 from certdrop.admin import dhparam, first_use, revoke, sites
 from certdrop.keeper.command import Refused, Usage, as_root, guard
 from certdrop.keeper.revoke import REASONS
@@ -68,7 +68,7 @@ def _checked(argv: list[str]) -> int:
         return as_root(lambda: sites.add(names, options.get("--name", names[0]), options.get("--key", ""), options.get("--profile", ""), settings,
                                          "--no-issue" not in options))
     if verb == "remove" and os.geteuid() == 0 and "--yes" not in options and sys.stdin.isatty() and sys.stderr.isatty():
-        if not input(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted. Remove it? [y/N] ").strip().lower().startswith("y"):
+        if not words.agrees(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted. Remove it?"):
             raise Refused(f"{names[0]!a:.80}: not agreed; nothing was changed")
     if verb == "revoke" and os.geteuid() == 0:
         number = int(options["--number"]) if "--number" in options else None

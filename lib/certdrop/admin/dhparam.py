@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from certdrop import jail, site, spool
+from certdrop import jail, site, spool, words
 from certdrop.keeper import lock, notes, services
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import say
@@ -121,14 +121,15 @@ def search(bits: int) -> int:
     """A safe prime of our own, with progress for whoever watches: openssl finds it, without privileges. Raises Refused."""
     uid, gid = jail.user_ids(USER)
     say([f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then"])
-    shows = sys.stderr.isatty()
+    shows = words.at_terminal(2)
     try:
         with subprocess.Popen([OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[],
                               preexec_fn=lambda: os.nice(19) and None) as process:
             text = _watch(process, shows)
     except subprocess.TimeoutExpired as error:
-        raise Refused(f"dhparam.pem: no prime was found within {DEADLINE} s; the ones before stay") from error
+        why = "the search was interrupted" if jail.interrupted else f"no prime was found within {DEADLINE} s"
+        raise Refused(f"dhparam.pem: {why}; the ones before stay") from error
     return prime_of(text, bits)
 
 
@@ -140,7 +141,7 @@ def _watch(process: subprocess.Popen[bytes], shows: bool) -> bytes:
             if stream:
                 selector.register(stream, selectors.EVENT_READ)
         while selector.get_map() and len(text) <= spool.MAX_REPLY:
-            if time.monotonic() > end:
+            if time.monotonic() > end or jail.interrupted:
                 os.killpg(process.pid, 9)
                 raise subprocess.TimeoutExpired(OPENSSL, DEADLINE)
             for key, _ in selector.select(1.0):

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 
-from certdrop import events, jail, roots, site, spool
+from certdrop import events, jail, roots, site, spool, words
 from certdrop.keeper.command import Refused, Usage
 
 ACCOUNT = "/usr/sbin/certdrop-account"
@@ -146,8 +146,8 @@ def _terms(config: site.Config) -> dict[str, str]:
     lines = [events.clean(line, 400) for line in done.stdout.decode("utf-8", "replace").splitlines()]
     found = {key: value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon}
     if done.returncode:
-        words = events.clean(done.stderr.decode("utf-8", "replace").strip(), 400)
-        return {"error": words.removeprefix("certdrop-account: ") or f"certdrop-account terms ended with {done.returncode}"}
+        said = events.clean(done.stderr.decode("utf-8", "replace").strip(), 400)
+        return {"error": said.removeprefix("certdrop-account: ") or f"certdrop-account terms ended with {done.returncode}"}
     return found
 
 
@@ -171,14 +171,9 @@ def _answer(question: str, refuse: object = None) -> str:
     """What is typed, asked again until `refuse` has nothing against it; empty is always taken. Raises Refused at Ctrl-C and Ctrl-D."""
     while True:
         try:
-            print(question, end="", file=sys.stderr, flush=True)
-            text = sys.stdin.readline()
-        except (KeyboardInterrupt, UnicodeDecodeError):
-            text = ""
-        if not text:
-            print(file=sys.stderr)
-            raise Refused("not agreed; nothing was added")
-        text = text.strip()
+            text = words.ask(question)
+        except words.Declined:
+            raise Refused("not agreed; nothing was added") from None
         if text and callable(refuse):
             try:
                 refuse(text)

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 
-from certdrop import VERSION, events, jail, site, spool
+from certdrop import VERSION, events, jail, site, spool, words
 from certdrop.admin import import_leftovers, import_take
 from certdrop.admin.import_clients import CLIENTS, Client
 from certdrop.admin.import_pairs import Found
@@ -153,8 +153,8 @@ def _do(choice: Choice, flags: set[str]) -> int:
 
 def _diff(survey: Survey) -> int:
     text, remarks = survey.nginx.diff(survey.replaced, {one.site or one.name: one.pair.domains for one in [*survey.here, *survey.taken] if one.pair})
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
     sys.stdout.flush()
+    words.put(1, (words.clean(text) if words.at_terminal(1) else text).encode("utf-8", "surrogateescape"))     # a program gets every byte
     say([f"{PROGRAM}: {line}" for line in remarks])
     if survey.taken:
         say([f"{PROGRAM}: {len(survey.taken)} of these sites are not taken over yet: {PROGRAM} --yes first, else nginx does not find them"])
@@ -263,4 +263,4 @@ def _print(lines: list[str]) -> None:
             print(line)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        pass                                   # whoever read has seen enough

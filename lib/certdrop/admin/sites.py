@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import select
 import subprocess
 import time
 from collections.abc import Mapping
 
-from certdrop import events, jail, nginxconf, port80, roots, site, spool
+from certdrop import become, events, jail, nginxconf, port80, roots, site, spool
 from certdrop.admin import first_use
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.command import Refused
@@ -366,27 +365,11 @@ def known(names: list[str]) -> list[str]:
     return names
 
 
-def run_issuer(words: list[str]) -> int:
-    """Run certdrop-issue as _certdrop, with these words, and pass on what it says, line by line, cleaned; its exit code."""
-    uid, gid = jail.user_ids(spool.ISSUER)
-    process = subprocess.Popen([ISSUE, "--no-install", "--verbose", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[])
-    end, rest = time.monotonic() + DEADLINE, b""
-    while process.stdout and time.monotonic() < end:
-        if process.poll() is not None:
-            end = min(end, time.monotonic() + 1)               # whatever it left behind may hold the pipe open, and write, for ever
-        if not select.select([process.stdout], [], [], 0.2)[0]:
-            if process.returncode is not None:
-                break
-            continue
-        more = os.read(process.stdout.fileno(), 4096)
-        if not more:
-            break
-        *lines, rest = (rest + more).split(b"\n")
-        say([events.clean(line.decode("utf-8", "replace")) for line in lines])
-        rest = rest[:4096]
+def run_issuer(asked: list[str]) -> int:
+    """Run certdrop-issue as _certdrop, with these words, and pass on what it says; its exit code."""
     try:
-        return process.wait(max(1.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        return process.wait() and os.EX_TEMPFAIL
+        code = become.run(spool.ISSUER, [ISSUE, "--no-install", "--verbose", *asked], DEADLINE, outlives=True)
+    except become.Stopped as stopped:
+        say([f"{PROGRAM}: {ISSUE}: {stopped}; cron goes on trying"])
+        return os.EX_TEMPFAIL
+    return code if code >= 0 else os.EX_TEMPFAIL

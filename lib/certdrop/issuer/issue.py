@@ -9,14 +9,13 @@ the agenda. Writes: the lock, the time of last-run; the rest is the child's.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import pwd
 import sys
 import time
 
-from certdrop import site, spool
-from certdrop.issuer import posted
+from certdrop import TERMINAL, site, spool
+from certdrop.issuer import posted, turn
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import HELP, Options, Usage
 from certdrop.issuer.posted import Request
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 SUDO = ["/usr/bin/sudo", "-n", "/usr/sbin/certdrop-install"]
 ACCOUNT = ["/usr/sbin/certdrop-account", "rollover", "--due"]
 INSTALL = 900                      # seconds for root to look at the spool
+LONGEST = 7200.0                   # seconds for a run away from the terminal where it was started
 DAY = 86400.0
 TICK = 600                         # seconds from one run by cron to the next
 
@@ -38,15 +38,14 @@ def main(argv: list[str]) -> int:
         print(HELP, end="")
         return os.EX_OK
     try:
-        options = Options(argv, sys.stderr.isatty())
+        options = Options(argv, os.isatty(2) or "2" in os.environ.get(TERMINAL, ""))
     except Usage as error:
         return say(f"{error}; certdrop-issue --help shows how", os.EX_USAGE)
     try:
-        if os.getuid() == 0:
-            from certdrop import jail          # 8 ms, which a run by cron with nothing to do can spare
-            jail.detach()                      # away from root's terminal, or whoever takes this process over could type into it (TIOCSTI)
-            jail.become(spool.ISSUER)
-        if os.getuid() != pwd.getpwnam(spool.ISSUER).pw_uid:
+        uid = pwd.getpwnam(spool.ISSUER).pw_uid
+        if os.getuid() == 0 or (os.getuid() == uid and any(map(os.isatty, (0, 1, 2)))):
+            return _elsewhere(argv)
+        if os.getuid() != uid:
             return say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
         os.umask(0o022)
         os.chdir("/")
@@ -57,6 +56,16 @@ def main(argv: list[str]) -> int:
         return say(f"{error or 'no memory'}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud)
     except KeyboardInterrupt:
         return os.EX_TEMPFAIL
+
+
+def _elsewhere(argv: list[str]) -> int:
+    """The same by _certdrop, and away from this terminal: whoever takes the other process over gets nothing of it, nor of root's."""
+    from certdrop import become
+    try:
+        code = become.run(spool.ISSUER if os.getuid() == 0 else "", [os.path.abspath(sys.argv[0]), *argv], LONGEST, outlives=True)
+    except become.Stopped as stopped:
+        return say(f"{stopped}; what was asked of the CA may be done; cron asks again for what is due; certdrop-status shows how it stands", os.EX_TEMPFAIL)
+    return code if code >= 0 else os.EX_TEMPFAIL
 
 
 def _run(options: Options) -> int:
@@ -75,7 +84,8 @@ def _run(options: Options) -> int:
 
 def _look(options: Options) -> tuple[int, bool, float]:
     """(exit code, whether root should look at the spool, when the next order is due)."""
-    lock = _lock(options)
+    by_person = not options.cron and bool(options.names or options.plan or options.dry_run)
+    lock = turn.take("certdrop-issue", by_person, first=options.force or options.revoke)
     if lock is None:
         return os.EX_OK, False, 0.0            # another run is at it
     try:
@@ -128,20 +138,6 @@ def _still_wanted(options: Options, entries: list[str]) -> int:
     return os.EX_TEMPFAIL if left else os.EX_OK
 
 
-def _lock(options: Options) -> int | None:
-    """One issuer at a time: None where another one is at work, and nobody waits for this one."""
-    fd = os.open(site.STATE + "/issuer/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if options.cron or not (options.names or options.plan or options.dry_run):
-            os.close(fd)
-            return None
-        say("another run is at work; waiting for it", os.EX_OK, options.loud)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    return fd
-
-
 def _stamped() -> bool:
     """Note that a run looked and found nothing to do: the watcher notices where nobody looks any more."""
     try:
@@ -156,11 +152,14 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
     """Have a child do the work: (its exit code, whether root should look at the spool)."""
     reader, writer = os.pipe()
     sys.stdout.flush()
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
         code = os.EX_SOFTWARE
         try:
             os.close(reader)
+            from certdrop import jail, words
+            jail.end_with(parent)              # which has the lock
+            words.begin()
             from certdrop.issuer import orders
             code, waits = orders.run(options, pending, listed, stale, agenda, revocations)
             os.write(writer, b"1" if waits else b"0")
@@ -224,8 +223,6 @@ def _have_root_look() -> None:
 def say(text: str, code: int, loud: bool = True) -> int:
     """A line for a person, where one watches or must act; returns the code."""
     if loud:
-        try:
-            print(f"certdrop-issue: {text}", file=sys.stderr, flush=True)
-        except OSError:
-            pass
+        from certdrop import words             # which a run with nothing to say can spare
+        words.say(f"certdrop-issue: {text}")
     return code

@@ -6,13 +6,12 @@ Runs as: _certdrop. Writes: /var/log/certdrop/issuer.log, which must exist; a lo
 from __future__ import annotations
 
 import os
-import sys
 import time
 from typing import Any
 
 import structlog
 
-from certdrop import events
+from certdrop import events, words
 from certdrop.issuer import due
 from certdrop.issuer.plan import Task
 from certdrop.issuer.trouble import Trouble
@@ -78,9 +77,6 @@ def failed(journal: Any, task: Task, trouble: Trouble, loud: bool) -> None:
 
 
 def say(text: str, loud: bool) -> None:
-    """A line to standard error, for a person; nobody is waited for."""
+    """A line to standard error, for a person."""
     if loud:
-        try:
-            print(f"certdrop-issue: {text}", file=sys.stderr, flush=True)
-        except OSError:
-            pass
+        words.say(f"certdrop-issue: {text}")

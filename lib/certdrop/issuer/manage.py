@@ -7,7 +7,6 @@ lock, notes of the account, the log; through the signer, its keys.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,8 +15,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from certdrop import VERSION, events, jail, roots, site, spool
-from certdrop.issuer import jose, orders, signer
+from certdrop import TERMINAL, VERSION, become, events, roots, site, spool, words
+from certdrop.issuer import jose, orders, signer, turn
 from certdrop.issuer.account import Account, Session, as_object
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.trouble import REFUSED, VALIDATION, Trouble
@@ -51,10 +50,6 @@ VERBS: dict[str, set[str]] = {"register": {"--yes"}, "show": set(), "terms": set
 
 class Usage(Exception):
     """The command line is not understood; the text says what of it."""
-
-
-class Declined(Exception):
-    """Somebody was asked, and did not agree."""
 
 
 class Options:
@@ -91,18 +86,18 @@ def main(argv: list[str]) -> int:
     except Usage as error:
         return say(f"{error}; certdrop-account --help shows how", os.EX_USAGE)
     try:
-        if os.getuid() == 0:
-            jail.detach()
-            jail.become(spool.ISSUER)
-        if os.getuid() != pwd.getpwnam(spool.ISSUER).pw_uid:
+        uid = pwd.getpwnam(spool.ISSUER).pw_uid
+        if os.getuid() == 0 or (os.getuid() == uid and become.is_due()):
+            return _elsewhere(options, argv)
+        if os.getuid() != uid:
             return say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
         os.umask(0o022)
         os.chdir("/")
         return _do(options)
     except site.Wrong as error:
         return say(str(error), os.EX_CONFIG)
-    except Declined as error:
-        return say(f"{error}; nothing was changed", os.EX_USAGE)
+    except words.Declined as error:
+        return say(f"{error}; nothing was changed", os.EX_USAGE, not _asked_elsewhere())
     except Trouble as trouble:
         return say(trouble.text, os.EX_DATAERR if trouble.kind in (REFUSED, VALIDATION) else os.EX_TEMPFAIL, not options.due)
     except (KeyError, PermissionError) as error:
@@ -113,17 +108,48 @@ def main(argv: list[str]) -> int:
         return os.EX_TEMPFAIL
 
 
-def _do(options: Options) -> int:
+def _elsewhere(options: Options, argv: list[str]) -> int:
+    """The same by _certdrop, and away from this terminal. What is to be agreed to is asked here: that process hears no answer. Raises words.Declined."""
+    if options.verb == "deactivate" and not options.yes:
+        ask(f"The account at {_config(options).directory_url} ends for ever: no certificate can be renewed, nor revoked, by it any more. Deactivate it?")
+        argv = [*argv, "--yes"]
+    code = _there(argv)
+    if options.verb == "register" and not options.yes and code == os.EX_USAGE:
+        ask("Do you agree to them?")
+        code = _there([*argv, "--yes"])
+    return code
+
+
+def _there(argv: list[str]) -> int:
+    user = spool.ISSUER if os.getuid() == 0 else ""
+    try:
+        code = become.run(user, [os.path.abspath(sys.argv[0]), *argv], turn.LONGEST[turn.CRON], outlives=True)
+    except become.Stopped as stopped:
+        return say(f"{stopped}; what was asked of the CA may be done: certdrop-account show tells", os.EX_TEMPFAIL)
+    return code if code >= 0 else os.EX_TEMPFAIL
+
+
+def _asked_elsewhere() -> bool:
+    """Whether the process that started this one is at a terminal, and asks."""
+    return "0" in os.environ.get(TERMINAL, "")
+
+
+def _config(options: Options) -> site.Config:
     config = site.load_config()
     if options.directory:
         config.directory = options.directory
         if not config.directory_url.startswith("https://"):
             raise site.Wrong(f'directory: "{events.clean(options.directory, 80)}": give {", ".join(site.DIRECTORIES)} or an https:// URL')
+    return config
+
+
+def _do(options: Options) -> int:
+    config = _config(options)
     if options.due and not _is_due(config):
         return os.EX_OK
     if options.verb == "deactivate" and not options.yes:
-        ask(f"The account at {config.directory_url} ends for ever: no certificate can be renewed, nor revoked, by it any more. Deactivate it?")
-    if not _lock(patient=not options.due):
+        raise words.Declined("nobody is there to be asked; --yes agrees")
+    if turn.take("certdrop-account", not options.due, first=options.verb not in ("show", "terms")) is None:
         return os.EX_TEMPFAIL                  # a run of certdrop-issue; the next day is early enough
     may = {"rollover": {signer.ROLL_OVER}, "deactivate": {signer.DEACTIVATE, signer.FIND}}.get(options.verb, {signer.FIND})
     holder = signer.start(config, frozenset(may))
@@ -139,19 +165,6 @@ def _do(options: Options) -> int:
     verbs: dict[str, Callable[[], int]] = {"show": desk.show, "terms": desk.terms, "contact": desk.contact, "deactivate": desk.deactivate,
                                            "register": lambda: desk.register(options.yes), "rollover": lambda: desk.rollover(options.due)}
     return verbs[options.verb]()
-
-
-def _lock(patient: bool) -> bool:
-    """Keep certdrop-issue out: a key that changes in the middle of an order would spoil it. Kept until this process ends."""
-    fd = os.open(site.STATE + "/issuer/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not patient:
-            return False
-        say("a run of certdrop-issue is at work; waiting for it", os.EX_OK)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    return True
 
 
 def made_at(config: site.Config) -> float | None:
@@ -185,7 +198,7 @@ class Counter:
         terms = meta.get("termsOfService") if isinstance(meta, dict) else None
         print(f"terms of service: {events.clean(terms, 300) if isinstance(terms, str) else 'the CA names none'}", flush=True)
         if not agreed:
-            ask("Do you agree to them?")
+            raise words.Declined("nobody is there to be asked; --yes agrees")
         place = self.session.kid()
         self.log.write(events.REGISTERED, account=place)
         say("registered", os.EX_OK)
@@ -294,19 +307,15 @@ def thumbprint(jwk: dict[str, str]) -> str:
 
 
 def ask(question: str) -> None:
-    """Raise Declined unless somebody is there and says yes."""
+    """Raise words.Declined unless somebody is there and says yes."""
     if not sys.stdin.isatty():
-        raise Declined("nobody is there to be asked; --yes agrees")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    if not sys.stdin.readline().strip().lower().startswith("y"):
-        raise Declined("not agreed")
+        raise words.Declined("nobody is there to be asked; --yes agrees")
+    if not words.agrees(question):
+        raise words.Declined("not agreed")
 
 
 def say(text: str, code: int, loud: bool = True) -> int:
     """A line for a person; returns the code."""
     if loud:
-        try:
-            print(f"certdrop-account: {text}", file=sys.stderr, flush=True)
-        except OSError:
-            pass
+        words.say(f"certdrop-account: {text}")
     return code

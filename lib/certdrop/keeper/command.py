@@ -33,11 +33,12 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("certdrop-install: takes no arguments\n" + HELP)
         return os.EX_USAGE
     asked_by_issuer = os.environ.get("SUDO_USER") == spool.ISSUER
-    return guard("certdrop-install", lambda: as_root(lambda: _install(asked_by_issuer)), quiet=sys.stderr is None or not sys.stderr.isatty())
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    return guard("certdrop-install", lambda: as_root(lambda: _install(asked_by_issuer, watched)), quiet=not watched)
 
 
-def _install(asked_by_issuer: bool) -> int:
-    talk = not asked_by_issuer and sys.stderr.isatty()
+def _install(asked_by_issuer: bool, watched: bool) -> int:
+    talk = watched and not asked_by_issuer
     try:
         with lock.Lock(patient=False, queue="waiting-issuer" if asked_by_issuer else "waiting"):
             run = Run("certdrop-install", asked_by_issuer, talk)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import sys
 import time
 
 from certdrop import events, site
@@ -103,11 +102,9 @@ def _holders(fd: int) -> list[int]:
 
 def _say(text: str) -> None:
     """Tell whoever looks on; no lock is held yet that this could hold up."""
-    if sys.stderr.isatty():
-        try:
-            print(f"certdrop: {text}", file=sys.stderr, flush=True)
-        except OSError:
-            pass
+    from certdrop import words                 # which a run that does not wait can spare
+    if words.at_terminal(2):
+        words.say(f"certdrop: {text}")
 
 
 def _open(entry: str) -> int:

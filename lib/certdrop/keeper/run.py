@@ -6,14 +6,12 @@ Runs as: root, under the keeper's lock. Trusts: root's own files. Reads: certdro
 from __future__ import annotations
 
 import os
-import select
 import time
 
 from certdrop import events, jail, site, spool
 from certdrop.keeper import judges, notes
 from certdrop.keeper.state import Sight
 
-OUTPUT = 30                        # seconds for somebody to read what is printed
 PATIENCE = 600                     # seconds that a run goes on asking judges; what is left waits for the next
 
 
@@ -75,10 +73,7 @@ class Run:
 
 
 def say(lines: list[str]) -> None:
-    """Print lines to standard error, and give up after a while where nobody reads."""
-    end, rest = time.monotonic() + OUTPUT, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
-    try:
-        while rest and select.select([], [2], [], max(0.0, end - time.monotonic()))[1]:
-            rest = rest[os.write(2, rest[:4096]):]           # as much as a pipe takes at once
-    except OSError:
-        pass
+    """Print lines to standard error; where nobody reads them they are lost."""
+    if lines:
+        from certdrop import words             # which a run with nothing to say can spare
+        words.say(*lines)

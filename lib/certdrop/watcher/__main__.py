@@ -13,14 +13,15 @@ def main(program: str, argv: list[str]) -> int:
     """Run one of the programs; returns its exit code."""
     if os.getuid() == 0:
         return os.EX_NOPERM
+    from certdrop import words
     if program == "certdrop-status":
         from certdrop.watcher import status
-        return status.main(argv)
+        return words.program(status.main, argv, colours=True)
     if program == "certdrop-watch":
         from certdrop.watcher import watch
-        return watch.main(argv)
+        return words.program(watch.main, argv)
     from certdrop.watcher import check
-    return check.main(argv)
+    return words.program(check.main, argv)
 
 
 if __name__ == "__main__":

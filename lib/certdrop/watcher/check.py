@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from certdrop import events, jail, syscalls
+from certdrop import events, jail, spool, syscalls, words
 from certdrop import site as configuration
 from certdrop.watcher import check_ca, check_clients, check_cron, check_host, check_kernel, check_keys, check_names, check_nginx, check_paths
 from certdrop.watcher import check_sites, check_token, check_users
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
             sites, config = usable(names)
             parts = seen_as_root(sites)
             parts["account"] = check_ca.as_root(config) if config and "--offline" not in options else []
-            token = check_token.put() if "--offline" not in options else None
+            token, parts["no token"] = check_token.put() if "--offline" not in options else (None, [])
             parts["token"] = [token.name, token.content] if token else None
             seen = json.dumps(parts).encode()
         return as_watcher("certdrop-check", argv, lambda: _work(names, options), os.EX_SOFTWARE, seen)
@@ -72,13 +72,16 @@ def main(argv: list[str]) -> int:
         lines = [*everything(names, json.loads(seen), True), [Line(FAILED, "users", events.clean(error), "install the package again")]]
         return show(iter(lines), options)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return os.EX_OK
+        return os.EX_OK                        # whoever read has seen enough
+    except TimeoutError as error:
+        words.say(f"certdrop-check: {error}")
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         return os.EX_TEMPFAIL
     finally:
-        if token:
-            token.remove()
+        if token and not token.remove():
+            words.say(f"certdrop-check: the process of {spool.ISSUER}'s that held the token did not end by itself, and was killed; its file "
+                      f"{token.name} may lie in {spool.challenges()}; the next run of certdrop-issue removes it")
 
 
 def _work(names: list[str], options: list[str]) -> int:
@@ -140,7 +143,7 @@ def everything(names: list[str], parts: Parts | None, offline: bool) -> Iterator
     if config and not offline:
         said, authority = check_ca.look(config, sites, by_root("account"))
         token = (parts or {}).get("token")
-        yield check_names.look(sites, authority, (token[0], token[1]) if token else None)
+        yield check_names.look(sites, authority, (token[0], token[1]) if token else None, by_root("no token"))
         yield said
     yield check_host.look()
     yield check_keys.look([found.name for found in sites], parts["keys"] if parts else None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -31,11 +32,11 @@ class Authority(NamedTuple):
     public: bool
 
 
-def look(sites: list[configuration.Site], authority: Authority, token: tuple[str, str] | None) -> list[Line]:
-    """All of it, for these sites. `token` is the name and content of one among the challenges; None where there is none."""
+def look(sites: list[configuration.Site], authority: Authority, token: tuple[str, str] | None, no_token: Sequence[Line] = ()) -> list[Line]:
+    """All of it, for these sites. `token` is the name and content of one among the challenges; None where there is none, for which `no_token` says why."""
     lines = [] if check_dns.HAVE_DNS or not sites else [Line(WARNING, "DNS", NO_DNSPYTHON, "apt install python3-dnspython")]
     if token is None and sites:
-        lines.append(Line(WARNING, "challenges", "no token could be put to be fetched: only root can have that done", "run certdrop-check as root"))
+        lines += [*no_token] or [Line(WARNING, "challenges", "no token could be put to be fetched: only root can have that done", "run certdrop-check as root")]
     end = time.monotonic() + DEADLINE
     pool = ThreadPoolExecutor(AT_ONCE)
     try:

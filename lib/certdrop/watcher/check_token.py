@@ -11,9 +11,13 @@ import secrets
 import select
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from certdrop.watcher.check_line import Line
 
 AGAIN = 0.2                        # seconds between two looks whether it is still there
+PATIENCE = 10.0                    # seconds for the process that has it to begin, and to end
 
 
 class Token(NamedTuple):
@@ -23,29 +27,38 @@ class Token(NamedTuple):
     content: str
     process: subprocess.Popen[bytes]
 
-    def remove(self) -> None:
-        """Have it removed, and wait for that."""
+    def remove(self) -> bool:
+        """Have it removed; whether its process did that, and ended, in time. If not it is killed: it may have been stopped."""
         if self.process.stdin:
             self.process.stdin.close()
-        self.process.wait()
+        try:
+            return self.process.wait(PATIENCE) == 0
+        except subprocess.TimeoutExpired:
+            from certdrop import become        # the process itself, which is this file run alone, has no use for it
+            become.kill(self.process)
+            return False
 
 
-def put() -> Token | None:
-    """Put one; None where that is not possible. To be called as root, which starts a process of _certdrop's for it."""
-    from certdrop import jail, spool
+def put() -> tuple[Token | None, list[Line]]:
+    """Put one; None where that is not possible, and why. To be called as root, which starts a process of _certdrop's for it."""
+    from certdrop import become, spool
     name, content = "certdrop-check-" + secrets.token_hex(16), secrets.token_hex(24)
     try:
-        uid, gid = jail.user_ids(spool.ISSUER)
-        process = subprocess.Popen(["/usr/bin/python3", "-IS", os.path.abspath(__file__), spool.challenges(), name, content], stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, user=uid, group=gid, extra_groups=[], umask=0o077, cwd="/",
-                                   env=jail.ENVIRONMENT, start_new_session=True)
-    except (KeyError, OSError):
-        return None
+        process = become.start(spool.ISSUER, ["/usr/bin/python3", "-IS", os.path.abspath(__file__), spool.challenges(), name, content], talk=True)
+    except (KeyError, OSError) as error:
+        return None, [_none(str(error))]
     found = Token(name, content, process)
-    if process.stdout and process.stdout.read(1) == b"+":
-        return found
+    if process.stdout and select.select([process.stdout], [], [], PATIENCE)[0] and process.stdout.read(1) == b"+":
+        return found, []
     found.remove()
-    return None
+    return None, [_none("it cannot write there" if process.returncode > 0 else f"it does not begin within {PATIENCE:.0f} s")]
+
+
+def _none(why: str) -> Line:
+    from certdrop import spool
+    from certdrop.watcher.check_line import WARNING, Line
+    return Line(WARNING, "challenges", f"no token could be put to be fetched: a process of {spool.ISSUER}'s does that, and {why}",
+                f"see what else runs as {spool.ISSUER}, and {spool.challenges()}")
 
 
 def hold(directory: str, name: str, content: str) -> int:

@@ -87,11 +87,10 @@ def main(argv: list[str]) -> int:
     try:
         if options.file:
             return _to_file(options, argv)
-        return as_watcher("certdrop-status", argv, lambda: show(options, sys.stdout), verdict.UNKNOWN)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)           # what is still buffered has nowhere to go
-        return verdict.UNKNOWN
-    except KeyboardInterrupt:
+        code = as_watcher("certdrop-status", argv, lambda: show(options, sys.stdout), verdict.UNKNOWN)
+        sys.stdout.flush()
+        return code
+    except (BrokenPipeError, KeyboardInterrupt):
         return verdict.UNKNOWN
     except (OSError, KeyError) as error:
         print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from certdrop import events, jail, layout, syscalls
+from certdrop import events, jail, layout, syscalls, words
 from certdrop import site as configuration
 from certdrop import spool
 from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, status, verdict
@@ -37,6 +37,7 @@ HELP = USAGE + """
 
 Where mail goes stands in [mail] of /etc/certdrop/certdrop.toml. See certdrop-watch(8)."""
 TIME = 240                         # seconds for the reader
+GRACE = 5.0                        # seconds for the reader to be gone
 FRAME = 128 * 1024                 # bytes of a message by pipe
 CONFIRM = 3.0                      # seconds until a service that does not show the certificate is asked once more
 TAIL = 8192                        # bytes of a log's end
@@ -122,11 +123,24 @@ def run(route: courier.Route) -> int:
     for fd in its:
         os.close(fd)
     failed = send(mine, route)
-    os.kill(child, signal.SIGKILL) if failed is None else None
-    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if failed is None or ended:
-        return _reader_failed(route, ended)
+    how = _ended(child, failed is not None)
+    if how:
+        return _reader_failed(route, how)
     return _say(f"{failed}; mail does not go out; the next run tries again", os.EX_TEMPFAIL) if failed else os.EX_OK
+
+
+def _ended(child: int, properly: bool) -> str:
+    """How the reader ended, "" for well. Only the pipe is waited for, not its death: in the kernel a process can hang that nobody can kill."""
+    if not properly:
+        os.kill(child, signal.SIGKILL)
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return f"its reader ended with {code}" if code or not properly else ""
+        time.sleep(0.02)
+    return "" if properly else "its reader hangs, and cannot be killed"
 
 
 # The sender.
@@ -155,9 +169,9 @@ def send(pipes: tuple[int, int], route: courier.Route) -> str | None:
         transmit(pipes[1], {"error": error})
 
 
-def _reader_failed(route: courier.Route, ended: int) -> int:
+def _reader_failed(route: courier.Route, how: str) -> int:
     """The eyes are shut: say so, once a day."""
-    text = f"certdrop-watch could not look at the certificates: its reader ended with {ended}"
+    text = f"certdrop-watch could not look at the certificates: {how}"
     stamp = configuration.STATE + "/watcher/blind"
     try:
         told = os.lstat(stamp).st_mtime
@@ -170,7 +184,7 @@ def _reader_failed(route: courier.Route, ended: int) -> int:
             os.utime(stamp, follow_symlinks=False)
         except (courier.Undelivered, OSError) as error:
             text += f"; {events.clean(error)}"
-    log.open_log().warning("reader-failed", code=ended)
+    log.open_log().warning("reader-failed", error=how)
     return _say(text, os.EX_SOFTWARE)
 
 
@@ -319,8 +333,5 @@ def _pipes() -> tuple[tuple[int, int], tuple[int, int]]:
 def _say(text: str, code: int) -> int:
     """One line for people; under cron and timers only where somebody must act (70, 77, 78)."""
     if at_terminal(sys.stderr) or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG):
-        try:
-            print(f"certdrop-watch: {events.clean(text)}", file=sys.stderr, flush=True)
-        except OSError:
-            pass                               # the code tells it, too
+        words.say(f"certdrop-watch: {events.clean(text)}")
     return code
