@@ -105,7 +105,7 @@ def test_interrupted_at_work(host: Host, person: Terminal) -> None:
     host.world.pebble.stop()
     with stage_ca_that_hangs():
         person.type(f"certdrop add {name}\n")
-        person.wait("added; its names")
+        person.wait("asking https:.*\n")
         stage.wait_for(lambda: "certdrop-issue" in processes(), 20, "the issuer")
         time.sleep(1)
         person.type(CTRL_C)
