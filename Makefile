@@ -37,10 +37,10 @@ UNITS = $(sort $(wildcard systemd/*))
 PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
 SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make)
-SHELL_SCRIPTS = tests/second_ca/fetch lib/setup .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
+SHELL_SCRIPTS = tests/second_ca/fetch lib/setup .ci/closed .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
-DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 gcc git iproute2 libc6-dev lintian make mandoc \
+DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 gcc git iproute2 libc6-dev lintian make mandoc mount \
 	mypy python3 python3-cryptography python3-dnspython python3-hypothesis python3-idna python3-openssl python3-pip python3-prometheus-client python3-pytest python3-seccomp \
 	python3-structlog shellcheck spin systemd ucf util-linux zsh
 
@@ -49,6 +49,9 @@ ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/
 	$(sort $(wildcard lib/certdrop/keeper/*.py lib/certdrop/judge/*.py)) lib/certdrop/syscalls.py
 ROOT_LINES_AIM = 700
 SECONDS_OF_FUZZING = 3600
+
+# What is made with -j, too, begins with deps and ends with what rests on it; .ci/test has lanes of its own.
+.NOTPARALLEL:
 
 .PHONY: help deps check root-lines readme-lines unit test demo torture fuzz bench model deb source lint-deb release distcheck test-matrix install install-files install-snippets install-units uninstall clean
 
@@ -98,7 +101,7 @@ readme-lines:
 unit:
 	$(PYTHON) -m pytest -q tests/unit $(wildcard tests/fuzz)
 
-test:
+test: deps
 	@MAKE='$(MAKE)' DEB='$(DEB)' .ci/test
 
 demo: deps deb
@@ -132,7 +135,7 @@ source:
 release:
 	@MAKE='$(MAKE)' .ci/release '$(TO)'
 
-# Fresh roots of Debian 12, 13 and testing; DISTCHECK="--suite trixie --step life" for a part, "--test" for "make test" in each.
+# Fresh roots of Debian 12, 13 and testing; DISTCHECK="--suite trixie --step life" for a part.
 distcheck: deps
 	@tests/distcheck/distcheck $(DISTCHECK)
 

@@ -40,13 +40,21 @@ def layout_deviations() -> str:
     return run("/usr/bin/python3", "-c", program).strip()
 
 
+def is_checkout(path: str) -> bool:
+    """Whether this is where the stage shows the repository: in more places than one."""
+    try:
+        return os.path.samefile(path, ROOT)
+    except FileNotFoundError:                  # it is gone by now
+        return False
+
+
 def files() -> set[str]:
     """Every path of the system that is not the package manager's, a cache or a kernel's."""
     found = set()
-    skipped = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/src", str(ROOT),
-               "/var/cache", "/var/lib/dpkg", "/var/lib/ucf", "/var/log/dpkg.log", "/root")
+    skipped = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/cache", "/var/lib/dpkg", "/var/lib/ucf", "/var/log/dpkg.log", "/root")
     for folder, folders, names in os.walk("/"):
-        folders[:] = [name for name in folders if os.path.join(folder, name) not in skipped and name not in (".git", ".hypothesis")]
+        folders[:] = [name for name in folders if os.path.join(folder, name) not in skipped and name not in (".git", ".hypothesis")
+                      and not is_checkout(os.path.join(folder, name))]
         found |= {os.path.join(folder, name) for name in folders + names} - set(skipped)
     return found
 

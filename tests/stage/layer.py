@@ -18,13 +18,13 @@ from typing import Iterator
 
 from archive import Manifest, load_manifest
 from machine import CLEAN_ENVIRONMENT, PR_SET_PDEATHSIG, Plan, libc, open_stage, separate_parts
-from place import CACHE, HERE, HOME, StageError, locked, read, say, write
+from place import CACHE, CLOSED, HERE, HOME, StageError, locked, read, say, write
 from tree import copy_tree
 
 PEBBLE_HOME = "/opt/stage"      # where Pebble is unpacked
 
 # What a build changes and no layer needs.
-SKIPPED = ("/run", "/tmp", "/dev", "/proc", "/sys", "/src", "/var/cache/apt", "/var/lib/apt", "/var/log/apt", "/var/log/dpkg.log",
+SKIPPED = ("/run", "/tmp", "/dev", "/proc", "/sys", "/src", CLOSED, "/var/cache/apt", "/var/lib/apt", "/var/log/apt", "/var/log/dpkg.log",
            "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 
 

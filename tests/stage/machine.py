@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn, Optional, Sequence
 
-from place import HOME, REPOSITORY, StageError, read, say, write
+from place import CLOSED, HOME, REPOSITORY, StageError, read, say, write
 from tree import copy_tree, remove
 
 GRACE = 10.0                    # seconds between a forwarded signal and the end
@@ -214,8 +214,12 @@ def enter(plan: Plan) -> None:
     os.chdir(home)
     mount_root(plan.layer)
     mount_kernel_parts()
-    for place in (repository, "/src"):
+    if not os.path.lexists("root/src"):
+        os.symlink(CLOSED, "root/src")
+    for place in (repository, CLOSED, *(["/src"] if not os.path.islink("root/src") else [])):
         bind(repository, "root" + place)
+    if stat.S_IMODE(os.stat("root/root").st_mode) != 0o700:
+        os.chmod("root/root", 0o700)
     for source, place, readonly in plan.binds:
         bind(source, "root" + place, readonly)
     if not plan.layer:                      # who builds the layer sees the overlay's upper side

@@ -14,6 +14,7 @@ from typing import Iterator, Optional
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 REPOSITORY = os.path.dirname(os.path.dirname(HERE))
+CLOSED = "/root/certdrop"       # where the stage shows the repository: nobody but root may enter /root
 HOME = os.path.abspath(os.environ.get("CERTDROP_STAGE_DIR") or os.path.join(REPOSITORY, "build", "stage"))
 CACHE = os.path.join(HOME, "cache")
 

@@ -196,9 +196,14 @@ class Inside(StageTest):
         self.assertEqual("/dev/pts/0", self.output("script", "-qec", "tty", "/dev/null"))
         self.assertEqual("no", self.output("sh", "-c", "test -e /run/systemd/system && echo yes || echo no"))
 
+    def test_the_command_begins_where_no_other_user_can_enter(self) -> None:
+        """A test that has another user read the repository fails wherever the repository lies."""
+        script = "pwd; stat -c %a ..; setpriv --reuid=nobody --clear-groups test -r $PWD/lib || echo closed"
+        self.assertEqual("/root/certdrop 700 closed", self.output("sh", "-c", script).replace("\n", " "))
+
     def test_repository_is_readonly(self) -> None:
-        """The repository is where it was, and at /src, and cannot be written."""
-        for place in (os.path.dirname(os.path.dirname(HERE)), "/src"):
+        """The repository is where it was, and at /root/certdrop and /src, and cannot be written."""
+        for place in (os.path.dirname(os.path.dirname(HERE)), "/root/certdrop", "/src"):
             self.assertEqual("no", self.output("sh", "-c", f"test -x {place}/tests/stage/stage && touch {place}/x 2>/dev/null || echo no"))
 
     def test_out(self) -> None:

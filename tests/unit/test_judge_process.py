@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from typing import Iterator
@@ -23,6 +24,7 @@ from certdrop.keeper import judges  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process as somebody else")
 
+LIB = pathlib.Path(judges.__file__).resolve().parents[1]
 CA = Forger()
 KEY = forger.new_key()
 NAMES = ["example.org"]
@@ -30,16 +32,30 @@ SPKI = hashlib.sha256(KEY.public_key().public_bytes(Encoding.DER, PublicFormat.S
 QUESTION = {"spki": SPKI, "names": NAMES, "spent": [], "earliest": 0}
 
 
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
-    """A directory that the judge can read, with the roots; the judge is `nobody`, for the host has no _certdrop-judge."""
-    monkeypatch.setattr(judges, "USER", "nobody")
-    with tempfile.TemporaryDirectory() as found:
+@pytest.fixture(scope="module")
+def readable() -> Iterator[pathlib.Path]:
+    """A directory that every user can enter, with our code as the package installs it: the checkout may lie where no other user gets to it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as found:
         os.chmod(found, 0o755)
-        path = pathlib.Path(found)
-        (path / "roots").write_bytes(pem(CA.stranger[0]) + pem(CA.root[0]))
-        os.chmod(path / "roots", 0o644)
-        yield path
+        for path in [LIB, *(path for path in sorted(LIB.rglob("*")) if "__pycache__" not in path.parts)]:
+            copy = pathlib.Path(found, path.relative_to(LIB.parent))
+            if path.is_dir():
+                copy.mkdir(0o755)
+            else:
+                shutil.copyfile(path, copy)
+                copy.chmod(0o644)
+        yield pathlib.Path(found)
+
+
+@pytest.fixture
+def place(readable: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """That directory, with the roots, and the judge from there; it is `nobody`, for the host has no _certdrop-judge."""
+    monkeypatch.setattr(judges, "USER", "nobody")
+    monkeypatch.setattr(judges, "__file__", str(readable / "certdrop" / "keeper" / "judges.py"))
+    path = pathlib.Path(tempfile.mkdtemp(dir=readable))
+    path.chmod(0o755)
+    (path / "roots").write_bytes(pem(CA.stranger[0]) + pem(CA.root[0]))
+    return path
 
 
 def reason(judge: judges.Judge, reply: bytes) -> str:

@@ -107,7 +107,7 @@ def test_the_configuration_of_every_version_is_read(version: str, tmp_path: path
     """What an administrator wrote for an older version needs no change (the files show every key that version had; make release adds them)."""
     (tmp_path / "sites.d").mkdir()
     for source, target in (("certdrop.toml", "certdrop.toml"), ("site.toml", "sites.d/example.org.toml")):
-        shutil.copy(ROOT / "tests/unit/configurations" / version / source, tmp_path / target)
+        shutil.copyfile(ROOT / "tests/unit/configurations" / version / source, tmp_path / target)
     monkeypatch.setattr(site, "ETC", str(tmp_path))
     assert site.load_site("example.org", site.load_config()).domains == ["example.org", "www.example.org"]
 
