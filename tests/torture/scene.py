@@ -81,11 +81,13 @@ class Scene:
         stage.write(f"{RUN}/ca.pem", (key + pem(forger.intermediate[0])).decode())
         stage.write(f"{RUN}/roots.pem", pem(forger.root[0]).decode())
         stage.write(f"{RUN}/asked", "", 0o666)
+        for path, mode in ((f"{HERE}/stand-in", 0o755), (f"{HERE}/../hostile/forger.py", 0o644)):      # the issuer cannot read the checkout
+            stage.write(f"{RUN}/{os.path.basename(path)}", stage.read(path), mode)
 
     def use_stand_in(self, wanted: bool) -> None:
         """Have the stand-in, or the real issuer, be certdrop-issue."""
         if wanted != self.stands_in:
-            run(*(["mount", "--bind", f"{HERE}/stand-in", ISSUE] if wanted else ["umount", ISSUE]))
+            run(*(["mount", "--bind", f"{RUN}/stand-in", ISSUE] if wanted else ["umount", ISSUE]))
             self.stands_in = wanted
 
     def use_forger(self) -> None:
