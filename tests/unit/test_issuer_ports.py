@@ -329,3 +329,25 @@ def test_the_key_and_the_request_are_told_as_openssl_tells_them(session):
     assert order.names == ["a.example.org", "xn--bcher-kva.example"]
     with pytest.raises(ports.Moved):
         order._command(["openssl", "enc"]).communicate()
+
+
+@pytest.mark.parametrize("status", ["pending", "processing"])
+def test_a_challenge_that_failed_and_stays_pending(ca, session, status):
+    """step-ca, Caddy and others tell the reason in the challenge and go on calling it pending: after a few polls the reason is told, as a validation's."""
+    error = {"type": "urn:ietf:params:acme:error:connection", "detail": "nobody answers"}
+    challenge = {"type": "http-01", "token": TOKEN, "url": BASE + "/challenge", "status": status, "error": error}
+    fine = {**challenge, "error": None}
+    authorization = {"status": "pending", "identifier": {"type": "dns", "value": "a.example.org"}}
+    ca.odd["/authz"] = [(200, {**authorization, "challenges": [fine]}, {})] + [(200, {**authorization, "challenges": [challenge]}, {})] * 100
+    with pytest.raises(Trouble) as raised:
+        place(session)
+    assert raised.value.text == "a.example.org: the CA says connection: nobody answers"
+    assert (raised.value.kind, raised.value.names) == ("validation", ["a.example.org"]) and ca.asked.count("/authz") < 10
+
+
+def test_a_challenge_that_the_ca_tries_again(ca, session):
+    """An error that is seen a few times, and then a valid authorization (RFC 8555 section 8.2), is an order like any other."""
+    challenge = {"type": "http-01", "token": TOKEN, "url": BASE + "/challenge", "status": "processing", "error": {"type": "x", "detail": "not yet"}}
+    authorization = {"status": "pending", "identifier": {"type": "dns", "value": "a.example.org"}, "challenges": [challenge]}
+    ca.odd["/authz"] = [(200, authorization, {})] * 4
+    assert place(session)[1] == CHAIN

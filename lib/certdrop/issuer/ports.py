@@ -34,6 +34,7 @@ ORDER = 600.0                      # seconds for one order
 SELF_CHECK = 10.0                  # seconds to fetch a token from ourselves
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two polls, where the CA does not say
 NOT_FOR_IT = ("rateLimited", "badNonce", "accountDoesNotExist", "userActionRequired")     # refusals that are not for what an order replaces
+FAILED_POLLS = 6                   # of a challenge that the CA calls pending, and tells an error of
 MOST_PAUSE = 60.0                  # seconds between two polls, whatever the CA says
 GROWTH = 1.6                       # of the pause from poll to poll
 
@@ -82,6 +83,7 @@ class Order:
         self._finalize = ""
         self._order = ""
         self._certificate = ""
+        self._failing: dict[str, int] = {}     # by domain, how often its challenge was seen with an error
         self._pause = FIRST_PAUSE
         self._retry_after = 0.0
         self._refused_nonces = 0
@@ -263,6 +265,7 @@ class Order:
             said = "; ".join(told(error) for error in errors) or f"that the authorization is {authorization['status']}"
             raise Trouble(VALIDATION, f"{domain}: the CA says {said}", names=[domain])
         offered = [challenge for challenge in listed if challenge.get("type") == "http-01"]
+        self._give_up(domain, [error for one in offered if one.get("status") != "valid" and isinstance(error := one.get("error"), dict)])
         if authorization.get("status") == "pending" and not offered:
             raise Trouble(REFUSED, f"{domain}: the CA offers no http-01 challenge for it")
         for challenge in offered:
@@ -274,6 +277,14 @@ class Order:
                 self.tokens[token] = domain
                 self._challenges[str(challenge.get("url"))] = token
                 self._pause = FIRST_PAUSE
+
+    def _give_up(self, domain: str, errors: list[dict[str, object]]) -> None:
+        """Raise Trouble where a CA goes on calling a challenge pending that failed, with the reason in it (RFC 8555 section 8.2 allows another try)."""
+        if not errors:
+            return
+        self._failing[domain] = self._failing.get(domain, 0) + 1
+        if self._failing[domain] >= FAILED_POLLS:
+            raise Trouble(VALIDATION, f"{domain}: the CA says {'; '.join(told(error) for error in errors)}", names=[domain])
 
     def _dumps(self, value: object, **how: object) -> str:
         if isinstance(value, dict) and "identifiers" in value:
