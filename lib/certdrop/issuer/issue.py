@@ -29,6 +29,8 @@ ACCOUNT = ["/usr/sbin/certdrop-account", "rollover", "--due"]
 INSTALL = 900                      # seconds for root to look at the spool
 LONGEST = 7200.0                   # seconds for a run away from the terminal where it was started
 DAY = 86400.0
+REPLY = b"r"                       # the network part: a reply is in the spool; at its end b"1" or b"0", whether root should look
+TOGETHER = 2.0                     # seconds after a reply for others to come: root looks at them together
 TICK = 600                         # seconds from one run by cron to the next
 
 
@@ -161,7 +163,7 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
             jail.end_with(parent)              # which has the lock
             words.begin()
             from certdrop.issuer import orders
-            code, waits = orders.run(options, pending, listed, stale, agenda, revocations)
+            code, waits = orders.run(options, pending, listed, stale, agenda, revocations, lambda: os.write(writer, REPLY))
             os.write(writer, b"1" if waits else b"0")
             sys.stdout.flush()
         except site.Wrong as error:
@@ -182,14 +184,33 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
         finally:
             os._exit(code)
     os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        waits = stream.read(1) == b"1"
+    waits = _hear(reader, options.install)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         code = say(f"the part that talks to the CA was ended by signal {-code}; the live certificates stay; the next run tries again",
                    os.EX_TEMPFAIL, options.loud)
     return code, waits
+
+
+def _hear(reader: int, install: bool) -> bool:
+    """Whether root should look when the child has ended. Of replies that come before, root is told as they come: no site waits for another one's order."""
+    import select
+    look_at = 0.0
+    while True:
+        if not select.select([reader], [], [], max(0.0, look_at - time.monotonic()) if look_at else None)[0]:
+            _have_root_look()
+            look_at = 0.0
+            continue
+        said = os.read(reader, 4096)
+        if not said:
+            os.close(reader)
+            return False
+        if said.endswith((b"0", b"1")):
+            os.close(reader)
+            return said.endswith(b"1")
+        if install and REPLY in said:
+            look_at = look_at or time.monotonic() + TOGETHER
 
 
 def _have_account_looked_at() -> None:

@@ -48,6 +48,7 @@ class Network:
         self.budget = budget.Budget(config, time.time())
         self.down: Trouble | None = None       # the CA cannot be reached, or wants to be left alone
         self.in_vain = 0
+        self.arrived: Callable[[], object] = lambda: None       # hears of each reply that is in the spool
         self._mine = threading.local()
         self._account = opening.account if opening else None
         self._opening, self._holder = opening, holder
@@ -240,6 +241,7 @@ class Network:
         leaf = examine(reply, order.csr)
         self.budget.note(budget.ISSUED, budget.set_of(order.names), time.time())
         put_reply(request.reply, reply)
+        self.arrived()
         by_time = None if request.now or task.forced else task.certificate
         ledger.issued(self.config.directory_url, leaf.fingerprint(hashes.SHA256()).hex(), by_time, time.time())
         request.answered = True

@@ -20,6 +20,8 @@ from certdrop.issuer.options import Options
 from certdrop.issuer.posted import Request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from certdrop.issuer.network import Network
     from certdrop.issuer.revoke import Revocations
     from certdrop.issuer.trouble import Trouble
@@ -32,7 +34,7 @@ NAMES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf
 
 
 def run(options: Options, pending: list[Request], listed: list[Request], stale: set[str], agenda: Agenda,
-        revocations: Revocations | None = None) -> tuple[int, bool]:
+        revocations: Revocations | None = None, arrived: Callable[[], object] = lambda: None) -> tuple[int, bool]:
     """(a code of sysexits.h, whether root should look at the spool). Raises site.Wrong, OSError, ports.Moved."""
     now = time.time()
     if options.dry_run:
@@ -57,6 +59,7 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
         code = os.EX_TEMPFAIL
     elif wanted or any(task.when <= now or task.wants_window(now) for task in tasks):
         network = _network(options, sum(task.when <= now for task in tasks))
+        network.arrived = arrived
         code, done = network.work(tasks, now)
         if wanted and revocations:
             code = network.carry_out(wanted)

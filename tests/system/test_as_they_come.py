@@ -1,0 +1,42 @@
+"""No site waits for another one's order: replies are installed as they come."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+
+from conftest import Host, stage
+
+
+def test_a_name_that_hangs_holds_up_no_other(host: Host) -> None:
+    """While one name's challenge is never answered, the other site of the same run is served; the run goes on after that."""
+    good, bad = host.add(host.name()), host.name()
+    host.run("certdrop", "add", bad, "--no-issue", code=0)
+    with socket.create_server(("127.0.0.1", 9999)) as silent:
+        kept: list[socket.socket] = []
+
+        def accept() -> None:
+            try:
+                while True:
+                    kept.append(silent.accept()[0])
+            except OSError:
+                pass
+        threading.Thread(target=accept, daemon=True).start()
+        location = "location / { proxy_pass http://127.0.0.1:9999; proxy_read_timeout 60s; }"
+        host.world.nginx.add_site(bad, f"server {{ listen 80; server_name {bad}; {location} }}\n")
+        host.world.nginx.reload()
+        stage.write(f"/etc/certdrop/sites.d/{good}.toml", f'domains = ["{good}", "www.{good}"]\n')
+        host.run("certdrop-install", code=0)               # root wants it now, though one was installed within the hour
+        before = host.live(good)
+        process = subprocess.Popen(["/usr/sbin/certdrop-issue", "--force", good, bad], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, user="_certdrop",
+                                   group="_certdrop", extra_groups=[])
+        stage.wait_for(lambda: host.live(good) > before and host.proven(good) == host.live(good), 60, "the good one to be served")
+        assert process.poll() is None
+        text = process.communicate(timeout=120)[0]
+        for one in kept:
+            one.close()
+        silent.shutdown(socket.SHUT_RDWR)
+    assert process.returncode != 0, text
+    host.world.nginx.remove_site(bad)
+    host.world.nginx.reload()
