@@ -253,7 +253,7 @@ def _read(path: str) -> dict[str, object]:
         raise Wrong(f"{path}: longer than {spool.MAX_REPLY} bytes")
     import json
     try:
-        if parsed.get(path, ("", ""))[0] != text.decode():
+        if path not in parsed or parsed[path][0] != text.decode():
             import tomllib                     # 5 ms, for what seldom changes
             parsed[path] = text.decode(), json.dumps(tomllib.loads(text.decode()), default=_no_date)
         said: dict[str, object] = json.loads(parsed[path][1])

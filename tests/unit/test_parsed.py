@@ -85,3 +85,12 @@ def test_a_disk_that_is_full_fails_no_run(toml: pathlib.Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(notes, "put", full)
     notes.remember()
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"a = " + b"[" * 60000, b"domains = 1\n"])
+def test_a_site_of_nonsense_is_wrong_and_nothing_else(toml: pathlib.Path, text: bytes) -> None:
+    """Whatever stands in its file, nothing at all included: that is this site's trouble, in words."""
+    (toml.parent / "sites.d").mkdir()
+    (toml.parent / "sites.d/a.test.toml").write_bytes(text)
+    with pytest.raises(site.Wrong, match="a.test.toml"):
+        site.load_site("a.test", site.Config())
