@@ -113,7 +113,7 @@ def recall() -> None:
 def remember() -> None:
     """Write that down, where it changed. A disk that is full costs the next run some milliseconds."""
     known = {path: texts for path, texts in site.parsed.items() if os.path.exists(path)} if site.parsed != _recalled else None
-    for entry, data in (("parsed", known and json.dumps(known).encode()), ("examined", integrity.news())):
+    for entry, data in (("parsed", None if known is None else json.dumps(known).encode()), ("examined", integrity.news())):
         try:
             if data:
                 put(entry, data, 0o600)

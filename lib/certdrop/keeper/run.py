@@ -6,6 +6,7 @@ Runs as: root, under the keeper's lock. Trusts: root's own files. Reads: certdro
 from __future__ import annotations
 
 import os
+import select
 import time
 
 from certdrop import events, jail, site, spool
