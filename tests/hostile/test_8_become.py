@@ -102,7 +102,7 @@ def test_110_what_root_lends(ground: Ground, what: str) -> None:
             session = int(stage.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[3])
             opened = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
             time.sleep(1)
-            person.type("a password of root's\n")
+            person.type("a password that root has\n")
             found = spied(place, 2.0)
             person.wait_prompt()
     assert session not in sessions, "root's session"

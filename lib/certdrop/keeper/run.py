@@ -48,11 +48,10 @@ class Run:
 
     def progress(self, text: str) -> None:
         """Say at once what takes its time, where somebody watches and can be told without waiting: the lock is held."""
-        if self.talk and os.isatty(2) and select.select([], [2], [], 0)[1]:
-            try:
-                os.write(2, f"{self.program}: {text}\n".encode("utf-8", "backslashreplace"))
-            except OSError:
-                pass
+        if self.talk and select.select([], [2], [], 0)[1]:
+            from certdrop import words             # which a run with nothing to say can spare
+            if words.at_terminal(2):
+                words.say(f"{self.program}: {text}")
 
     def fail(self, name: str, text: str, code: int) -> None:
         """Say what went wrong, where somebody watches or must act at once, and remember it for the exit code."""
