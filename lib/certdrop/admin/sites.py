@@ -239,9 +239,13 @@ def remove(name: str) -> int:
 
 def issue(wanted: Mapping[str, int | None]) -> int:
     """Have the issuer ask for these sites' requests now, then install what came. 0 where it is installed, whoever installed it."""
-    code = run_issuer(["--force", *wanted])
+    code = run_issuer([*(["--no-install"] if len(wanted) == 1 else []), "--force", *wanted])     # of several, root takes the replies as they come
     with lock.Lock(patient=True):
         run = Run(PROGRAM, False, True)
+        for name, number in wanted.items():
+            proven = Sight(name).proven
+            if number is not None and proven is not None and proven >= number:
+                run.tell(name, f"generation {proven:04d} is installed, and served")
         install.reconcile(run, list(wanted))
         for name, number in wanted.items():
             newest = Sight(name).newest
@@ -368,7 +372,7 @@ def known(names: list[str]) -> list[str]:
 def run_issuer(asked: list[str]) -> int:
     """Run certdrop-issue as _certdrop, with these words, and pass on what it says; its exit code."""
     try:
-        code = become.run(spool.ISSUER, [ISSUE, "--no-install", "--verbose", *asked], DEADLINE, outlives=True)
+        code = become.run(spool.ISSUER, [ISSUE, "--verbose", *asked], DEADLINE, outlives=True)
     except become.Stopped as stopped:
         say([f"{PROGRAM}: {ISSUE}: {stopped}; cron goes on trying"])
         return os.EX_TEMPFAIL
