@@ -186,7 +186,7 @@ def test_authorizations_reused_or_not(host: Host, ca: stage.Pebble, reuse: int) 
     restart(host, authz_reuse=reuse)
     name = waiting(host)
     host.run("certdrop", "renew", name, code=0)
-    host.run("certdrop", "renew", name, code=0)
+    host.run("certdrop", "renew", "--force", name, code=0)
     assert host.live(name) == 3
 
 
