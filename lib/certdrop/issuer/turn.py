@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import time
 
 from certdrop import site
@@ -40,7 +39,9 @@ def take(program: str, by_person: bool, first: bool) -> int | None:
 
 def _wait(fd: int, program: str, by_person: bool, first: bool) -> bool:
     """Wait until the lock is ours; False where this one does not wait."""
-    from certdrop import words                 # which a run that finds the lock free can spare
+    import signal
+
+    from certdrop import words                 # both of which a run that finds the lock free can spare
     seen, end = 0, 0.0
     while not _try(fd):
         holder, now = _holder(fd), time.monotonic()
