@@ -92,3 +92,17 @@ def test_nobody_waits_for_a_site_that_nobody_showed(world):
     waiting = [*changes("q1", "q2", "q3", patience=0.0), *changes("a", "b")]
     assert {"q1", "q2", "q3"} == set(world.wait(waiting))
     assert world.now < begin + 1
+
+
+@pytest.mark.parametrize("by, insist, asked_by_issuer, due", [
+    ("issuer", False, False, True), ("issuer", False, True, False), ("root", False, False, False), ("root", True, False, True), (None, False, True, False),
+])
+def test_what_failed_in_the_issuers_run_binds_no_other(monkeypatch, by, insist, asked_by_issuer, due):
+    """A put-off that was noted in a run which the issuer asked for holds back such runs alone; one of root's own holds back all, but whoever insists."""
+    monkeypatch.setattr(switch.state, "has", lambda *_: False)
+    monkeypatch.setattr(switch.state, "moment", lambda *_: float("inf"))
+    change = switch.Change.__new__(switch.Change)
+    change.name, change.to, change.back, change.outdated = "example.org", 3, 2, False
+    change.sight = types.SimpleNamespace(proven=2)
+    change.notes = types.SimpleNamespace(install={"by": by} if by else {}, is_put_off=lambda number: number == 3)
+    assert change.is_due(insist, asked_by_issuer) == due
