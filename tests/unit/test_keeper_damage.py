@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import pytest
 
@@ -77,6 +78,16 @@ def _world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
     keep()
     assert (0, []) == keep()
     return tmp_path / "state"
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """A run keeps its directories open until its process ends: here many runs are one process."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    for fd in set(os.listdir("/proc/self/fd")) - before:
+        with contextlib.suppress(OSError):
+            os.close(int(fd))
 
 
 def configured(name: str, _: site.Config | None = None) -> site.Site:
