@@ -144,7 +144,7 @@ class Tracer:
 
     def _named(self, process: Process, pid: int) -> None:
         process.used = {}
-        if process.name == "caller":
+        if process.name in ("caller", self.worker):           # started anew as another user: still the one that is meant
             return
         with open(f"/proc/{pid}/cmdline", "rb") as stream:
             argv = stream.read().decode("utf-8", "replace").split("\0")
