@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
 import pty
+import py_compile
 import re
 import select
 import shutil
@@ -30,7 +32,12 @@ NGINX_TOML = "/etc/certdrop/services.d/nginx.toml"
 @contextlib.contextmanager
 def replaced(path: str, text: str, mode: int = 0o755) -> Iterator[None]:
     """Hostile code in a program's place, as if somebody had taken over its process."""
-    kept = stage.read(path) if os.path.exists(path) else None
+    def compiled() -> int:
+        cache = importlib.util.cache_from_source(path)
+        return os.stat(cache).st_mtime_ns if os.path.exists(cache) else 0
+
+    kept, known = (stage.read(path), os.stat(path)) if os.path.exists(path) else (None, os.stat("/"))
+    compiled_then = compiled()
     try:
         stage.write(path, text, mode)
         yield
@@ -39,6 +46,9 @@ def replaced(path: str, text: str, mode: int = 0o755) -> Iterator[None]:
             os.unlink(path)
         else:
             stage.write(path, kept, 0o755 if path.startswith("/usr/sbin") else 0o644)
+            os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))    # what is compiled is known by the source's time
+            if compiled() != compiled_then:
+                py_compile.compile(path)                                 # what root's next run would do
 
 
 BOOTH = '''
