@@ -43,7 +43,7 @@ class Between:
     """
 
     def __init__(self, pebble: stage.Pebble) -> None:
-        self.odd: dict[str, list[tuple[int, str, dict[str, str]]]] = {}
+        self.odd: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
         self.asked: list[tuple[float, str]] = []
         self.orders: list[dict[str, Any]] = []             # the payloads of newOrder
         self.odd_headers: dict[str, dict[str, str]] = {}   # the pattern of a path, and headers in place of the CA's
@@ -64,6 +64,7 @@ class Between:
                 for pattern, answers in between.odd.items():
                     if re.search(pattern, self.path) and answers:
                         status, problem, headers = answers.pop(0)
+                        headers = {name: value() if callable(value) else value for name, value in headers.items()}      # a moment, counted from now
                         self.say(status, headers, json.dumps({"type": URN + problem, "detail": "said by something in between"}).encode())
                         return
                 upstream = http.client.HTTPSConnection(pebble.host, pebble.port, timeout=60, context=pebble.context)
@@ -157,7 +158,7 @@ def at_a_date() -> str:
 def test_a_short_wait_is_waited(host: Host, between: Between, status: int, when: Callable[[], str]) -> None:
     """Retry-After, as seconds and as a date (RFC 9110 section 10.2.3): within the same run, not before, and the certificate comes."""
     name = host.add(host.name())
-    between.odd["order-plz"] = [(status, "rateLimited", {"Retry-After": when()})]
+    between.odd["order-plz"] = [(status, "rateLimited", {"Retry-After": when})]
     renew(host, name)
     first, second = between.times("order-plz")[-2:]
     assert second - first >= 1 and is_issued(host, name)
