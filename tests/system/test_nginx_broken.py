@@ -112,7 +112,7 @@ def test_a_placeholder_that_is_shown_on(case: Case) -> None:
 
 @pytest.mark.parametrize("proven", [True, False])
 def test_killed_before_the_test_of_what_nginx_does_not_take(case: Case, proven: bool) -> None:
-    """Row 12: live is at what was never proven, and nginx does not start with it: the next run goes back to what it starts with, and asks for another."""
+    """Live is at what was never proven, damaged so that nginx does not start: the next run goes back to what it starts with, says so, and asks for another."""
     case.serve()
     if proven:
         case.install()
@@ -127,8 +127,8 @@ def test_killed_before_the_test_of_what_nginx_does_not_take(case: Case, proven: 
     notes = json.loads(stage.read(f"{STATE}/keeper/{case.name}.json"))
     stage.write(f"{STATE}/keeper/{case.name}.json", json.dumps({**notes, "install": {}}))
     assert not case.host.world.nginx.test()[0]
-    case.host.run("certdrop-install", code=os.EX_TEMPFAIL)
-    assert case.host.world.nginx.test()[0] and case.standing() == (before[0], before[1], before[2] + 2)
+    case.host.run("certdrop-install", code=os.EX_IOERR)
+    assert case.host.world.nginx.test()[0] and case.standing() == (before[0], before[1], before[2] + 1)
     assert not os.path.exists(f"{STATE}/sites/{case.name}/{before[2]:04d}/nginx.conf")         # withdrawn, and removed
     number = case.install()
     assert case.standing() == (number, number, number + 1) and case.served

@@ -258,6 +258,7 @@ def issue(wanted: Mapping[str, int | None]) -> int:
 def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool = False) -> int:
     known(names)
     posted: dict[str, int | None] = {}
+    left = os.EX_OK                            # what was refused or put off before is over where another certificate comes
     with lock.Lock(patient=True):
         run = Run(PROGRAM, False, True)
         before = {name: Sight(name).live for name in names}
@@ -269,6 +270,7 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
             if not (force or only_post):
                 trouble = _cannot_be_used(run, wanted, sight)
                 if trouble:
+                    left = os.EX_TEMPFAIL
                     run.fail(name, f"{trouble}; nothing is ordered (--force orders all the same)", os.EX_TEMPFAIL)
                     continue
                 served = not fresh and _serves_already(run, wanted, sight, before[name])
@@ -286,8 +288,9 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
             if only_post:
                 run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, posted[name] or 0)}")
     run.flush()
-    code = run.exit_code()
-    return code if only_post or not posted else issue(posted) or code
+    if only_post or not posted:
+        return run.exit_code()
+    return issue(posted) or left
 
 
 def _cannot_be_used(run: Run, wanted: site.Site, sight: Sight) -> str:
