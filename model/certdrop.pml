@@ -33,6 +33,12 @@
 #ifndef LATE
 #define LATE     0              /* reloads that do not show in time */
 #endif
+#ifndef DAMAGE
+#define DAMAGE   0              /* times that a disk or a hand damages a generation, between two runs of a keeper */
+#endif
+#ifndef AGES
+#define AGES     0              /* times that a certificate comes nearer to its end, between two runs of a keeper */
+#endif
 #ifndef EVIL
 #define EVIL     255            /* writes of a hostile issuer; 255 for no end, 0 for an honest issuer */
 #endif
@@ -50,6 +56,9 @@
 #define BLAME    7              /* a certificate is withdrawn only where it is the certificate that nginx does not take */
 #define UNDONE   8              /* a run that was not killed leaves nginx able to start, if there is a generation with which it can */
 #define WISH     9              /* what the administrator said is never undone by itself: added stays added, a rollback goes back, no placeholder follows a certificate */
+#define WHOLE    10             /* no service is tested or reloaded while live is damaged, live never moves to what is damaged, nothing is accepted for a damaged next */
+#define ENDED    11             /* a run that was not killed leaves live on no certificate that has ended while an older one is good */
+#define STALE    12             /* a reply that was held back never becomes live over a better one */
 #ifdef ONLY
 #define claim(name, what)  assert(name != ONLY || (what))
 #else
@@ -70,6 +79,8 @@ byte keyof[G+1];                /* which key privkey.pem holds */
 byte asked[G+1];                /* which key the request of this number is for; stays known when the request is gone */
 byte chain[G+1];                /* the leaf in fullchain.pem, named by the request it was issued for; 0 for none */
 byte live, proven, aside;       /* where the links point; 0 for no link */
+byte bad;                       /* generations that are damaged: no longer what root wrote */
+byte due, ending, ended;        /* leaves that are past their renewal, of these those that end soon, and of these those that have ended */
 bit half;                       /* a temporary directory */
 bit removed;                    /* sites/.removed-NAME */
 bit site = 1;                   /* sites.d/NAME.toml */
@@ -98,7 +109,8 @@ byte reading;                   /* where the include led */
 byte lock, killed;              /* the process that holds the lock; the process that is killed */
 bit renewal;                    /* the certificate has come of age */
 bit exhausted;                       /* the search has no number left: this branch ends */
-byte crashes, verbs, removals, renewals, evil, lates, others, outages, unfits;
+byte crashes, verbs, removals, renewals, evil, lates, others, outages, unfits, damages, ages;
+byte stale;                     /* generations that were accepted though live was better: what the claims remember */
 byte was;                       /* leaves that were ever live: what the claims remember, not the keeper */
 byte used;                      /* numbers that were ever given: the same */
 bit wish;                       /* the administrator has added the site: the same */
@@ -106,8 +118,12 @@ bit blip;                       /* somebody broke nginx in the midst of a switch
 byte gone;                      /* generations that a rollback went back past before they were ever live: the same */
 byte top;                       /* the highest number in requests/ */
 
-#define matches(g)  (has(dirs, g) && has(key, g) && has(conf, g) && chain[g] && chain[g] <= G && asked[chain[g]] == keyof[g])
+#define matches(g)  (has(dirs, g) && has(key, g) && has(conf, g) && !has(bad, g) && chain[g] && chain[g] <= G && asked[chain[g]] == keyof[g])
 #define passes      (!broken && (!uses || (live && matches(live) && !has(unfit, live))))      /* nginx -t */
+#define hurt        (conf & bad & ~withdrawn)              /* was complete, is damaged, is not withdrawn yet */
+#define level(leaf) (3 - has(due, leaf) - has(ending, leaf) - has(ended, leaf))
+#define worse(leaf) (has(due, leaf) && live && !has(standin, live) && level(leaf) < level(chain[live]))
+#define outlasts(g, other) (has(conf, g) && !has(withdrawn | bad | standin, g) && !has(ended, chain[g]) && level(chain[g]) > level(chain[other]))
 #define is_refused  (refused_to == reply_to && refused == reply)
 #define is_settled  (exhausted || top == G || !site || (live && !has(standin, live) && !renewal && !has(wanted, top) \
 		     && (!uses || (proven == live && shown == live))))
@@ -187,32 +203,79 @@ byte noted;                     /* "this one is installed" */
 #define ISSUER_SEES     1
 #endif
 
+#ifdef VARIANT_DAMAGED_LIVE_STAYS
+#define NO_LIVE         (!live)
+#else
+#define NO_LIVE         (!live || has(bad, live))
+#endif
+#ifdef VARIANT_DAMAGED_PROVEN_STAYS
+#define ASTRAY          0
+#else
+#define ASTRAY          (proven && has(bad, proven))
+#endif
+#ifdef VARIANT_DAMAGED_NEXT_STAYS
+#define NEXT_HURT       0
+#else
+#define NEXT_HURT       has(bad, n)
+#endif
+#ifdef VARIANT_DAMAGED_IS_NEWEST
+#define IS_WHOLE(g)     1
+#else
+#define IS_WHOLE(g)     !has(bad, g)
+#endif
+#ifdef VARIANT_LOST_NOT_WANTED
+#define LOST            0
+#else
+#define LOST            (hurt >> (c + 1))              /* the damaged one is newer than C */
+#endif
+#ifdef VARIANT_NEVER_GOES_BACK
+#define GOES_BACK       0
+#else
+#define GOES_BACK       has(ending, chain[c])
+#endif
+#ifdef VARIANT_STALE_TAKEN
+#define LATE_REPLY      0
+#else
+#define LATE_REPLY      worse(r)
+#endif
+
 /* The keeper's sight, taken anew before every step: N, C, the generations to remove, and the row of the table that applies. */
 inline look() { d_step {
 	n = 0; c = 0; below = 0; third = 0; lower = 0; had = 0;
 	for (i : 1 .. G) {
 		if :: has(dirs, i) -> n = i :: else fi;
-		if :: has(conf, i) && !has(withdrawn, i) -> third = (KEPT > 2 -> below : 0); below = c; c = i :: else fi;
-		if :: has(conf, i) && !has(withdrawn, i) && i < live -> lower = i :: else fi;
+		if :: has(conf, i) && !has(withdrawn, i) && IS_WHOLE(i) -> third = (KEPT > 2 -> below : 0); below = c; c = i :: else fi;
+		if :: has(conf, i) && !has(withdrawn, i) && !has(bad, i) && i < live -> lower = i :: else fi;
 		if :: has(conf, i) && chain[i] && chain[i] <= G -> put(had, chain[i]) :: else fi
 	}
 	i = 0;
 	old = dirs & ~(1 | bit(n) | bit(c) | bit(below) | bit(third) | LINKED);
+#if AGES
+	best = c;
+	for (i : 1 .. G) {
+		if :: GOES_BACK && outlasts(i, c) && (best == c || level(chain[i]) >= level(chain[best])) -> best = i :: else fi
+	}
+	i = 0; c = best; best = 0;
+#endif
 	row = (removed                                                     -> 1 :
 	      (!site                                                       -> 14 :
 	      (aside                                                       -> 2 :
 	      (half                                                        -> 3 :
 	      (!c                                                          -> 4 :
-	      (!live                                                       -> 5 :
+	      (NO_LIVE                                                     -> 5 :
+	      (ASTRAY                                                      -> 18 :
 	      (has(conf, n)                                                -> 6 :
+	      (NEXT_HURT                                                   -> 15 :
 	      (has(kinds, n) != kind                                       -> 7 :
+	      (LOST && !has(wanted, n)                                     -> 16 :
+	      (hurt                                                        -> 17 :
 	      (!has(csr, n) || (has(wanted, n) && !has(now, n))            -> 8 :
 	      ((csr & ~bit(n)) || (now & ~(bit(n) & wanted))               -> 9 :
 	      (old                                                         -> 10 :
 	      (reply && ANSWERS && !(refused_to == n && refused == reply) && !judged  -> 11 :
-	      (c != live && !STANDS_IN && c != tried && TO_DO              -> 12 :
-	      (c == live && c != proven && !has(standin, c) && c != tried && TO_DO  -> 13 :
-	                                                                      14))))))))))))))
+	      (c != live && !STANDS_IN && c != tried && TO_DO && !has(ended, chain[c])  -> 12 :
+	      (c == live && c != proven && !has(standin, c) && c != tried && TO_DO && !has(ended, chain[c])  -> 13 :
+	                                                                      14))))))))))))))))))
 } }
 
 /* A number for a new generation. Never one that was used: not even by a site of this name that was removed. */
@@ -235,6 +298,8 @@ inline move(g) {
 		live = g;
 		if :: g && chain[g] <= G -> put(was, chain[g]) :: else fi;
 		claim(LIVE, matches(live));
+		claim(WHOLE, !has(bad, live));
+		claim(STALE, !has(stale, live));
 		claim(WISH, !has(gone, live))
 	}
 }
@@ -272,14 +337,14 @@ inline destroy(g) {
 	atomic {
 		HAS_READ(g);
 		claim(LIVE, g != live);
-		drop(dirs, g); drop(key, g); drop(conf, g); drop(withdrawn, g); drop(wanted, g); drop(standin, g); drop(unfit, g); drop(kinds, g);
+		drop(dirs, g); drop(key, g); drop(conf, g); drop(withdrawn, g); drop(wanted, g); drop(standin, g); drop(unfit, g); drop(kinds, g); drop(bad, g); drop(stale, g);
 		keyof[g] = 0; chain[g] = 0; half = 1               /* .old-000g, which row 3 sweeps */
 	}
 }
 
 /* Rows 12 and 13: test; move; test; reload; served? */
 inline use_newest() {
-	atomic { to = c; back = live; before = shown; blip = 0 };
+	atomic { to = c; back = live; before = shown; blip = 0; claim(WHOLE, !live || !has(bad, live)) };
 #ifdef VARIANT_NOTE_TRUSTED
 	noted = to;
 #endif
@@ -328,7 +393,7 @@ inline use_newest() {
 inline take() {
 	r = reply;                                             /* the one safe read */
 	if
-	:: r && (!CHECKS_KEY || (r <= G && asked[r] == keyof[n])) && !has(spent | had, r) && n < G ->
+	:: r && (!CHECKS_KEY || (r <= G && asked[r] == keyof[n])) && !has(spent | had, r) && !has(ended, r) && !LATE_REPLY && n < G ->
 #ifdef VARIANT_READ_TWICE
 		r = reply;                                     /* once to judge it, once more to install it */
 #endif
@@ -340,7 +405,7 @@ inline take() {
 		put(conf, n);
 #endif
 		chain[n] = r;
-		atomic { put(conf, n); if :: unfits < UNFIT -> unfits++; put(unfit, n) :: true fi };
+		atomic { put(conf, n); claim(WHOLE, !has(bad, n)); if :: worse(r) -> put(stale, n) :: else fi; if :: unfits < UNFIT -> unfits++; put(unfit, n) :: true fi };
 		atomic { refused = 0; refused_to = 0; r = 0;
 #ifdef VARIANT_SPENT_NOTED_LATE
 			put(spent, chain[n])                   /* the only time that it is noted: a run killed before this never will */
@@ -405,14 +470,14 @@ inline finish_removal() {
 	atomic { refused = 0; refused_to = 0; spent = 0; failed = 0 };
 	atomic {
 		HAS_READ(reading);
-		dirs = 0; key = 0; conf = 0; withdrawn = 0; wanted = 0; standin = 0; unfit = 0; kinds = 0; half = 0; removed = 0;
+		dirs = 0; key = 0; conf = 0; withdrawn = 0; wanted = 0; standin = 0; unfit = 0; kinds = 0; bad = 0; half = 0; removed = 0;
 		for (i : 1 .. G) { keyof[i] = 0; chain[i] = 0 }
 		i = 0
 	}
 }
 
 proctype keeper() {
-	byte n, c, below, third, lower, had, old, row, i, m, r, to, back, before, tried;
+	byte n, c, best, below, third, lower, had, old, row, i, m, r, to, back, before, tried;
 	bit was_aside, judged;
 	do
 	:: {
@@ -448,6 +513,10 @@ proctype keeper() {
 			:: row == 5 -> move(c)
 			:: row == 6 -> make_next(has(standin, c))
 			:: row == 7 -> make_next(1)
+			:: row == 15 -> make_next(has(wanted, n) || has(standin, c))                             /* 7a */
+			:: row == 16 -> put(wanted, n)
+			:: row == 17 -> atomic { m = 1; do :: has(hurt, m) -> break :: else -> m++ od; put(withdrawn, m); m = 0 }
+			:: row == 18 -> proven = 0                                                               /* 7b */
 			:: row == 8 -> atomic { if :: !has(csr, n) -> put(csr, n); top = n :: else -> put(now, n) fi }
 			:: row == 9 -> atomic { if :: csr & ~bit(n) -> csr = bit(n) :: else -> now = now & bit(n) & wanted fi }
 			:: row == 10 -> atomic { m = 0; do :: has(old, m) && m -> break :: else -> m++ od }; destroy(m); m = 0
@@ -456,6 +525,15 @@ proctype keeper() {
 			fi
 		od;
 		claim(UNDONE, !uses || broken || passes || !(proven && matches(proven) && !has(unfit, proven)));
+#if AGES
+		d_step {
+			m = 0;
+			for (i : 1 .. G) { if :: has(conf, i) && !has(withdrawn | bad | standin | unfit, i) && !has(ending, chain[i]) -> m = i :: else fi }
+			i = 0
+		}
+		claim(ENDED, !(uses && !broken && live && has(ended, chain[live]) && m));
+		m = 0;
+#endif
 		atomic { n = 0; c = 0; below = 0; third = 0; lower = 0; had = 0; old = 0; row = 0; tried = 0; was_aside = 0; judged = 0;
 			if :: lock == _pid -> lock = 0 :: else fi }
 	} unless {
@@ -497,7 +575,7 @@ inline include() {
 
 inline read_files() {
 	if
-	:: broken || (reading && has(unfit, reading)) -> shown = (cold -> 0 : shown)
+	:: broken || (reading && has(unfit | bad, reading)) -> shown = (cold -> 0 : shown)
 	:: else ->
 #ifdef VARIANT_TWO_PATHS
 		claim(PAIR, !reading || !live || asked[chain[reading]] == keyof[live]);      /* live/NAME/fullchain.pem, then live/NAME/privkey.pem */
@@ -521,11 +599,24 @@ end:	do
 
 /* Time, and people: certificates come of age, somebody breaks nginx's configuration and mends it, a site is taken into it and out of it. */
 proctype world() {
+	byte g;
 end:	do
 	:: atomic { renewals < RENEWALS && live && !has(standin, live) && !renewal -> renewals++; renewal = 1 }
 	:: atomic { !broken && outages < OUTAGES -> outages++; broken = 1; blip = 1 }
 	:: broken -> broken = 0
 	:: atomic { !uses && live && !aside && !removed && removals == 0 -> uses = 1 }
+	:: atomic { damages < DAMAGE && !lock && !killed -> damages++;
+			select(g : 1 .. G);
+			if :: has(dirs, g) && !has(withdrawn | bad, g) -> put(bad, g) :: else fi;
+			g = 0 }
+	:: atomic { ages < AGES && !lock && !killed -> ages++;
+			select(g : 1 .. G);
+			if :: has(dirs, g) && !has(standin, g) && g <= top ->
+				put(due, g);
+				if :: true :: put(ending, g) :: put(ending, g); put(ended, g) fi
+			:: else
+			fi;
+			g = 0 }
 	:: atomic { REMOVALS && uses && live -> uses = 0 }
 	od
 }
