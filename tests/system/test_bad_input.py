@@ -7,7 +7,7 @@ import subprocess
 from typing import Iterator
 
 import pytest
-from conftest import CONFIG, SPOOL, STATE, Host
+from conftest import CONFIG, SPOOL, STATE, Host, stage
 
 
 def inventory() -> str:
@@ -20,6 +20,8 @@ def inventory() -> str:
 @pytest.fixture
 def unchanged(host: Host) -> Iterator[None]:
     """Nothing may have changed when the test ends."""
+    stage.wait_for(lambda: not subprocess.run(["pgrep", "-u", "_certdrop"], stdout=subprocess.PIPE, check=False).stdout, 30,
+                   what="the signer of a run before, which may still be writing a key that it was asked to make")
     before = inventory()
     yield
     assert inventory() == before
