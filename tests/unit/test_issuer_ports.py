@@ -232,7 +232,7 @@ def test_no_room_for_a_token_is_no_fault_of_the_cas(ca, session, monkeypatch, wh
     with pytest.raises(Trouble) as raised:
         order.place(module)
     assert (raised.value.kind, order.placed) == ("local", True)
-    assert raised.value.text == ("/somewhere" if where == "open" else "this host") + ": No space left on device"
+    assert raised.value.text == ("/somewhere" if where == "open" else spool.challenges()) + ": No space left on device"
 
 
 def test_finalize_that_comes_too_early(ca, session):

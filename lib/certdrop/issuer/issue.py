@@ -205,7 +205,7 @@ def _hear(reader: int, install: bool) -> bool:
         said = os.read(reader, 4096)
         if not said:
             os.close(reader)
-            return False
+            return look_at > 0.0               # it was killed, or could not end as it should: what came before waits all the same
         if said.endswith((b"0", b"1")):
             os.close(reader)
             return said.endswith(b"1")

@@ -373,10 +373,12 @@ def examine(reply: bytes, csr: x509.CertificateSigningRequest) -> x509.Certifica
 
 
 def put_reply(entry: str, reply: bytes) -> None:
-    """Put a reply into the spool, whole or not at all. Raises OSError."""
+    """Put a reply into the spool, whole or not at all. Raises OSError, which names the place."""
     fd = spool.open_directory(spool.replies())
     try:
         spool.write(fd, entry, reply, 0o640)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, spool.replies()) from error
     finally:
         os.close(fd)
 

@@ -6,10 +6,12 @@ in it. Reads and writes: /var/lib/certdrop/issuer, world-readable for status and
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import time
+from collections.abc import Iterator
 
 from certdrop import site, spool
 
@@ -48,22 +50,18 @@ def number(found: dict[str, object], key: str) -> int:
 
 def put(entry: str, data: bytes) -> None:
     """Write a file, whole or not at all. Raises OSError."""
-    fd = spool.open_directory(site.STATE + "/issuer")
-    try:
+    with _directory(entry) as fd:
         try:
             spool.write(fd, entry, data, 0o644)
         except IsADirectoryError:
             for name in (entry, f".{entry}.new"):
                 clear(fd, name)
             spool.write(fd, entry, data, 0o644)
-    finally:
-        os.close(fd)
 
 
 def append(entry: str, line: bytes) -> None:
     """Add a line to a file. Raises OSError."""
-    parent = spool.open_directory(site.STATE + "/issuer")
-    try:
+    with _directory(entry) as parent:
         try:
             fd = _at_the_end(parent, entry)
         except OSError as error:
@@ -75,8 +73,18 @@ def append(entry: str, line: bytes) -> None:
             os.write(fd, line)
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _directory(entry: str) -> Iterator[int]:
+    """The directory, for a file in it to be written; what goes wrong names that file by its path."""
+    fd = spool.open_directory(site.STATE + "/issuer")
+    try:
+        yield fd
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{site.STATE}/issuer/{entry}") from error
     finally:
-        os.close(parent)
+        os.close(fd)
 
 
 def _at_the_end(parent: int, entry: str) -> int:

@@ -101,7 +101,7 @@ class Order:
             chain: object = module.get_crt("account", "csr", spool.challenges(), log=module.LOGGER, disable_check=True,
                                            directory_url=self.session.account.directory_url)
         except OSError as error:               # what is said with the CA raises Trouble: this was a token's file
-            raise of_this_host(error) from error
+            raise of_this_host(error, spool.challenges()) from error
         except (ValueError, LookupError, AssertionError, TypeError, AttributeError, RecursionError) as error:
             # acme-tiny's own texts quote requests, so its words are not passed on
             raise Trouble(UNREACHABLE, f"the CA's answers cannot be used ({_plainly(error)})") from error

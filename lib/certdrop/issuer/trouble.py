@@ -38,11 +38,11 @@ class Trouble(Exception):
         self.names = list(names)               # whose validation failed
 
 
-def of_this_host(error: OSError | MemoryError) -> Trouble:
-    """What is this host's own trouble, in words."""
+def of_this_host(error: OSError | MemoryError, place: str = "this host") -> Trouble:
+    """What is this host's own trouble, in words; `place` is where it was met, as far as the error does not say."""
     if isinstance(error, MemoryError):
         return Trouble(LOCAL, "this host: no memory")
-    return Trouble(LOCAL, f"{error.filename or 'this host'}: {error.strerror or error}")
+    return Trouble(LOCAL, f"{error.filename or place}: {error.strerror or error}")
 
 
 class AccountUnknown(Trouble):
