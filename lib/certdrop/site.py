@@ -85,8 +85,15 @@ class Config:
 
     @property
     def own_roots(self) -> str:
-        """The file of this directory's own roots, which stands in for trust_roots where that is not configured: named as the CA, or its host."""
-        return f"{ETC}/roots.d/{self.directory if self.directory in DIRECTORIES else self.directory_url.split('/')[2]}.pem"
+        """The file of this directory's own roots, which stands in for trust_roots where that is not configured: named as the CA, or its host.
+
+        The host may have its port in that name, or not; of several files the first one counts.
+        """
+        host = self.directory_url.split("/")[2]
+        bare = host if host.endswith("]") else host.rpartition(":")[0] or host
+        names = [name for name, url in DIRECTORIES.items() if url == self.directory_url] + [host, bare]
+        files = [f"{ETC}/roots.d/{name}.pem" for name in names]
+        return next(filter(os.path.exists, files), files[0])
 
 
 class Site:

@@ -228,7 +228,8 @@ def test_a_name_that_fails_does_not_stop_the_others(host: Host) -> None:
     host.world.dns.set_servfail(bad)
     done = host.run("certdrop-issue", "--verbose", "--no-install", bad, good, code=os.EX_TEMPFAIL)
     host.world.dns.clear_servfail(bad)
-    assert f"{good}: issued" in done.text and f"{bad}: {bad}: the CA says" in done.text, done
+    assert f"{good}: issued" in done.text and f"{bad}: the CA could not validate {bad}; the live certificate stays; next try at" in done.text, done
+    assert done.text.count("the CA says") == 1
     assert ledger(bad)["class"] == "validation" and ledger(bad)["count"] == 1
     assert os.listdir(SPOOL + "/challenges") == []
 
@@ -264,3 +265,29 @@ def test_killed_in_mid_order(host: Host, ca: stage.Pebble) -> None:  # noqa: F81
     restart(host, sleep=0)
     host.run("certdrop", "renew", name, code=0)
     assert os.listdir(SPOOL + "/challenges") == [] and host.served(name) == host.on_disk(name)
+
+
+def test_a_chain_to_a_root_that_is_not_known_names_the_file(host: Host) -> None:
+    """The refusal says which roots were looked at and where this CA's own are looked for; put there, under a name without the port, they are taken."""
+    name = host.name()
+    host.add(name)
+    pebble = host.world.pebble
+    before = host.live(name)
+    host.configure(trust_roots='"/etc/ssl/certs/ca-certificates.crt"')
+    done = host.run("certdrop", "renew", "--force", name)
+    own = "/etc/certdrop/roots.d/" + pebble.directory_url.split("/")[2] + ".pem"
+    assert done.code
+    assert f"(untrusted): it leads to no root in /etc/ssl/certs/ca-certificates.crt; this CA's own roots are looked for in {own}" in done.text, done
+    assert host.live(name) == before
+    found = own.rpartition(":")[0] + ".pem"
+    try:
+        stage.write(found, stage.read(pebble.root()))
+        stage.write("/etc/certdrop/roots.d/mine.pem", "")
+        assert "roots.d/mine.pem: no configured CA uses it" in host.run("certdrop-check", "--offline", name).text
+        assert found + ": no configured" not in host.run("certdrop-check", "--offline", name).text
+        host.run("certdrop", "renew", "--force", name, code=0)
+    finally:
+        for path in (found, "/etc/certdrop/roots.d/mine.pem"):
+            if os.path.exists(path):
+                os.unlink(path)
+    assert host.live(name) != before

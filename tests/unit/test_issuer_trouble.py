@@ -70,3 +70,30 @@ def test_whatever_comes_is_told(body, status, header):
     assert found.text.isascii() and found.text.isprintable() and len(found.text) <= 4000
     assert found.kind in (trouble.UNREACHABLE, trouble.RATE_LIMITED, trouble.VALIDATION, trouble.REFUSED)
     assert 0 <= found.retry_after <= trouble.LONGEST_WAIT
+
+
+@pytest.mark.parametrize("kind, text, names, fact, said", [
+    ("validation", "www.example.org: the CA says dns: no such name", ["www.example.org"],
+     "the CA could not validate www.example.org", "the CA says dns: no such name"),
+    ("validation", "the CA says unauthorized: x", [], "the CA could not validate a name", "the CA says unauthorized: x"),
+    ("rate limited", "the CA says rateLimited: later", [], "the CA's rate limit is reached", "the CA says rateLimited: later"),
+    ("refused", "the CA says malformed: the CA says so", [], "the CA refuses", "the CA says malformed: the CA says so"),
+    ("local", "/var: No space left on device", [], "/var: No space left on device", "")])
+def test_a_fact_in_our_words_comes_apart_from_what_the_ca_says(kind, text, names, fact, said):
+    """The CA's words can be long, so a line has them last."""
+    assert trouble.in_two(trouble.Trouble(kind, text, names=names)) == (fact, said)
+
+
+def test_the_line_of_a_failure_has_the_cas_words_last(monkeypatch):
+    """Whatever is cut off at the end of a long line, it is not when the next try is."""
+    from types import SimpleNamespace
+
+    from certdrop.issuer import log
+    lines = []
+    monkeypatch.setattr(log.words, "say", lines.append)
+    ledger = SimpleNamespace(save=lambda: None, next_try=1800000000, failed_at=1700000000)
+    task = SimpleNamespace(name="example.org", ledger=ledger, request=SimpleNamespace(number=7))
+    journal = SimpleNamespace(error=lambda *_, **__: None)
+    log.failed(journal, task, trouble.Trouble("refused", "the CA says malformed: " + "words " * 600), True)
+    assert lines[0].startswith("certdrop-issue: example.org: the CA refuses; the live certificate stays; next try at 2027-01-15T08:00:00Z; "
+                               "the CA says malformed: words")

@@ -31,7 +31,10 @@ def test_a_ca_by_its_name(configured, name):
     assert config.staging_url == (STAGING if name.startswith("letsencrypt") else config.directory_url)
 
 
-@pytest.mark.parametrize("directory, entry", [("letsencrypt-staging", "letsencrypt-staging"), ("https://ca.example.org:14000/dir", "ca.example.org:14000")])
+@pytest.mark.parametrize("directory, entry", [
+    ("letsencrypt-staging", "letsencrypt-staging"), (STAGING, "letsencrypt-staging"), (STAGING, "acme-staging-v02.api.letsencrypt.org"),
+    ("https://ca.example.org:14000/dir", "ca.example.org:14000"), ("https://ca.example.org:14000/dir", "ca.example.org"),
+    ("https://ca.example.org/dir", "ca.example.org"), ("https://[::1]:14000/dir", "[::1]"), ("https://[::1]/dir", "[::1]")])
 def test_a_cas_own_roots(configured, tmp_path, directory, entry):
     """Stand in for the system's where they are there and nothing else is configured; another CA's do not."""
     line = f'directory = "{directory}"'

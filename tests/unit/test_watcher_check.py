@@ -16,7 +16,7 @@ import pytest
 from certdrop import jail, site, spool, syscalls
 from certdrop.nginxconf import Configuration, Source
 from certdrop.watcher import check_ask, check_ca, check_clients, check_cron, check_dns, check_fetch, check_host, check_keys, check_names, check_nginx
-from certdrop.watcher import check_kernel, check_token, check_users
+from certdrop.watcher import check_kernel, check_sites, check_token, check_users
 from certdrop.watcher.check_dns import Looked, Record, forbidden
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 
@@ -448,3 +448,17 @@ def test_a_filter_that_the_kernel_does_not_take_is_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(syscalls.Filter, "enter", enter)
     line = check_kernel.calls(*check_kernel.observed())
     assert WARNING == line.level and "loads no seccomp filter" in line.why
+
+
+def test_roots_that_nobody_uses_are_told(tmp_path, monkeypatch):
+    """A file whose name is not the CA's is not read; the one that is looked for is named."""
+    monkeypatch.setattr(check_sites.configuration, "ETC", str(tmp_path))
+    (tmp_path / "roots.d").mkdir()
+    (tmp_path / "certdrop.toml").write_text('directory = "https://ca.example.org:14000/dir"\n')
+    (tmp_path / "roots.d/ca.example.org.pem").write_text("")
+    config = check_sites.configuration.load_config()
+    assert config.trust_roots == f"{tmp_path}/roots.d/ca.example.org.pem" and not check_sites._roots(config)
+    (tmp_path / "roots.d/my-ca.pem").write_text("")
+    (line,) = check_sites._roots(config)
+    assert line.level == "warning" and f"{tmp_path}/roots.d/my-ca.pem: no configured CA uses it" in line.why and config.own_roots in line.why
+    assert not [one for one in check_sites._roots(config) if "ca.example.org.pem: " in one.why]

@@ -296,7 +296,7 @@ def test_revocations_are_shown_as_the_issuer_says(world: World) -> None:
     assert "revocation of generation 0001 (superseded): pending" in run("--no-probe")[1] and 0 == run("--no-probe")[0]
     word(count=2, since=1700000000, next_try=int(time.time()) + 3600, last_error="the CA says \033[2Junauthorized: no\n")
     assert ("failing", r"the CA says \x1b[2Junauthorized: no ") == (shown()["state"], shown()["last_error"])
-    assert "is not revoked: the CA says" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
+    assert r"\x1b[2Junauthorized: no" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
     assert "failing, 2 in a row, next try in" in run("--no-probe", "example.org")[1]
     word(done=1700000100)
     assert ("revoked", "2023-11-14T22:15:00Z") == (shown()["state"], shown()["revoked_at"])
@@ -343,6 +343,28 @@ def test_table_fits_80_columns_with_anything(world: World) -> None:
     rows = lines[:-1]
     assert [] == [line for line in rows if len(line) > 80]
     assert all(line.isascii() and line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("said, shown", [
+    ("example.org: the CA says unauthorized: 203.0.113.5: Invalid response from http://example.org/.well-known/acme-challenge/" + "t" * 43 + ": 404",
+     "unauthorized: 203.0.113.5: 404"),
+    ("example.org: the CA says connection: 203.0.113.5: Fetching http://example.org/.well-known/acme-challenge/" + "t" * 43
+     + ": Timeout during connect (likely firewall problem)", "connection: 203.0.113.5: Timeout during connect (likely firewall problem)"),
+    ("/var/lib/certdrop/issuer: No space left on device", "/var/lib/certdrop/issuer: No space left on device")])
+def test_a_row_shows_the_reason(said: str, shown: str) -> None:
+    """Not again the site's name, the URL, or who said it."""
+    assert table.brief(said, ["example.org"]) == shown
+    assert table.brief(said.replace("example.org", "www.example.org"), ["example.org", "www.example.org"]).endswith(shown.rpartition(": ")[2])
+
+
+def test_a_long_reason_cuts_off_neither_the_times_nor_its_end(world: World) -> None:
+    """At 80 columns the next try and the last words of the reason are both there."""
+    world.usual("example.org")
+    now = int(time.time())
+    world.ledger("example.org", count=3, failed_at=now - 5, since=now - 7200, next_try=now + 3660, **{"class": "validation"},
+                 last_error="www.example.org: the CA says compound: " + "words and " * 20 + "the end of it")
+    row = next(line for line in run("--no-probe")[1].splitlines() if line.startswith("  ! "))
+    assert len(row) <= 80 and row.startswith("  ! for 2h, next try in 1h: validation:") and row.endswith("the end of it")
 
 
 def test_bar_shows_lifetime_and_renewal(world: World) -> None:

@@ -14,7 +14,7 @@ import structlog
 from certdrop import events, words
 from certdrop.issuer import due
 from certdrop.issuer.plan import Task
-from certdrop.issuer.trouble import Trouble
+from certdrop.issuer.trouble import Trouble, in_two
 
 LIMIT = 4000                       # characters of one value: a CA's problem document is kept whole
 
@@ -71,9 +71,10 @@ def failed(journal: Any, task: Task, trouble: Trouble, loud: bool) -> None:
         task.ledger.save()
     except OSError:
         pass                                   # a full disk: the failure is told all the same
-    journal.error(events.FAILED, site=task.name, number=task.request.number, kind=trouble.kind, problem=trouble.problem, error=trouble.text,
-                  next_try=events.stamp(task.ledger.next_try))
-    say(f"{task.name}: {trouble.text}; the live certificate stays; {following(task.ledger)}", loud)
+    journal.error(events.FAILED, site=task.name, number=task.request.number, kind=trouble.kind, problem=trouble.problem,
+                  next_try=events.stamp(task.ledger.next_try), error=trouble.text)
+    fact, said = in_two(trouble)
+    say(f"{task.name}: {fact}; the live certificate stays; {following(task.ledger)}" + (f"; {said}" if said else ""), loud)
 
 
 def say(text: str, loud: bool) -> None:

@@ -45,6 +45,21 @@ def of_this_host(error: OSError | MemoryError, place: str = "this host") -> Trou
     return Trouble(LOCAL, f"{error.filename or place}: {error.strerror or error}")
 
 
+SAYS = "the CA says "
+_IN_SHORT = {RATE_LIMITED: "the CA's rate limit is reached", UNREACHABLE: "the CA is in trouble", REFUSED: "the CA refuses"}
+
+
+def in_two(trouble: Trouble) -> tuple[str, str]:
+    """(what failed, in our words; what the CA says of it, which can be long): a line has the second last, so that no other clause is cut off."""
+    where, says, said = trouble.text.partition(SAYS)
+    if not says:
+        return trouble.text, ""
+    where = where.rstrip(": ") or ", ".join(trouble.names)
+    if trouble.kind == VALIDATION:
+        return f"the CA could not validate {where or 'a name'}", SAYS + said
+    return f"{where}: " * bool(where) + _IN_SHORT.get(trouble.kind, "the order failed"), SAYS + said
+
+
 class AccountUnknown(Trouble):
     """The CA does not know the account (any more): register again."""
 

@@ -200,7 +200,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
         known.refuse(number, reply, expected, refused.reason, state.pause(name, sight.live, notes.BACK_OFF[-1]))
         known.save()
         run.log.write(events.REFUSED, site=name, number=number, reason=refused.reason)
-        run.fail(name, f"the reply for request {number:04d} is refused ({refused.reason}); the live certificate stays; "
+        run.fail(name, f"the reply for request {number:04d} is refused ({refused.reason}){_roots(refused.reason, run.config)}; the live certificate stays; "
                  f"{_follows(refused.reason)}, certdrop-spool(5) explains the reason", _code(refused.reason))
         return
     generations.complete(name, number, blocks, accepted)
@@ -214,6 +214,10 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
 
 def _follows(reason: str) -> str:
     return "a later run judges it again" if reason in spool.HEALED_BY_TIME else "the issuer asks again by itself"
+
+
+def _roots(reason: str, config: site.Config) -> str:
+    return f": it leads to no root in {config.trust_roots}; this CA's own roots are looked for in {config.own_roots}" if reason == "untrusted" else ""
 
 
 def _code(reason: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from certdrop import events
+from certdrop import events, roots
 from certdrop import site as configuration
 from certdrop.watcher import status, verdict
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
@@ -36,7 +36,16 @@ def look(names: list[str]) -> list[Line]:
     for key, path in (("ca_bundle", config.ca_bundle), ("trust_roots", config.trust_roots)):
         if not os.access(path, os.R_OK):
             wrong.append((f"{key}: {path} cannot be read by everybody, as issuer and judge must", f"chmod a+r {path}"))
-    return lines_of("configuration", wrong, f"{len(names)} sites" if len(names) != 1 else f"site {names[0]}")
+    return lines_of("configuration", wrong, f"{len(names)} sites" if len(names) != 1 else f"site {names[0]}") + _roots(config)
+
+
+def _roots(config: configuration.Config) -> list[Line]:
+    """Files of roots that nobody reads, as those whose name is not the CA's."""
+    place, used = configuration.ETC + "/roots.d", (config.own_roots, config.trust_roots, config.ca_bundle)
+    found = sorted(os.listdir(place)) if os.access(place, os.R_OK | os.X_OK) else []
+    return [Line(WARNING, "roots", f"{place}/{entry}: no configured CA uses it; the roots of {roots.ca_named(config)} are looked for in {config.own_roots}",
+                 "rename it to that, where it is this CA's; else remove it")
+            for entry in found if f"{place}/{entry}" not in used and not entry.startswith(".")]
 
 
 def runs(now: float | None = None) -> list[Line]:

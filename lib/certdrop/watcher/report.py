@@ -59,12 +59,11 @@ def _object(site: Verdict) -> dict[str, object]:
 def as_nagios(sites: list[Verdict], code: int, silent: int, quiet: float, mute: str) -> str:
     """One line with performance data (Monitoring Plugins' guidelines, section 2.6)."""
     bad = sorted((site for site in sites if site.severity), key=lambda site: -site.severity)
-    said = [f"{site.evidence.name} {site.state}" + (f" ({site.last_error})" if site.last_error else "") for site in bad[:3]]
-    if silent:
-        said.insert(0, table.silence("keeper", quiet))
+    said = [f"{site.evidence.name} {site.state}" + (f" ({table.shorten(table.brief(site.last_error, site.evidence.domains), 90)})" if site.last_error else "")
+            for site in bad[:3]]
     if len(bad) > 3:
         said.append(f"and {len(bad) - 3} more")
-    said += [f"mail fails: {mute}"] if mute else []
+    said[:0] = ([table.silence("keeper", quiet)] if silent else []) + ([f"mail fails: {table.shorten(mute, 90)}"] if mute else [])
     days = [site.days_left for site in sites if site.days_left is not None]
     text = "; ".join(said) or f"{len(sites)} site{'' if len(sites) == 1 else 's'}" + (f", the nearest end in {min(days):.1f} days" if days else "")
     shares = [site.left for site in sites if site.left is not None]

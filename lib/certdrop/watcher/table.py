@@ -5,6 +5,8 @@ Runs as: whoever imports it. Trusts: values that evidence.py cleaned. Reads and 
 
 from __future__ import annotations
 
+import re
+
 from certdrop import events, jail, syscalls
 from certdrop.watcher import verdict
 from certdrop.watcher.evidence import Mouth, Revocation, Run
@@ -12,6 +14,8 @@ from certdrop.watcher.verdict import Verdict
 
 STATE, BAR, LEFT, RENEWS, KEY = 11, 16, 6, 12, 9       # widths; the site's name takes the rest
 NARROW = 80
+LONGEST_ERROR = 500                # characters
+SAYS = "the CA says "              # what the issuer writes before the CA's own words
 
 _COLOURS = {verdict.OK: "32", verdict.WARNING: "33", verdict.CRITICAL: "31"}
 _SHORT = {verdict.NOT_SERVED: "not served"}
@@ -37,7 +41,7 @@ def render(sites: list[Verdict], now: float, width: int, colour: bool) -> list[s
         key = f"{_KEYS.get(found.key, found.key[:4])} {span(max(0, now - found.key_created))}" if found.key_created else ""
         lines.append(f"{shown:{name}} {state} {bar(site, now):{BAR}} {left:>{LEFT}} {renews(site, now):{RENEWS}} {key[:KEY]}".rstrip())
         if site.last_error:
-            lines.append(events.clean("  ! " + explain(site, now), width))
+            lines.append(fit("  ! " + explain(site, now, brief(site.last_error, found.domains)), width))
         lines += [events.clean(f"  - revocation of {revocation(one, now)}", width) for one in found.revocations if one.state == "pending"]
     return lines
 
@@ -86,11 +90,24 @@ def silence(who: str, quiet: float) -> str:
     return f"the {who} has not run for {span(quiet)}" if quiet else f"the {who}'s last run bears a moment that has not come yet"
 
 
-def explain(site: Verdict, now: float) -> str:
-    """The last error with its times, in one line."""
-    since = f", for {span(max(0, now - site.since))}" if site.since else ""
-    again = "" if not site.next_try else f", next try in {span(site.next_try - now)}" if site.next_try > now else ", next try now"
-    return site.last_error + since + again
+def explain(site: Verdict, now: float, error: str = "") -> str:
+    """The last error (or `error` in its place) after its times, in one line: words of others come last, where they cut off nothing."""
+    times = [f"for {span(max(0, now - site.since))}"] if site.since else []
+    times += [] if not site.next_try else [f"next try in {span(site.next_try - now)}" if site.next_try > now else "next try now"]
+    return ", ".join(times) + ": " * bool(times) + (error or site.last_error)
+
+
+def brief(error: str, names: list[str]) -> str:
+    """An error without what the reader of a row knows: that it is the CA's word, which URL a challenge has, and the site's only name."""
+    if len(names) == 1:
+        error = error.replace(f"{names[0]}: {SAYS}", SAYS, 1)
+    error = re.sub(r"(?:Fetching |Invalid response from )?https?://[^\s/]+/\.well-known/acme-challenge/[^\s:;,]*(: )?", "", error)
+    return error.replace(SAYS, "", 1)
+
+
+def fit(line: str, width: int) -> str:
+    """A line, cut in its middle where it is too long: the reason often comes last."""
+    return shorten(events.clean(line, 4 * LONGEST_ERROR), width)
 
 
 def revocation(one: Revocation, now: float) -> str:
