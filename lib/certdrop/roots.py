@@ -20,6 +20,15 @@ def missing(config: site.Config) -> str:
             f"curl -fsS {PLACE} > {config.own_roots}")
 
 
+def rehearsed(config: site.Config) -> list[str]:
+    """The files of the roots that a reply in a dry run may lead to: trust_roots, and, where another CA's directory is asked, that one's own."""
+    if config.staging_url == config.directory_url:
+        return [config.trust_roots]
+    asked = site.Config()
+    asked.directory = config.staging_url
+    return [config.trust_roots, asked.own_roots]
+
+
 def ca_named(config: site.Config) -> str:
     """The configured CA as a person knows it: its name, if it has one here, and its directory."""
     return f"{config.directory} ({config.directory_url})" if config.directory in site.DIRECTORIES else config.directory_url

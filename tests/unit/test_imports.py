@@ -40,8 +40,8 @@ OURS = {
     "site": {"spool"},
     "__init__": set(),
 }
-# What parses for the administrator's tools runs as the judge, with the judge's own code.
-AS_THE_JUDGE = {"admin/import_booth"}
+# What parses for the administrator's tools runs as the judge, with the judge's own code; a dry run is told what root's judge would say, by the same.
+AS_THE_JUDGE = {"admin/import_booth", "issuer/rehearsal"}
 NOT_THEIRS = {
     "issuer": set(),
     "keeper": NEVER_AS_ROOT,

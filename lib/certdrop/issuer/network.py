@@ -6,6 +6,7 @@ Runs as: _certdrop, shut in. Trusts: see orders.py. Reads: requests/, sites/, no
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import random
 import threading
@@ -27,6 +28,7 @@ from certdrop.issuer.keyring import Key, make_key
 from certdrop.issuer.opening import Opening
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
+from certdrop.issuer.rehearsal import Judge
 from certdrop.issuer.signer import Signer
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.trouble import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Trouble, of_this_host
@@ -86,6 +88,7 @@ class Network:
     def rehearse(self, tasks: list[Task]) -> int:
         """Place whole orders with the CA's staging, for a key, a request and an account to throw away."""
         self._account = Account(self.config.staging_url, self.config.contact, Key(make_key()), keep=False)
+        self._judge = Judge(self.config)
         log.say(f"dry run with {self.config.staging_url}", self.options.loud)
         self._each(tasks, self._rehearse)
         return max(self.codes, default=os.EX_OK)
@@ -286,12 +289,24 @@ class Network:
             before = session.transport.requests
             self._ask_whether_it_replaces(task, session, csr)
             order = ports.Order(session, csr, {"profile": profile} if profile else {}, self.config.self_check)
-            leaf = examine(order.place(self._module()).encode("ascii", "replace"), order.csr)
+            reply = order.place(self._module()).encode("ascii", "replace")
+            leaf = examine(reply, order.csr)
+            refusal = self._judge.refusal(reply, order.csr, order.names, task.certificate)
+            if refusal and not (refusal == "untrusted" and self._judge.knows_no_root):
+                raise spool.Refused(refusal)
             for warning in order.warnings:
                 log.say(f"{task.name}: {warning}", True)
+            if refusal:
+                log.say(f"{task.name}: dry run: the roots of the directory that was asked are not among trust_roots, as is to be expected of a CA's staging; "
+                        "all else about the reply is as root wants it", True)
             issuer = ", ".join(str(part.value) for part in leaf.issuer.get_attributes_for_oid(NameOID.COMMON_NAME))
             log.say(f"{task.name}: dry run: issued by {events.clean(issuer, 80)} for {' '.join(order.names)}, "
                     f"with {session.transport.requests - before} requests; thrown away", True)
+        except spool.Refused as refused:
+            with self.lock:
+                self.codes.add(os.EX_TEMPFAIL if refused.reason == "judge-failed" else os.EX_DATAERR)
+            why = f"({refused.reason})" + (f": it leads to no root in {' or '.join(self._judge.files)}" if refused.reason == "untrusted" else "")
+            log.say(f"{task.name}: dry run: the reply would be refused {why}; nothing was changed; certdrop-spool(5) explains the reason", True)
         except (Trouble, OSError, site.Wrong) as error:
             with self.lock:
                 self.codes.add(CODES.get(error.kind, os.EX_TEMPFAIL) if isinstance(error, Trouble) else os.EX_TEMPFAIL)
@@ -386,5 +401,6 @@ def put_reply(entry: str, reply: bytes) -> None:
 def throwaway_request(names: list[str]) -> bytes:
     """A CSR for these names, by a key that nobody keeps; PEM."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), False)
+    alternatives = [x509.IPAddress(ipaddress.ip_address(name)) if site.is_address(name) else x509.DNSName(name) for name in names]
+    builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), False)
     return builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)

@@ -20,7 +20,7 @@ from certdrop.issuer.options import Options
 from certdrop.issuer.posted import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from certdrop.issuer.network import Network
     from certdrop.issuer.revoke import Revocations
@@ -96,7 +96,11 @@ def _network(options: Options, orders: int = 0) -> Network:
         if orders:
             holder.wake()
     lacking: list[str] = []
-    shut_in(config, [config.staging_url if options.dry_run else config.directory_url, config.proxy], lacking)
+    if options.dry_run:
+        from certdrop import roots
+        shut_in(config, [config.staging_url, config.proxy], lacking, roots.rehearsed(config))
+    else:
+        shut_in(config, [config.directory_url, config.proxy], lacking)
     opened = None
     if orders and holder:
         from certdrop.issuer.opening import Opening
@@ -109,10 +113,10 @@ def _network(options: Options, orders: int = 0) -> Network:
     return made
 
 
-def shut_in(config: site.Config, urls: list[str], lacking: list[str] | None = None) -> int:
+def shut_in(config: site.Config, urls: list[str], lacking: list[str] | None = None, more: Sequence[str] = ()) -> int:
     """Confine this process: what it may read, write, connect to, and ask of the kernel. Returns Landlock's ABI, 0 where the kernel has none.
 
-    What there is no wall against is added to `lacking`, a sentence each.
+    What there is no wall against is added to `lacking`, a sentence each. `more` may be read as well.
     """
     from certdrop import syscalls
     lacking = [] if lacking is None else lacking
@@ -123,7 +127,7 @@ def shut_in(config: site.Config, urls: list[str], lacking: list[str] | None = No
     public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d", "roots.d")]       # not eab.toml, and not account/: those are the signer's
     write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
     try:
-        abi = jail.landlock((spool.requests(), *state, *public, config.ca_bundle, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
+        abi = jail.landlock((spool.requests(), *state, *public, config.ca_bundle, *more, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
     except jail.Unconfined:
         abi = 0
         lacking.append(NO_LANDLOCK)

@@ -38,22 +38,26 @@ def serve(roots: str) -> int:
     """Load the roots, then answer one line a case: `accept SHA256 NOT_BEFORE NOT_AFTER TBS ISSUER_AND_SERIAL` (three of them SHA-256) or `refuse REASON`."""
     warnings.simplefilter("ignore")
     try:
-        store, root = crypto.X509Store(), None
         with open(roots, "rb") as stream:
-            for block in stream.read().split(b"-----END CERTIFICATE-----")[:-1]:
-                pem = block[block.index(b"-----BEGIN"):] + b"-----END CERTIFICATE-----\n"
-                root = crypto.load_certificate(crypto.FILETYPE_PEM, pem)
-                store.add_cert(root)
-        if root is None:
-            return os.EX_NOINPUT
-        _key_is(root.to_cryptography(), "")            # whatever this loads on first use cannot be loaded in the booth
-    except (OSError, ValueError, crypto.Error):
+            store = trusted(stream.read())
+    except (OSError, ValueError, LookupError, crypto.Error):
         return os.EX_NOINPUT
     booth.say("ready")
     for expected, reply in booth.frames():
         answer = booth.hear(lambda: verdict(json.loads(expected), reply, store))
         booth.say(answer or "refuse judge-failed")
     return os.EX_OK
+
+
+def trusted(text: bytes) -> crypto.X509Store:
+    """The certificates in it (PEM, and anything around them), to be trusted. Raises ValueError, LookupError, crypto.Error, also where there are none."""
+    found = [crypto.load_certificate(crypto.FILETYPE_PEM, block[block.index(b"-----BEGIN"):] + b"-----END CERTIFICATE-----\n")
+             for block in text.split(b"-----END CERTIFICATE-----")[:-1]]
+    store = crypto.X509Store()
+    for root in found:
+        store.add_cert(root)
+    _key_is(found[0].to_cryptography(), "")            # whatever this loads on first use cannot be loaded in the booth
+    return store
 
 
 def verdict(expected: dict[str, object], reply: bytes, store: crypto.X509Store) -> str:
