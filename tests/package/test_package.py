@@ -9,12 +9,21 @@ import grp
 import os
 import pathlib
 import pwd
+import signal
 import subprocess
+import sys
+import time
 from typing import Callable, Iterator
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests/stage"), str(ROOT / "lib")]
+
+import held  # noqa: E402
+
+from certdrop import jail  # noqa: E402
+
 DEB = os.environ.get("CERTDROP_DEB") or str(max((ROOT / "dist").glob("certdrop_*_all.deb"), key=os.path.getmtime))
 DPKG = ("dpkg", "--force-unsafe-io", "--no-triggers")
 USERS = ("_certdrop", "_certdrop-judge", "_certdrop-watch")
@@ -26,9 +35,9 @@ PLACES = ["/etc/certdrop", STATE, SPOOL, "/var/log/certdrop", "/usr/share/certdr
 pytestmark = pytest.mark.skipif(not os.path.exists("/run/stage"), reason="runs in the stage only")
 
 
-def run(*argv: str, code: int | None = 0, env: dict[str, str] | None = None) -> str:
+def run(*argv: str, code: int | None = 0, env: dict[str, str] | None = None, timeout: float = 120) -> str:
     """Run a command; what it printed."""
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=120,
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout,
                           env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", **(env or {})}, check=False)
     assert code in (None, done.returncode), (argv, done.returncode, done.stdout)
     return done.stdout
@@ -216,6 +225,108 @@ def test_purge_is_not_led_astray(installed: None, tmp_path: pathlib.Path) -> Non
     run(*DPKG, "-P", "certdrop")
     assert (victim / "file").read_text() == "root's"
     assert not SPOOL.exists() and not STATE.exists()
+
+
+def start(deed: Callable[[], object]) -> int:
+    """Begin something as the issuer's user; the process's id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            jail.become("_certdrop")
+            os.umask(0)
+            deed()
+        finally:
+            os._exit(1)
+    return child
+
+
+def test_purge_ends_while_somebody_goes_on_making_entries(installed: None, tmp_path: pathlib.Path) -> None:
+    """In a directory, and in directories in it, that it has open: files, directories, links in their place; none of them leads anywhere."""
+    tmp_path.chmod(0o755)
+    for folder in (*tmp_path.parents[:2], tmp_path):
+        folder.chmod(0o755)
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o755)
+    (victim / "file").write_text("root's")
+    (SPOOL / "replies" / "deep" / "deeper").mkdir(parents=True)
+    for folder in (SPOOL / "replies" / "deep", SPOOL / "replies" / "deep" / "deeper"):
+        os.chown(folder, pwd.getpwnam("_certdrop").pw_uid, -1)
+
+    def make() -> None:
+        places = [os.open(path, os.O_RDONLY) for path in (SPOOL / "replies", SPOOL / "replies/deep", SPOOL / "replies/deep/deeper")]
+        number = 0
+        while True:
+            number += 1
+            for place in places:
+                for deed in (lambda: os.close(os.open(f"file-{number}", os.O_CREAT, 0o666, dir_fd=place)),  # noqa: B023
+                             lambda: os.mkdir(f"folder-{number}", 0o777, dir_fd=place),  # noqa: B023
+                             lambda: os.rename(f"folder-{number}", f"was-{number}", src_dir_fd=place, dst_dir_fd=place),  # noqa: B023
+                             lambda: os.symlink(victim, f"folder-{number}", dir_fd=place)):  # noqa: B023
+                    try:
+                        deed()
+                    except OSError:
+                        pass
+    makers = [start(make) for _ in range(2)]
+    try:
+        while len(os.listdir(SPOOL / "replies")) < 100:
+            time.sleep(0.01)
+        run(*DPKG, "-P", "certdrop")
+        assert [os.waitpid(maker, os.WNOHANG) for maker in makers] == [(0, 0), (0, 0)], "nobody's process is ended"
+    finally:
+        for maker in makers:
+            os.kill(maker, signal.SIGKILL)
+            os.waitpid(maker, 0)
+    assert not SPOOL.exists() and not STATE.exists()
+    assert ((victim / "file").read_text(), victim.stat().st_uid, victim.stat().st_mode & 0o777) == ("root's", 0, 0o755)
+
+
+@pytest.fixture
+def mine(tmp_path: pathlib.Path) -> str:
+    """A directory of the issuer's user, for a file system of its own."""
+    if held.device():
+        pytest.skip(held.device())
+    place = pathlib.Path("/tmp/attacker/mine")
+    place.mkdir(parents=True, exist_ok=True)
+    for path in (place.parent, place):
+        os.chown(path, pwd.getpwnam("_certdrop").pw_uid, -1)
+    return str(place)
+
+
+def test_purge_ends_while_a_directory_is_held_in_the_kernel(installed: None, mine: str) -> None:
+    """What cannot be removed is named, with what to do; and that helps."""
+    with held.holding(start, mine, held.directory, str(SPOOL / "replies")):
+        said = run(*DPKG, "-P", "certdrop", timeout=300)
+        assert f"{SPOOL} stays: it cannot be removed; where it is no mount point, end the processes of _certdrop, then: rm -r {SPOOL}" in said
+        assert "certdrop" not in run("dpkg-query", "-W", "-f", "${Package}\n")
+    run("rm", "-r", str(SPOOL))
+
+
+def test_installing_again_ends_while_directory_and_log_are_held_in_the_kernel(installed: None, mine: str) -> None:
+    """What is right is not touched; what cannot be put right is named, and the package is installed all the same."""
+    for how, path in ((held.directory, SPOOL / "replies"), (held.file, pathlib.Path("/var/log/certdrop/issuer.log"))):
+        with held.holding(start, mine, how, str(path)):
+            run(*DPKG, "-i", DEB)
+        path.chmod(0o777)
+        with held.holding(start, mine, how, str(path)):
+            assert f"certdrop: {path} cannot be made a " in run(*DPKG, "-i", DEB)
+        run("/usr/share/certdrop/setup")
+        assert layout_deviations() == "[]"
+
+
+def test_a_log_with_a_second_name_is_rotated(installed: None) -> None:
+    """Whoever owns it can give it one elsewhere; that file keeps what it had, and is not touched any more."""
+    log, other = pathlib.Path("/var/log/certdrop/issuer.log"), STATE / "issuer/second-name"
+    log.write_text("line\n")
+    os.link(log, other)
+    try:
+        run("logrotate", "-f", "/etc/logrotate.d/certdrop", "-s", "/tmp/logrotate.status")
+        assert (log.read_text(), log.with_suffix(".log.1").read_text(), other.read_text()) == ("", "line\n", "line\n")
+        run("sh", "-c", "echo more >>/var/log/certdrop/issuer.log; logrotate -f /etc/logrotate.d/certdrop -s /tmp/logrotate.status")
+        assert run("zcat", "/var/log/certdrop/issuer.log.2.gz") == other.read_text() == "line\n"
+        assert layout_deviations() == "[]"
+    finally:
+        other.unlink()
 
 
 def test_reinstalling_over_kept_keys_goes_on(installed: None) -> None:
