@@ -165,6 +165,8 @@ install-files:
 	for page in $(MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
 	completions/make completions/table $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 644 etc/certdrop.toml etc/site.toml docs/examples/sshd-certdrop.conf $(DOCDIR)/examples
+	install -m 644 README.md SECURITY.md DESIGN.md CONTRIBUTING.md $(DOCDIR)
+	install -D -t $(DOCDIR)/docs -m 644 $(sort $(wildcard docs/*.md))
 	install -m 644 $(SERVICES) $(ETCDIR)/services.d
 	install -m 440 sudoers.d/certdrop $(THEIRS)/sudoers.d
 	install -m 644 cron.d/certdrop $(THEIRS)/cron.d

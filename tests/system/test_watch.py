@@ -192,3 +192,9 @@ def test_odd_callers(quiet: Host, shell: str, code: int, said: str) -> None:
         quiet.add(quiet.name())
     done = quiet.run("bash", "-c", shell)
     assert done.code == code and said in done.text and "Traceback" not in done.text, done
+
+
+def test_not_everybody_has_a_mail_sent(host: Host) -> None:
+    """--test is for root (or the watcher itself): it sends mail in this host's name."""
+    done = host.run("certdrop-watch", "--test", user="_certdrop-judge", code=os.EX_NOPERM)
+    assert "--test must be run as root" in done.text

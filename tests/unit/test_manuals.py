@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from certdrop import site, spool
+from certdrop import VERSION, site, spool
 from certdrop.keeper import revoke
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,10 +30,16 @@ def page_of(program: str) -> str:
     return found.read_text(encoding="ascii")
 
 
-def help_of(program: str) -> str:
+def help_of(program: str, option: str = "--help") -> str:
     """What `program --help` prints, run from this tree."""
     source = (ROOT / "bin" / program).read_text(encoding="utf-8").replace("/usr/share/certdrop", str(ROOT / "lib"))
-    return subprocess.run([sys.executable, "-c", source, "--help"], stdout=subprocess.PIPE, check=True, text=True).stdout
+    return subprocess.run([sys.executable, "-c", source, option], stdout=subprocess.PIPE, check=True, text=True).stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_says_its_version(program):
+    """In one line, for anyone."""
+    assert help_of(program, "--version") == f"{program} {VERSION}\n"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

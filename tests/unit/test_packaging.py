@@ -102,6 +102,18 @@ def test_documents_name_programs_that_exist() -> None:
     assert {(where, name) for where, name in shown if name not in known} == set()
 
 
+def test_the_documents_that_texts_name_are_installed(tmp_path: pathlib.Path) -> None:
+    """With their links: each leads to a file that is there, but for what only the source has."""
+    assert run("make", "-s", "-C", str(ROOT), "install-files", f"DESTDIR={tmp_path}", "PREFIX=/usr").returncode == 0
+    place = tmp_path / "usr/share/doc/certdrop"
+    assert {"README.md", "SECURITY.md", "DESIGN.md", "CONTRIBUTING.md", "docs/how-to.md", "docs/tutorial.md", "docs/when-it-fails.md"} <= {
+        str(path.relative_to(place)) for path in place.rglob("*.md")}
+    only_source = {"LICENSE", "bench/RESULTS.md", "tests/stage/README.md", "model/README.md"}
+    for path in place.rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / link).exists() or link.removeprefix("../") in only_source, (path.name, link)
+
+
 @pytest.mark.parametrize("version", sorted(path.name for path in (ROOT / "tests/unit/configurations").iterdir()))
 def test_the_configuration_of_every_version_is_read(version: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an administrator wrote for an older version needs no change (the files show every key that version had; make release adds them)."""

@@ -16,6 +16,7 @@ import sys
 import time
 
 from certdrop import jail, site, spool, words
+from certdrop.admin import sites
 from certdrop.keeper import lock, notes, services
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import say
@@ -44,6 +45,7 @@ def make(bits: int, own: bool) -> int:
             raise Refused(f"dhparam.pem: with the new parameters {error}; the ones before stay") from error
         notes.put("dhparam.json", json.dumps({"bits": bits, "own": own, "made": int(time.time())}).encode())
         said = [f"certdrop: dhparam.pem: {'our own group' if own else f'ffdhe{bits}'} of {bits} bits is in place", *warnings(bits)]
+        said += [f"certdrop: dhparam.pem: {text}" for text in _unused(used)]
         for service in used:
             try:
                 service.reload()
@@ -170,6 +172,16 @@ def _services() -> list[services.Service]:
         except services.Failed:
             pass                                               # one that this host does not have does not use it
     return found
+
+
+def _unused(used: list[services.Service]) -> list[str]:
+    """That no service's configuration names the file, where that can be seen."""
+    showing = [service for service in used if service.show_command]
+    path = f"{site.STATE}/dhparam.pem"
+    if not showing or any(path in sites.configuration_of(service) for service in showing):
+        return []
+    return [f"but {' and '.join(service.name for service in showing)} does not use it: no line of its configuration names it; where an old client needs it, "
+            f"add ssl_dhparam {path}; and a DHE suite to ssl_ciphers (certdrop-tls.conf has none)"]
 
 
 def _current() -> bytes | None:

@@ -87,7 +87,7 @@ def _twin(domains: list[str], key: str, config: site.Config) -> str:
 def _in_the_way(name: str, domains: list[str], config: site.Config) -> list[str]:
     """What nginx's configuration lacks for the challenges of these names, and where the rest is examined."""
     found = []
-    shown = _shown(services.find("nginx")) if "nginx" in config.services else ""
+    shown = configuration_of(services.find("nginx")) if "nginx" in config.services else ""
     if shown:
         read = Configuration(nginxconf.sources(shown))
         for domain in domains:
@@ -210,7 +210,7 @@ def remove(name: str) -> int:
         sight = Sight(name)
         used = _used(run, name)
         for service in used:
-            if f"{live}/{name}/" in _shown(service):         # seen without touching anything: a kill leaves nothing aside that is in use
+            if f"{live}/{name}/" in configuration_of(service):         # seen without touching anything: a kill leaves nothing aside that is in use
                 raise Refused(f"{name}: still in use: {service.name}'s configuration names {live}/{name}/; take the site out of it first")
         if os.path.lexists(f"{live}/{name}"):
             os.rename(f"{live}/{name}", f"{live}/.{name}.aside")
@@ -332,7 +332,7 @@ def _serves_already(run: Run, wanted: site.Site, sight: Sight, before: int | Non
     return ""
 
 
-def _shown(service: services.Service) -> str:
+def configuration_of(service: services.Service) -> str:
     """A service's whole configuration, where it can show it."""
     if not service.show_command:
         return ""

@@ -14,7 +14,7 @@ import pwd
 import sys
 import time
 
-from certdrop import TERMINAL, site, spool
+from certdrop import TERMINAL, VERSION, site, spool
 from certdrop.issuer import posted, turn
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import HELP, Options, Usage
@@ -38,6 +38,9 @@ def main(argv: list[str]) -> int:
     """Returns a code of sysexits.h."""
     if "--help" in argv or "-h" in argv:
         print(HELP, end="")
+        return os.EX_OK
+    if argv == ["--version"]:
+        print(f"certdrop-issue {VERSION}")
         return os.EX_OK
     try:
         options = Options(argv, os.isatty(2) or "2" in os.environ.get(TERMINAL, ""))

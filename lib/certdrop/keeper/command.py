@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from certdrop import events, jail, site, spool, world
+from certdrop import VERSION, events, jail, site, spool, world
 from certdrop.keeper import install, lock
 from certdrop.keeper.run import Run, say
 
@@ -28,6 +28,9 @@ def main(argv: list[str]) -> int:
     """`certdrop-install`. Returns a code of sysexits.h; 0 too where another keeper is at work."""
     if argv in (["--help"], ["-h"]):
         print(HELP, end="")
+        return os.EX_OK
+    if argv == ["--version"]:
+        print(f"certdrop-install {VERSION}")
         return os.EX_OK
     if argv:
         sys.stderr.write("certdrop-install: takes no arguments\n" + HELP)

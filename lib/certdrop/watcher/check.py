@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from certdrop import events, jail, spool, syscalls, words
+from certdrop import VERSION, events, jail, spool, syscalls, words
 from certdrop import site as configuration
 from certdrop.watcher import check_ca, check_clients, check_cron, check_host, check_kernel, check_keys, check_names, check_nginx, check_paths
 from certdrop.watcher import check_sites, check_token, check_users
@@ -47,6 +47,9 @@ def main(argv: list[str]) -> int:
     """The program; returns 0 where nothing failed, 78 where something did, 64 for usage, 65 for a site that is not there."""
     if argv in (["--help"], ["-h"]):
         print(HELP, end="")
+        return os.EX_OK
+    if argv == ["--version"]:
+        print(f"certdrop-check {VERSION}")
         return os.EX_OK
     names, options = [word for word in argv if not word.startswith("-")], [word for word in argv if word.startswith("-")]
     wrong = [word for word in options if word not in OPTIONS]

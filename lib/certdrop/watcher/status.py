@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TextIO
 
-from certdrop import events
+from certdrop import VERSION, events
 from certdrop import site as configuration
 from certdrop.watcher import handshake, report, table, verdict
 from certdrop.watcher.evidence import Evidence, Reader
@@ -76,6 +76,9 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """The program; returns Nagios' exit codes: 0 fine, 1 warning, 2 critical, 3 not known."""
+    if argv == ["--version"]:
+        print(f"certdrop-status {VERSION}")
+        return verdict.OK
     try:
         options = Options(argv)
     except Usage as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import select
 import signal
 import stat
@@ -17,13 +18,13 @@ import sys
 import time
 from typing import Any
 
-from certdrop import events, jail, layout, syscalls, words
+from certdrop import VERSION, events, jail, layout, syscalls, words
 from certdrop import site as configuration
 from certdrop import spool
 from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, status, verdict
 from certdrop.watcher.evidence import Mouth, Reader
 from certdrop.watcher.places import Places
-from certdrop.watcher.principal import as_watcher, at_terminal
+from certdrop.watcher.principal import USER, as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
 USAGE = "usage: certdrop-watch [--test | --check | --deliver]"
@@ -45,12 +46,17 @@ TAIL = 8192                        # bytes of a log's end
 
 def main(argv: list[str]) -> int:
     """The program; returns an exit code of sysexits.h. On a terminal it says what it found."""
+    if argv == ["--version"]:
+        print(f"certdrop-watch {VERSION}")
+        return os.EX_OK
     if argv not in ([], ["--test"], ["--check"], ["--deliver"], ["--help"]):
         print(USAGE, file=sys.stderr)
         return os.EX_USAGE
     if argv == ["--help"]:
         print(HELP)
         return os.EX_OK
+    if argv == ["--test"] and os.geteuid() not in (0, _uid()):
+        return _refuse("--test must be run as root; try sudo: it sends mail in this host's name")
     work = {"--test": send_test, "--check": check, "--deliver": deliver}.get(argv[0], run) if argv else run
     try:
         return as_watcher("certdrop-watch", argv, lambda: _guarded(work), os.EX_SOFTWARE)
@@ -58,6 +64,18 @@ def main(argv: list[str]) -> int:
         return _say(f"{events.clean(error)}; install the package again", os.EX_NOPERM)
     except OSError as error:                   # no process, no memory, nobody who reads
         return _say(f"{events.clean(error)}; the next run tries again", os.EX_TEMPFAIL)
+
+
+def _uid() -> int:
+    try:
+        return pwd.getpwnam(USER).pw_uid
+    except KeyError:
+        return 0                               # said later
+
+
+def _refuse(text: str) -> int:
+    words.say(f"certdrop-watch: {text}")       # whoever asks is told, terminal or not
+    return os.EX_NOPERM
 
 
 def _guarded(work: Any) -> int:
