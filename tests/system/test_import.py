@@ -6,7 +6,9 @@ import concurrent.futures
 import hashlib
 import os
 import pathlib
+import re
 import shutil
+import subprocess
 import sys
 import threading
 from typing import Iterator
@@ -166,6 +168,8 @@ class Moved:
     shown: Done
     taken: Done
     diff: str
+    refused: Done
+    applied: Done
     trees: list[str]
     served: dict[str, set[str]]
     orders: list[int]
@@ -192,12 +196,36 @@ def moved(session_host: Host) -> Iterator[Moved]:
         watcher.wait_round()
         found.trees.append(digest(*TREES))
         found.diff = host.run(IMPORT, "--owner", "acme", "--diff", code=0).text
-        host.run("patch", "-p0", "-d", "/", "-i", put_diff(found.diff), code=0)
-        host.run("nginx", "-t", code=0)
-        host.world.nginx.reload()
+        found.refused = refused(host)
+        found.applied = host.run(IMPORT, "--owner", "acme", "--apply", code=0)
+        watcher.wait_round()
     found.served = watcher.seen
     found.orders.append(orders(host))
     yield found
+
+
+def refused(host: Host) -> Done:
+    """What --apply says where nginx does not take the change: here its snippet is broken, which nothing includes yet."""
+    def files() -> dict[str, tuple[bytes, int, int]]:
+        return {str(path): (path.read_bytes(), path.lstat().st_mode, path.lstat().st_uid) for path in pathlib.Path("/etc/nginx").rglob("*") if path.is_file()}
+    path, before = "/etc/nginx/snippets/certdrop-challenge.conf", files()
+    good = stage.read(path)
+    stage.write(path, "nonsense on;\n")
+    try:
+        done = host.run(IMPORT, "--owner", "acme", "--apply", code=os.EX_DATAERR)
+    finally:
+        stage.write(path, good)
+    assert files() == before
+    return done
+
+
+def test_the_change_is_made_whole_or_taken_back(moved: Moved) -> None:
+    """Where nginx does not pass its test with it, all files are as they were; else it says what was changed, and what undoes it."""
+    assert 'unknown directive "nonsense"' in moved.refused.text and "all files are as they were, and nginx was not reloaded" in moved.refused.text
+    assert "nginx passed its test and was reloaded" in moved.applied.text, moved.applied
+    kept = re.search(r"patch -R -p0 -d / < (\S+) undoes", moved.applied.text)
+    assert kept and stage.read(kept[1]) == moved.diff and os.stat(kept[1]).st_mode & 0o777 == 0o600
+    assert subprocess.run(["patch", "-R", "-p0", "-d", "/", "--dry-run", "-i", kept[1]], check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def put_diff(text: str) -> str:
@@ -224,7 +252,7 @@ def test_another_users_files_are_taken_by_an_administrators_word(moved: Moved) -
     assert rows(moved.careful.text)[f"/var/lib/acme-tiny/{name}.crt"] == "stays"
     assert "belongs to acme" in moved.careful.text and "--owner acme" in moved.careful.text
     assert f"could be read by the user acme; change it soon: certdrop rotate {name}" in moved.shown.text
-    assert "certdrop-import --owner acme --diff" in moved.taken.text
+    assert "certdrop-import --owner acme --diff" in moved.taken.text and "certdrop-import --owner acme --apply" in moved.taken.text
 
 
 def test_the_old_files_stay(moved: Moved) -> None:
@@ -262,7 +290,7 @@ def test_a_second_run_finds_nothing(host: Host, moved: Moved) -> None:
     """It says so, and changes nothing."""
     before = digest(STATE, SPOOL, "/etc/certdrop")
     done = host.run(IMPORT, "--yes", code=0)
-    assert "Nothing to take over" in done.text
+    assert f"{len(NAMES)} taken over already: " in done.text and "nothing else to take over" in done.text
     assert set(rows(done.text).values()) == {"here"}
     assert digest(STATE, SPOOL, "/etc/certdrop") == before
 

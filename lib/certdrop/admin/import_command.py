@@ -12,7 +12,7 @@ import shlex
 import sys
 
 from certdrop import VERSION, events, jail, site, spool, words
-from certdrop.admin import import_leftovers, import_take
+from certdrop.admin import import_apply, import_leftovers, import_take
 from certdrop.admin.import_clients import CLIENTS, Client
 from certdrop.admin.import_pairs import Found
 from certdrop.admin.import_survey import Choice, Survey
@@ -21,7 +21,7 @@ from certdrop.keeper.run import say
 
 PROGRAM = "certdrop-import"
 HELP = """\
-usage: certdrop-import [NAME...] [--yes | --dry-run | --diff | --json] [OPTION...]
+usage: certdrop-import [NAME...] [--yes | --dry-run | --diff | --apply | --json] [OPTION...]
        certdrop-import --key FILE --chain FILE [--name NAME] [--account FILE] ...
 
 Takes over what other ACME clients left (certbot, dehydrated, acme.sh, lacme, uacme,
@@ -30,7 +30,8 @@ only shows what it would do. The old client's files stay as they are.
 
   --yes             do it: for all, or for the sites NAME alone
   --dry-run         only show it, which is the default
-  --diff            print the change to nginx's configuration, for patch(1)
+  --diff            print the change to nginx's configuration, as a unified diff
+  --apply           make that change; all of it is taken back where nginx's test fails
   --json            show it for programs
   --client CLIENT   of this client alone
   --dir DIRECTORY   its files are there, not where they usually are
@@ -43,13 +44,13 @@ only shows what it would do. The old client's files stay as they are.
 
 certdrop-import                                what is there?
 certdrop-import --yes                          take it over
-certdrop-import --diff > move.diff             and have nginx use it:
-patch -p0 -d / < move.diff && nginx -t && nginx -s reload
+certdrop-import --diff                         what would change for nginx?
+certdrop-import --apply                        change it, test nginx, reload it
 
 See certdrop-import(8).
 """
 VALUED = ("--client", "--dir", "--key", "--chain", "--name", "--account", "--ca", "--owner")
-FLAGS = ("--yes", "--dry-run", "--diff", "--json", "--untrusted", "--no-account")
+FLAGS = ("--yes", "--dry-run", "--diff", "--apply", "--json", "--untrusted", "--no-account")
 
 
 def main(argv: list[str]) -> int:
@@ -88,8 +89,8 @@ def parse(argv: list[str]) -> tuple[Choice, set[str]]:
             raise Usage(f"{word!a:.80}: no such option")
         else:
             choice.names.append(word.lower())
-    if len(flags & {"--yes", "--dry-run", "--diff", "--json"}) > 1:
-        raise Usage("--yes, --dry-run, --diff and --json exclude each other")
+    if len(flags & {"--yes", "--dry-run", "--diff", "--apply", "--json"}) > 1:
+        raise Usage("--yes, --dry-run, --diff, --apply and --json exclude each other")
     for option in ("--dir", "--key", "--chain", "--account"):
         if option in values:
             values[option] = os.path.abspath(values[option])           # root's own world begins in another directory
@@ -129,8 +130,8 @@ def _do(choice: Choice, flags: set[str]) -> int:
     unknown = [name for name in choice.names if name not in {one.name for one in survey.found}]
     if unknown:
         raise Refused(f"{unknown[0]!a:.80}: no client has a certificate of this name; {PROGRAM} shows what there is")
-    if "--diff" in flags:
-        return _diff(survey)
+    if "--diff" in flags or "--apply" in flags:
+        return _diff(survey, "--apply" in flags)
     if "--json" in flags:
         print(json.dumps([_as_object(one) for one in survey.found], indent=1))
         return os.EX_OK
@@ -151,16 +152,29 @@ def _do(choice: Choice, flags: set[str]) -> int:
     return code or (os.EX_TEMPFAIL if any(one.again for one in missed) else os.EX_DATAERR if missed else os.EX_OK)
 
 
-def _diff(survey: Survey) -> int:
+def _diff(survey: Survey, make: bool) -> int:
+    """Print the change to nginx's configuration, or make it."""
+    if make and survey.taken:
+        raise Refused(f"{len(survey.taken)} of these sites are not taken over yet, and nginx would not find them; {PROGRAM} --yes first")
     text, remarks = survey.nginx.diff(survey.replaced, {one.site or one.name: one.pair.domains for one in [*survey.here, *survey.taken] if one.pair})
     sys.stdout.flush()
-    words.put(1, (words.clean(text) if words.at_terminal(1) else text).encode("utf-8", "surrogateescape"))     # a program gets every byte
+    if make:
+        if text:
+            kept = import_apply.apply(survey.nginx.changes, text)
+            say([f"{PROGRAM}: {path}: changed" for path, _, _ in survey.nginx.changes])
+            say([f"{PROGRAM}: nginx passed its test and was reloaded; patch -R -p0 -d / < {kept} undoes the change; certdrop-status shows what is served"])
+    else:
+        _put(text)
     say([f"{PROGRAM}: {line}" for line in remarks])
     if survey.taken:
         say([f"{PROGRAM}: {len(survey.taken)} of these sites are not taken over yet: {PROGRAM} --yes first, else nginx does not find them"])
     if not text:
         say([f"{PROGRAM}: nothing to change in nginx's configuration"])
     return os.EX_OK
+
+
+def _put(text: str) -> None:
+    words.put(1, (words.clean(text) if words.at_terminal(1) else text).encode("utf-8", "surrogateescape"))     # a program gets every byte
 
 
 def describe(survey: Survey) -> list[str]:
@@ -198,13 +212,16 @@ def what_next(survey: Survey, done: bool) -> list[str]:
         account = survey.account
         return [f"{len(survey.taken)} to take over{', and an account' if account else ''}. Nothing was changed: {PROGRAM} --yes does it.",
                 *([] if os.path.exists(site.ETC + "/certdrop.toml") else ["It will write /etc/certdrop/certdrop.toml:", survey.settings().rstrip("\n")])]
-    lines = [] if survey.taken else ["Nothing to take over."]
+    here = [one.site for one in survey.here]
+    lines = [] if survey.taken else [f"{len(here)} taken over already: {' '.join(here[:5])}{' ...' if len(here) > 5 else ''}; nothing else to take over."
+                                     if here else "Nothing to take over."]
     domains = {one.site: one.pair.domains for one in survey.here if one.pair}
     text, remarks = survey.nginx.diff(survey.replaced, domains)
     steps = []
     if text:
-        steps.append("nginx still reads the old files. Have it read certdrop's (look at move.diff first):\n"
-                     f"     {shlex.join([PROGRAM, *survey.choice.words, '--diff'])} > move.diff && patch -p0 -d / < move.diff && nginx -t && nginx -s reload")
+        command = shlex.join([PROGRAM, *survey.choice.words])
+        steps.append("nginx still reads the old files. Have it read certdrop's: the first command shows the change, the second makes it, tests nginx and\n"
+                     f"     reloads it, or takes all of it back:\n     {command} --diff\n     {command} --apply")
     steps += [events.clean(remark) for remark in remarks]
     served = survey.here
     others = import_leftovers.other_uses({path: one.site for one in served for path in _paths(one)})

@@ -1,5 +1,5 @@
 """The change to nginx's configuration that moves sites over to certdrop, as one unified diff: the old pairs out, the live include in, the challenge
-location in before any redirect. Nothing is edited here; the administrator applies it with patch(1).
+location in before any redirect. Nothing is edited here: import_apply.py does that, or the administrator with patch(1).
 
 Runs as: root. Trusts: what `nginx -T` names; those files are read as text. Reads: them. Writes: nothing.
 Source: ngx_http_rewrite_module, whose directives in a server block come before every location, in the order in which they stand.
@@ -35,6 +35,7 @@ class Nginx:
 
     def __init__(self, files: list[Source] | None = None) -> None:
         self.trouble = ""
+        self.changes: list[tuple[str, str, str]] = []      # of the last diff: path, text before, text after
         self.places: list[str] = []        # the old clients' directories
         self.files = self._sources() if files is None else files
         self.configuration = Configuration(self.files)
@@ -74,7 +75,8 @@ class Nginx:
             self._challenge(domain, ours)
         self._check(sorted(ours))
         self._note_others(replaced)
-        return "".join(self._texts()), list(self.remarks)
+        self.changes = list(self._changed())
+        return "".join(unified(path[1:], before, after) for path, before, after in self.changes), list(self.remarks)
 
     def _blocks(self) -> Iterator[list[Directive]]:
         rest = list(self.configuration.parsed.values())
@@ -176,7 +178,8 @@ class Nginx:
                 if one.name in BESIDE and path.startswith(tuple(place + "/" for place in self.places)) and not replaced(path):
                     self.remarks[f"nginx uses {path} too: keep that file, or change {one.place}, before you remove the old client"] = None
 
-    def _texts(self) -> Iterator[str]:
+    def _changed(self) -> Iterator[tuple[str, str, str]]:
+        """(path, text before, text after) of each file that a diff can be made for."""
         done: dict[str, set[Edit]] = {}
         for source in self.files:
             path = os.path.realpath(source.path)
@@ -187,7 +190,7 @@ class Nginx:
                 self.remarks[f"{source.path}: has a name, or a content, that a diff cannot be made for; change it by hand"] = None
                 continue
             done[path] = edits
-            yield unified(path[1:], source.text, apply(source.text, edits))
+            yield path, source.text, apply(source.text, edits)
 
 
 def apply(text: str, edits: Iterable[Edit]) -> str:
