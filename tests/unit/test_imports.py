@@ -21,10 +21,10 @@ NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelv
 
 # What a part may use of ours (itself is always allowed), and what it must not use of others'.
 OURS = {
-    "issuer": {"spool", "site", "jail", "syscalls", "events", "roots", "words", "become"},
+    "issuer": {"spool", "site", "jail", "syscalls", "events", "roots", "browsers", "words", "become"},
     "keeper": {"spool", "site", "jail", "world", "events", "words"},
-    "judge": {"spool", "jail", "syscalls"},
-    "watcher": {"spool", "site", "jail", "syscalls", "events", "layout", "nginxconf", "port80", "roots", "words", "become"},
+    "judge": {"spool", "jail", "syscalls", "trust"},
+    "watcher": {"spool", "site", "jail", "syscalls", "events", "layout", "nginxconf", "port80", "roots", "browsers", "words", "become"},
     "admin": {"spool", "site", "jail", "events", "words", "become", "layout", "nginxconf", "port80", "roots", "keeper"},
     "spool": set(),
     "events": set(),
@@ -37,6 +37,8 @@ OURS = {
     "nginxconf": set(),
     "port80": {"spool", "site", "nginxconf"},
     "roots": {"site"},
+    "trust": set(),
+    "browsers": {"site", "roots", "trust"},
     "site": {"spool"},
     "__init__": set(),
 }
@@ -58,6 +60,8 @@ NOT_THEIRS = {
     "nginxconf": NEVER_AS_ROOT | {"cryptography"},
     "port80": NEVER_AS_ROOT | {"cryptography"},
     "roots": NEVER_AS_ROOT | {"cryptography"},
+    "trust": NETWORK - {"OpenSSL"} | {"structlog"},
+    "browsers": NEVER_AS_ROOT | {"cryptography"},
     "site": NEVER_AS_ROOT | {"cryptography"},
     "__init__": NEVER_AS_ROOT,
 }

@@ -262,3 +262,17 @@ def test_the_simulation_can_fail():
     """An outage longer than what was left lets certificates expire: the simulator sees it."""
     world = years.World(sites=5, lifetime=45 * DAY, ari=False, days=100, outages=[(20 * DAY, 60 * DAY)])
     assert years.Simulation(world).run().expired
+
+
+def test_what_is_of_another_ca_is_due_at_once():
+    """Whatever the window and the lifetime say; but the CA's patience, and a back-off, hold as ever."""
+    found, record = certificate(90 * DAY), with_window(certificate(90 * DAY), NOW + 60 * DAY, NOW + 61 * DAY)
+    assert due.due("a", False, found, record, NOW + DAY, foreign=True) == (found.not_before, due.FOREIGN)
+    assert due.due("a", False, found, record, NOW + DAY)[0] > NOW + DAY
+    record.note_failure(0.0, None, NOW + DAY, 0.5)
+    assert due.due("a", False, found, record, NOW + DAY, foreign=True)[1] == "an earlier try failed"
+
+
+def test_a_clock_that_is_wrong_makes_no_certificate_foreign():
+    """What a chain says by a clock of 1970 is not acted on."""
+    assert due.due("a", False, certificate(90 * DAY, 1000.0), Record(), 2000.0, foreign=True)[1] != due.FOREIGN

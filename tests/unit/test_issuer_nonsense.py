@@ -9,6 +9,7 @@ import time
 import pytest
 from test_issuer_state import DAY, Disk, configured, disk, request  # noqa: F401
 
+from certdrop import site
 from certdrop.issuer import budget, due, ledger, notes, plan, posted, revoke
 from certdrop.issuer.account import Account
 from certdrop.issuer.agenda import Agenda
@@ -26,8 +27,8 @@ NONSENSE = {
     "lines": b"\n" * 5000,
     **{f"{value} everywhere": ("{" + ", ".join(f'"{key}": {value}' for key in TABLES) + "}").encode()
        for value in ("NaN", "Infinity", "-Infinity", "1e308", "-1", "9" * 4000, "true", "null", "[]", "[[[]]]", "{}", '{"count": NaN}', '"\\ud800\\u001b[2J"')},
-    "an agenda of infinities": b"NOW\na.test inf inf SAME\n", "an agenda of no numbers": b"NOW\na.test nan nan SAME\n",
-    "an agenda of 2111": b"NOW\na.test 4449513600 4449513600 SAME\n", "a budget of 2111": b"4449513600 CA begun a.test\n" * 99,
+    "an agenda of infinities": b"NOW CONFIG\na.test inf inf SAME\n", "an agenda of no numbers": b"NOW CONFIG\na.test nan nan SAME\n",
+    "an agenda of 2111": b"NOW CONFIG\na.test 4449513600 4449513600 SAME\n", "a budget of 2111": b"4449513600 CA begun a.test\n" * 99,
     "a budget of huge numbers": b"9" * 400 + b" CA failed a.test\n",
 }
 KINDS = ("a directory", "a full directory", "a link", "a link to nowhere", "a FIFO", "a file that nobody may read", "a temporary directory")
@@ -37,6 +38,7 @@ def put(path: str, what: str) -> None:
     """Put nonsense there."""
     if what in NONSENSE:
         text = NONSENSE[what].replace(b"NOW", str(int(time.time())).encode()).replace(b"SAME", posted.identity(request()).encode())
+        text = text.replace(b"CONFIG", posted.stamp(site.ETC + "/certdrop.toml").encode())
         with open(path, "wb") as stream:
             stream.write(text.replace(b"CA", budget.Budget(configured(), time.time()).ca.encode()))
     elif what.endswith("directory"):

@@ -262,8 +262,9 @@ def test_the_agenda_spares_a_look(disk):
     lambda disk: (disk.put("state/issuer/x", "{}"), os.rename(f"{disk.top}/state/issuer/x", f"{disk.top}/state/issuer/a.test.json")),
     lambda disk: os.unlink(f"{disk.top}/state/issuer/agenda"),
     lambda disk: disk.put("state/issuer/agenda", "garbage"),
-    lambda disk: disk.put("state/issuer/agenda", f"{NOW - 2 * DAY:.0f}\n" + open(f"{disk.top}/state/issuer/agenda").read().partition("\n")[2]),
-    lambda disk: disk.put("state/issuer/agenda", f"{NOW + DAY:.0f}\n" + open(f"{disk.top}/state/issuer/agenda").read().partition("\n")[2])])
+    lambda disk: disk.put("state/issuer/agenda", f"{NOW - 2 * DAY:.0f} " + open(f"{disk.top}/state/issuer/agenda").read().partition(" ")[2]),
+    lambda disk: disk.put("state/issuer/agenda", f"{NOW + DAY:.0f} " + open(f"{disk.top}/state/issuer/agenda").read().partition(" ")[2]),
+    lambda disk: disk.put("etc/certdrop.toml", 'directory = "zerossl"\n')])
 def test_the_agenda_is_not_believed_over_the_disk(disk, change):
     """Whatever changes what a look would find, or the clock, has the site looked at."""
     disk.site("a.test", 3)

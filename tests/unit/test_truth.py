@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from test_watcher_evidence import DAY, World, make_world
+from test_watcher_evidence import DAY, World, make_certificate, make_world
 from certdrop import site as configuration
 from certdrop.issuer import due
 from certdrop.keeper import notes
@@ -172,3 +172,52 @@ def test_summary_of_a_fresh_installation(world: World) -> None:
     """No word that sounds as if something were wrong."""
     world.usual("example.org")
     assert "watcher has not run yet" in run()[1] and Mouth() == evidence.Reader().watcher()
+
+
+# What browsers take.
+
+def test_what_browsers_refuse_is_said_as_long_as_it_is_so(world: World) -> None:
+    """It is no state of its own: what is served and refused is both. The roots that are there now decide, and nothing of it is noted."""
+    world.usual("example.org")
+    assert (only()["refused_by_browsers"], only()["severity"]) == (False, verdict.OK)
+    kept = (world.etc / "roots.pem").read_bytes()
+    world.put(world.etc / "roots.pem", make_certificate(["other.example"], time.time() - DAY, time.time() + DAY)[0])
+    found = only()
+    assert (found["state"], found["refused_by_browsers"], found["severity"]) == (verdict.SERVING, True, verdict.CRITICAL)
+    assert found["renew_reason"] == due.FOREIGN == verdict.FOREIGN and found["renew_at"] == found["not_before"]
+    problems = alarm.of_site(judged(None), time.time())
+    assert [problem.subject for problem in problems] == ["example.org: browsers refuse the live certificate"] and problems[0].grave
+    for argv in ((), ("example.org",), ("--nagios",)):
+        assert "browsers refuse the live certificate" in run(*argv)[1]
+    world.put(world.etc / "roots.pem", kept)
+    assert (only()["refused_by_browsers"], only()["severity"], only()["last_error"]) == (False, verdict.OK, None)
+
+
+def test_browsers_are_named_beside_another_trouble(world: World) -> None:
+    """Neither hides the other."""
+    world.usual("example.org")
+    world.put(world.etc / "roots.pem", make_certificate(["other.example"], time.time() - DAY, time.time() + DAY)[0])
+    world.ledger("example.org", kind="unreachable", count=9, since=int(time.time()) - DAY, failed_at=int(time.time()), last_error="no answer")
+    for argv in ((), ("example.org",), ("--nagios",)):
+        text = run(*argv)[1]
+        assert "browsers refuse the live certificate" in text and "no answer" in text
+
+
+def test_roots_that_cannot_be_read_are_no_green(world: World) -> None:
+    """Whether browsers take it is not known, and that is said."""
+    world.usual("example.org")
+    (world.etc / "roots.pem").unlink()
+    found = only()
+    assert found["refused_by_browsers"] is None and found["severity"] == verdict.WARNING and "cannot be seen" in found["last_error"]
+
+
+def test_nobody_is_mailed_for_trying_things_on_the_first_day(world: World) -> None:
+    """Staging is a warning that everybody sees who looks; a mail comes when it stays."""
+    world.put(world.etc / "certdrop.toml", b'directory = "letsencrypt-staging"\n')
+    world.usual("example.org")
+    world.put(world.etc / "roots.pem", make_certificate(["other.example"], time.time() - DAY, time.time() + DAY)[0])
+    assert (only()["refused_by_browsers"], only()["severity"]) == (True, verdict.WARNING)
+    now = time.time()
+    assert alarm.of_site(judged(None), now) == []
+    (problem,) = alarm.of_site(judged(None), now + 2 * DAY)
+    assert "browsers refuse" in problem.subject and not problem.grave

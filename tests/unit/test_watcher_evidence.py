@@ -75,6 +75,9 @@ class World:
         asked = {"key": "ecdsa-p256", "key_created": int(time.time() + begin), "spki_sha256": "ab" * 32, "domains": [name]}
         self.put(place / "request.json", json.dumps(asked).encode())
         certificate, key = make_certificate([name], time.time() + begin, time.time() + end)
+        if not marker:                         # self-signed as they all are, so each is a root of its own
+            with open(self.etc / "roots.pem", "ab") as stream:
+                stream.write(certificate)
         self.put(place / "privkey.pem", key, 0o600)
         if marker:
             self.put(place / marker, b"")
@@ -130,6 +133,7 @@ def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(root)
     monkeypatch.setattr(configuration, "ETC", str(world.etc))
     monkeypatch.setattr(configuration, "STATE", str(world.state))
+    monkeypatch.setattr(configuration, "STORE", str(world.etc / "roots.pem"))
     monkeypatch.setattr(jail, "user_ids", lambda user: (ISSUER, ISSUER) if user == "_certdrop" else (0, 0))
     return world
 

@@ -1,7 +1,7 @@
 """The agenda: when each site is to be looked at again. It makes the tick that finds nothing to do cheap, and is only a note.
 
 One text line a site: its name, when to look, when an order is due, and posted.identity(), which is compared with what is on disk: a line
-that does not fit, or none, has the site looked at. So does a clock that stepped back, and a day. Runs as: _certdrop. Trusts: its own
+that does not fit, or none, has the site looked at. So does a clock that stepped back, a day, and another certdrop.toml. Runs as: _certdrop. Trusts: its own
 directory, but no moment in it beyond its bounds. Reads and writes: issuer/agenda.
 """
 
@@ -11,7 +11,7 @@ import math
 import os
 
 from certdrop import site, spool
-from certdrop.issuer.posted import Request, identity
+from certdrop.issuer.posted import Request, identity, stamp
 
 DAY = 86400.0
 LONGEST = 16 << 20                 # bytes of the file: a hundred thousand sites
@@ -22,14 +22,16 @@ class Agenda:
 
     def __init__(self, now: float) -> None:
         self.now = now
+        self.configured = stamp(site.ETC + "/certdrop.toml")
         self.lines: dict[str, tuple[float, float, str]] = {}
         try:
             fd = spool.open_directory(site.STATE + "/issuer")
             try:
-                written, *listed = spool.read(fd, "agenda", os.geteuid(), LONGEST).decode("ascii").splitlines()
+                head, *listed = spool.read(fd, "agenda", os.geteuid(), LONGEST).decode("ascii").splitlines()
             finally:
                 os.close(fd)
-            for line in listed if spool.is_credible(float(written), spool.FRESH, now) else ():
+            written, configured = head.split()
+            for line in listed if configured == self.configured and spool.is_credible(float(written), spool.FRESH, now) else ():
                 name, when, order_at, found = line.split()
                 moments = float(when), float(order_at)
                 if max(moments) <= now + DAY + spool.STEP:             # which neither an infinity is, nor what is no number
@@ -58,4 +60,4 @@ class Agenda:
                 when, order_at, found = self.lines[request.name]
                 known.append(f"{request.name} {math.ceil(when)} {math.ceil(order_at)} {found}\n")
         from certdrop.issuer import notes      # a run with nothing to do writes nothing
-        notes.put("agenda", f"{int(now)}\n{''.join(known)}".encode("ascii"))
+        notes.put("agenda", f"{int(now)} {self.configured}\n{''.join(known)}".encode("ascii"))

@@ -12,6 +12,7 @@ from certdrop import spool
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 NEVER = float("inf")
+FOREIGN = "it is of another CA than the configured one"
 MADE = 1767225600.0                # 2026-01-01: a clock that stands before is wrong, for certdrop is younger
 
 SHORT_LIVED = 10 * DAY             # below this lifetime half of it is left at a renewal, else a third
@@ -146,10 +147,11 @@ def renewal(certificate: Certificate, site: str, record: Record) -> tuple[float,
 
 
 def due(site: str, wanted_now: bool, certificate: Certificate | None, record: Record, now: float, urged: bool = False,
-        forced: bool = False) -> tuple[float, str]:
+        forced: bool = False, foreign: bool = False) -> tuple[float, str]:
     """(when, why) to place an order: a moment not after `now` means now.
 
     `certificate` is None where there is none, or a placeholder. That the next key differs from the live one is no reason.
+    `foreign`: it is not of the CA that is configured now.
     `urged`: an administrator waits for what is wanted now, and no back-off holds, but for the CA's. `forced`: the same, wanted or not.
     """
     if forced:
@@ -163,6 +165,8 @@ def due(site: str, wanted_now: bool, certificate: Certificate | None, record: Re
     elif now < certificate.not_before - DAY:
         asked = record.issued_at if spool.is_credible(record.issued_at, spool.HAPPENED, now) else 0
         when, why = asked + DAY if asked else 0.0, "the certificate begins in days to come"
+    elif foreign:
+        when, why = certificate.not_before, FOREIGN
     else:
         when, why = renewal(certificate, site, record)
         if record.hurries >= HURRIES and record.issued_at <= now < record.brake(certificate) and when < record.brake(certificate):

@@ -85,6 +85,19 @@ class Network:
         self._each(wanted, self._try)
         return max(self.codes, default=os.EX_OK), len(wanted)
 
+    def look_at_chains(self, tasks: list[Task]) -> None:
+        """Whether certificates are the configured CA's, by their chain, where nobody noted whose they are: another client had them, or the ledger was lost."""
+        from certdrop.browsers import Browsers             # most runs meet none
+        browsers, now = Browsers(self.config), time.time()
+        for task in tasks:
+            if task.of_unknown_origin and task.certificate and task.certificate.not_before <= now < task.certificate.not_after:
+                try:
+                    with open(task.standing.place + "/fullchain.pem", "rb") as stream:
+                        task.foreign = browsers.is_foreign(stream.read(spool.MAX_REPLY), None)
+                except (OSError, ValueError) as error:         # roots that cannot be read: it is renewed in its time
+                    self.log.warning(events.FAILED, site=task.name, kind="chain", error=events.clean(error))
+                task.decide(now)
+
     def rehearse(self, tasks: list[Task]) -> int:
         """Place whole orders with the CA's staging, for a key, a request and an account to throw away."""
         self._account = Account(self.config.staging_url, self.config.contact, Key(make_key()), keep=False)
@@ -245,7 +258,7 @@ class Network:
         self.budget.note(budget.ISSUED, budget.set_of(order.names), time.time())
         put_reply(request.reply, reply)
         self.arrived()
-        by_time = None if request.now or task.forced else task.certificate
+        by_time = None if request.now or task.forced or task.foreign else task.certificate
         ledger.issued(self.config.directory_url, leaf.fingerprint(hashes.SHA256()).hex(), by_time, time.time())
         request.answered = True
         task.standing.refusal, task.standing.look_at = "", 0.0
@@ -269,7 +282,7 @@ class Network:
     def _replaces(self, task: Task, session: Session) -> str:
         """What to name as replaced (RFC 9773 section 5): the certificate that this CA issued, where it has renewal information."""
         certificate, ledger = task.certificate, task.ledger
-        if certificate is None or certificate.sha256 == ledger.unreplaced or not isinstance(session.directory().get("renewalInfo"), str):
+        if certificate is None or task.foreign or certificate.sha256 == ledger.unreplaced or not isinstance(session.directory().get("renewalInfo"), str):
             return ""
         if not ledger.has_window(certificate) and (ledger.answered_with, ledger.answered_by) != (certificate.sha256, self.config.directory_url):
             return ""

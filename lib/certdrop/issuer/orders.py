@@ -38,10 +38,13 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     """(a code of sysexits.h, whether root should look at the spool). Raises site.Wrong, OSError, ports.Moved."""
     now = time.time()
     if options.dry_run:
-        network = _network(options)
-        return network.rehearse([plan.Task(request, options) for request in pending]), False
+        return _network(options).rehearse([plan.Task(request, options) for request in pending]), False
     tasks = plan.make(options, pending, now)
+    network: Network | None = None
+    is_unclear = any(task.of_unknown_origin for task in tasks)
     if options.plan:
+        if is_unclear:
+            _network(options).look_at_chains(tasks)
         plan.show(tasks, now)
         if revocations:
             revocations.show(options.names, now)
@@ -49,7 +52,10 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     plan.tidy(stale)
     code, done = os.EX_OK, 0
     wanted = revocations.due(now, options.names, options.revoke) if revocations else []
-    trouble = _no_room() if wanted or any(task.when <= now for task in tasks) else None
+    trouble = _no_room() if wanted or is_unclear or any(task.when <= now for task in tasks) else None
+    if is_unclear and not trouble:
+        network = _network(options, sum(task.when <= now for task in tasks))
+        network.look_at_chains(tasks)
     if trouble:
         from certdrop.issuer import log
         for task in tasks:
@@ -58,7 +64,7 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
                 log.failed(log.logger(), task, trouble, options.loud)
         code = os.EX_TEMPFAIL
     elif wanted or any(task.when <= now or task.wants_window(now) for task in tasks):
-        network = _network(options, sum(task.when <= now for task in tasks))
+        network = network or _network(options, sum(task.when <= now for task in tasks))
         network.arrived = arrived
         code, done = network.work(tasks, now)
         if wanted and revocations:
@@ -127,7 +133,7 @@ def shut_in(config: site.Config, urls: list[str], lacking: list[str] | None = No
     public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d", "roots.d")]       # not eab.toml, and not account/: those are the signer's
     write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
     try:
-        abi = jail.landlock((spool.requests(), *state, *public, config.ca_bundle, *more, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
+        abi = jail.landlock((spool.requests(), *state, *public, config.ca_bundle, config.trust_roots, *more, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
     except jail.Unconfined:
         abi = 0
         lacking.append(NO_LANDLOCK)

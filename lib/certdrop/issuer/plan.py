@@ -9,7 +9,7 @@ import json
 import os
 import time
 
-from certdrop import events, spool
+from certdrop import events, roots, site, spool
 from certdrop.issuer import due, ledger, notes
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
@@ -21,13 +21,17 @@ REPLY_WAITS = "a reply waits for root"
 class Task:
     """One site in a run."""
 
-    def __init__(self, request: Request, options: Options) -> None:
+    def __init__(self, request: Request, options: Options, config: site.Config | None = None) -> None:
         self.request, self.name = request, request.name
         self.urged, self.forced = request.name in options.names, options.force
         self.standing = Standing(request)
         self.ledger = ledger.Ledger(request.name)
         self.certificate = self.standing.certificate
         self.when, self.why = due.NEVER, ""
+        noted = self.ledger.answered_by, self.ledger.answered_with
+        of_ours = roots.is_of(config, *noted, self.certificate.sha256) if self.certificate and config else None
+        self.foreign = of_ours is False        # not of the CA that is configured now
+        self.of_unknown_origin = bool(self.certificate and config) and of_ours is None         # nobody noted whose it is: its chain tells
         self.placed = False                    # an order was placed with the CA, in this run
         if self.certificate and self.certificate.sha256 == self.ledger.answered_with:
             self.ledger.installed()
@@ -41,11 +45,11 @@ class Task:
         if self.standing.refusal:
             self.ledger.refused(self.standing.refusal, self.standing.refused_reply, self.certificate, now)
             wanted = True                          # it was due, or root would have had no reply to refuse
-        self.when, self.why = due.due(self.name, wanted, self.certificate, self.ledger, now, self.urged, self.forced)
+        self.when, self.why = due.due(self.name, wanted, self.certificate, self.ledger, now, self.urged, self.forced, self.foreign)
 
     def wants_window(self, now: float) -> bool:
         """Whether to ask for the CA's renewal window."""
-        return not (self.request.now or self.forced or self.request.answered) and due.poll_due(self.certificate, self.ledger, now)
+        return not (self.request.now or self.forced or self.foreign or self.request.answered) and due.poll_due(self.certificate, self.ledger, now)
 
     def conclude(self, agenda: Agenda, now: float) -> None:
         """Write down where the site stands, for the next run and for those who read along. Raises OSError."""
@@ -61,7 +65,11 @@ class Task:
 
 def make(options: Options, pending: list[Request], now: float) -> list[Task]:
     """The tasks, decided."""
-    tasks = [Task(request, options) for request in pending]
+    try:
+        config = site.load_config()
+    except site.Wrong:
+        config = None                          # said where it is needed
+    tasks = [Task(request, options, config) for request in pending]
     for task in tasks:
         task.decide(now)
     return tasks

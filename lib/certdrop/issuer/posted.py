@@ -108,18 +108,19 @@ def _moment(found: object, kind: str) -> float:
 def identity(request: Request) -> str:
     """A text that changes whenever what Standing and the ledger say may have changed: from names, links and times of files alone."""
     parts = [str(request.number), "n" if request.now else "-", "a" if request.answered else "-"]
-    parts.append(_stamp(f"{site.STATE}/sites/{request.name}/{request.number:04d}"))
+    parts.append(stamp(f"{site.STATE}/sites/{request.name}/{request.number:04d}"))
     try:
         parts.append(os.readlink(f"{site.STATE}/live/{request.name}").rpartition("/")[2])
     except OSError:
         parts.append("-")
-    parts.append(_stamp(f"{site.STATE}/issuer/{request.name}.json"))
+    parts.append(stamp(f"{site.STATE}/issuer/{request.name}.json"))
     if request.answered or request.now:
-        parts.append(_stamp(f"{spool.replies()}/{request.reply}") + _stamp(f"{site.STATE}/keeper/{request.name}.json"))
+        parts.append(stamp(f"{spool.replies()}/{request.reply}") + stamp(f"{site.STATE}/keeper/{request.name}.json"))
     return "/".join(parts)
 
 
-def _stamp(path: str) -> str:
+def stamp(path: str) -> str:
+    """A text that changes when a file does: inode and time."""
     try:
         found = os.stat(path, follow_symlinks=False)
     except OSError:

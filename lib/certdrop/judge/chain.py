@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
+from certdrop import trust
 from certdrop.judge import booth
 from certdrop.spool import REASONS, Refused
 
@@ -40,7 +41,7 @@ def serve(roots: str) -> int:
     try:
         with open(roots, "rb") as stream:
             store = trusted(stream.read())
-    except (OSError, ValueError, LookupError, crypto.Error):
+    except (OSError, ValueError):
         return os.EX_NOINPUT
     booth.say("ready")
     for expected, reply in booth.frames():
@@ -50,9 +51,8 @@ def serve(roots: str) -> int:
 
 
 def trusted(text: bytes) -> crypto.X509Store:
-    """The certificates in it (PEM, and anything around them), to be trusted. Raises ValueError, LookupError, crypto.Error, also where there are none."""
-    found = [crypto.load_certificate(crypto.FILETYPE_PEM, block[block.index(b"-----BEGIN"):] + b"-----END CERTIFICATE-----\n")
-             for block in text.split(b"-----END CERTIFICATE-----")[:-1]]
+    """The certificates in it (PEM, and anything around them), to be trusted. Raises ValueError, also where there are none."""
+    found = trust.certificates(text)
     store = crypto.X509Store()
     for root in found:
         store.add_cert(root)
@@ -216,7 +216,5 @@ def _verify(chain: list[crypto.X509], store: crypto.X509Store) -> None:
             raise Refused("broken-chain") from error
         if below.get_issuer() != above.get_subject():
             raise Refused("broken-chain")
-    try:
-        crypto.X509StoreContext(store, chain[0], chain[1:]).verify_certificate()
-    except crypto.X509StoreContextError as error:
-        raise Refused("untrusted") from error
+    if trust.refusal(chain, store):
+        raise Refused("untrusted")

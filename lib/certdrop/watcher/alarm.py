@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 
 from certdrop import events
+from certdrop import site as configuration
 from certdrop.watcher import table, verdict
 from certdrop.watcher.evidence import Mouth, Run
 from certdrop.watcher.verdict import Verdict
@@ -39,7 +40,7 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
     problems = []
 
     def add(kind: str, subject: str, following: str, advice: str, grave: bool = False) -> None:
-        facts = [("why", site.last_error)] if kind == site.state or kind in ("failing", "waiting") else []
+        facts = [("why", site.browsers if kind == "browsers" else site.last_error)] if kind in (site.state, "failing", "waiting", "browsers") else []
         if site.since and kind == site.state:
             facts.append(("since", f"{events.stamp(site.since)} ({table.span(max(0, now - site.since))})"))
         if found.certificate and not found.placeholder and site.days_left is not None:
@@ -62,6 +63,11 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
         add("issued-not-served", "a certificate is issued but not served",
             "tests, reloads and asks the service again by itself{again}; the CA is not asked again",
             f"run nginx -t, look at the server block of {found.domains[0] if found.domains else name}, then run certdrop-install", True)
+    if site.browsers and not (found.for_trying and now - found.configured_at <= WAITING):
+        advice = (f"when all is well, take the line directory = ... out of {configuration.ETC}/certdrop.toml: Let's Encrypt is asked then, by itself"
+                  if found.for_trying else f"run certdrop renew {name} and read what it says")
+        add("browsers", "browsers refuse the live certificate", "asks the configured CA for another by itself" if found.foreign else "renews it in its time",
+            advice, not found.for_trying)
     if found.refused:
         add("refused", "a reply of the issuer was refused", "asks the CA again by itself; the live certificate stays",
             f"read the reason {found.refused.what} in certdrop-spool(5); if it comes again, look at what runs as _certdrop")

@@ -85,6 +85,6 @@ def served(names: list[str]) -> list[Line]:
         level = {verdict.OK: OK, verdict.WARNING: WARNING}.get(one.severity, FAILED)
         if one.served is False and level == OK:
             level = WARNING
-        why = f"{one.state}: {shown}{until}" + (f"; {one.last_error}" if one.last_error else "")
+        why = f"{one.state}: {shown}{until}" + "".join(f"; {text}" for text in dict.fromkeys((one.last_error, one.browsers)) if text)
         found.append(Line(level, f"{name}: served", why, "" if level == OK else f"certdrop-status {name} says more"))
     return found

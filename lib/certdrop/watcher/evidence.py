@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass, field
 from datetime import timezone
 
-from certdrop import jail, spool
+from certdrop import jail, roots, spool
 from certdrop import site as configuration
+from certdrop.browsers import Browsers
 from certdrop.events import clean
 from certdrop.watcher import order
 from certdrop.watcher.principal import USER
@@ -102,6 +103,10 @@ class Evidence:
     beside: list[str] = field(default_factory=list)         # other sites for the same names: RSA beside ECDSA
     renew_at: int | None = None                # the issuer's plan
     renew_why: str = ""
+    refused_by_browsers: str | None = None     # why, seen now; "" where they take it, None for a placeholder and where it cannot be seen
+    for_trying: bool = False                   # the configured CA is one for trying things
+    of_ours: bool | None = None                # the live certificate is of the configured CA, by the issuer's note of where it had it
+    foreign: bool = False                      # the live certificate is not of the configured CA
     disorder: list[str] = field(default_factory=list)       # live files, owners and modes that are not as they should be
 
     @property
@@ -137,6 +142,7 @@ class Reader:
         self.config = configuration.load_config()
         self.issuer, self.watch = _uid(spool.ISSUER), _uid(USER)
         self.burnt = _burnt()
+        self.browsers = Browsers(self.config)
         self._said: dict[str, object] | None = None          # what the issuer says of revocations
 
     def names(self) -> list[str]:
@@ -167,6 +173,7 @@ class Reader:
         found.install = _trouble(notes.get("install"), "state")
         found.installed_at = number(notes, "installed_at")
         self._ledger(found)
+        self._trust(found)
         self._revocations(found, notes.get("revoke"))
         return found
 
@@ -231,8 +238,23 @@ class Reader:
             why = error.strerror if isinstance(error, OSError) else error
             found.damaged = f"{here}/cert.pem cannot be read: {clean(why, 100)}"
 
+    def _trust(self, found: Evidence) -> None:
+        """Whether browsers take the live chain, looked at now; one that has ended, or does not begin yet, has a word of its own."""
+        live, found.for_trying = found.certificate, self.browsers.for_trying
+        if live is None or found.placeholder or not live.not_before <= time.time() < live.not_after:
+            return
+        try:
+            chain = _read(f"{configuration.STATE}/sites/{found.name}/{found.live:04d}", "fullchain.pem", ROOT)
+            found.refused_by_browsers = self.browsers.refusal(chain)
+            found.foreign = self.browsers.is_foreign(chain, found.of_ours)
+        except (OSError, spool.Refused, ValueError) as error:
+            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+            found.wrong = found.wrong or clean(f"whether browsers take the live certificate cannot be seen: {why}", TEXT)
+
     def _ledger(self, found: Evidence) -> None:
         ledger = self._json("issuer", found.name + ".json", self.issuer, found)
+        if found.certificate:
+            found.of_ours = roots.is_of(self.config, text(ledger, "answered_by"), text(ledger, "answered_with"), found.certificate.sha256)
         count = number(ledger, "count") or 0
         if count and (text(ledger, "class") or text(ledger, "last_error")):
             found.failing = Trouble(text(ledger, "class", 40), None, number(ledger, "since"), count, number(ledger, "next_try"),

@@ -38,6 +38,7 @@ def _object(site: Verdict) -> dict[str, object]:
         "fingerprint_sha256": certificate.sha256 if certificate else None,
         "placeholder": found.placeholder,
         "served": site.served,
+        "refused_by_browsers": None if found.refused_by_browsers is None else bool(found.refused_by_browsers),
         "generation": found.live,
         "proven_generation": found.proven,
         "next_generation": found.next,
@@ -59,8 +60,8 @@ def _object(site: Verdict) -> dict[str, object]:
 def as_nagios(sites: list[Verdict], code: int, silent: int, quiet: float, mute: str) -> str:
     """One line with performance data (Monitoring Plugins' guidelines, section 2.6)."""
     bad = sorted((site for site in sites if site.severity), key=lambda site: -site.severity)
-    said = [f"{site.evidence.name} {site.state}" + (f" ({table.shorten(table.brief(site.last_error, site.evidence.domains), 90)})" if site.last_error else "")
-            for site in bad[:3]]
+    why = {site.evidence.name: "; ".join(table.shorten(text, 90) for text in _words(site)) for site in bad[:3]}
+    said = [f"{site.evidence.name} {site.state}" + (f" ({why[site.evidence.name]})" if why[site.evidence.name] else "") for site in bad[:3]]
     if len(bad) > 3:
         said.append(f"and {len(bad) - 3} more")
     said[:0] = ([table.silence("keeper", quiet)] if silent else []) + ([f"mail fails: {table.shorten(mute, 90)}"] if mute else [])
@@ -71,6 +72,12 @@ def as_nagios(sites: list[Verdict], code: int, silent: int, quiet: float, mute: 
     data += [f"days_left={min(days):.2f}"] if days else []
     data += [f"lifetime_left={min(shares) * 100:.1f}%"] if shares else []
     return f"CERTDROP {_WORDS[code]} - {events.clean(text, 400).replace('|', '/')} | {' '.join(data)}"
+
+
+def _words(site: Verdict) -> list[str]:
+    """What is wrong with a site, in few words each."""
+    error = table.brief(site.last_error, site.evidence.domains) if site.last_error != site.browsers else ""
+    return [text for text in (error, site.browsers) if text]
 
 
 def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, now: float) -> str:
@@ -92,6 +99,8 @@ def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, now: float) ->
     each("key_created_timestamp_seconds", "When the live key was made.", [site.evidence.key_created for site in sites])
     each("served", "1 if the service shows the live certificate, 0 if another; absent if not known.",
          [None if site.served is None or site.evidence.placeholder else float(site.served) for site in sites])
+    each("refused_by_browsers", "1 if browsers refuse the live certificate, 0 if not; absent if not known.",
+         [None if site.evidence.refused_by_browsers is None else float(bool(site.evidence.refused_by_browsers)) for site in sites])
     each("failures", "Failures in a row, as the issuer counts them.", [site.evidence.failing.tries if site.evidence.failing else 0 for site in sites])
     each("severity", "0 fine, 1 warning, 2 critical.", [site.severity for site in sites])
     family("state", "1 for the state that the site is in.",

@@ -19,7 +19,8 @@ SAYS = "the CA says "              # what the issuer writes before the CA's own 
 
 _COLOURS = {verdict.OK: "32", verdict.WARNING: "33", verdict.CRITICAL: "31"}
 _SHORT = {verdict.NOT_SERVED: "not served"}
-_WHY = {"the CA's renewal window": "ARI", "its share of the lifetime": "lifetime", "an earlier try failed": "retry", "root wants it now": "wanted now"}
+_WHY = {"the CA's renewal window": "ARI", "its share of the lifetime": "lifetime", "an earlier try failed": "retry", "root wants it now": "wanted now",
+        verdict.FOREIGN: "other CA"}
 _KEYS = {"ecdsa-p256": "p256", "ecdsa-p384": "p384", "rsa-2048": "rsa2", "rsa-3072": "rsa3", "rsa-4096": "rsa4"}
 
 
@@ -40,8 +41,10 @@ def render(sites: list[Verdict], now: float, width: int, colour: bool) -> list[s
         left = "" if site.days_left is None else span(site.days_left * verdict.DAY) if site.days_left > 0 else "ended"
         key = f"{_KEYS.get(found.key, found.key[:4])} {span(max(0, now - found.key_created))}" if found.key_created else ""
         lines.append(f"{shown:{name}} {state} {bar(site, now):{BAR}} {left:>{LEFT}} {renews(site, now):{RENEWS}} {key[:KEY]}".rstrip())
-        if site.last_error:
+        if site.last_error and site.last_error != site.browsers:
             lines.append(fit("  ! " + explain(site, now, brief(site.last_error, found.domains)), width))
+        if site.browsers:
+            lines.append(events.clean("  ! " + site.browsers, width))
         lines += [events.clean(f"  - revocation of {revocation(one, now)}", width) for one in found.revocations if one.state == "pending"]
     return lines
 
@@ -63,6 +66,7 @@ def page(site: Verdict, now: float) -> list[str]:
              ("key", f"{found.key}, made {events.stamp(found.key_created)}{'; it got out, and is to be replaced' * found.burnt}" if found.key_created else ""),
              ("next key", f"{found.next_spki}, made {events.stamp(found.next_key_created)}" if found.next_spki and found.next_key_created else ""),
              ("last error", explain(site, now) if site.last_error else ""),
+             ("browsers", site.browsers if site.browsers != site.last_error else ""),
              *(("revocation", revocation(one, now)) for one in found.revocations),
              *(("disorder", text) for text in found.disorder)]
     return [found.name] + [f"  {label:11} {text}" for label, text in rows if text]

@@ -19,6 +19,7 @@ REFUSED = "refused"
 FAILING = "failing"
 EXPIRED = "expired"
 DAMAGED = "damaged"
+FOREIGN = "it is of another CA than the configured one"        # as the issuer says it, too: due.FOREIGN
 STATES = (SERVING, INSTALLED, PLACEHOLDER, REFUSED, FAILING, NOT_SERVED, EXPIRED, DAMAGED)
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3    # Nagios' exit codes
@@ -54,6 +55,7 @@ class Verdict:
     last_error: str
     since: int | None
     next_try: int | None
+    browsers: str = ""                         # that browsers refuse the live certificate, in a sentence; "" where they do not, or it is not known
 
 
 def judge(found: Evidence, shown: set[str] | None, now: float, thresholds: Thresholds) -> Verdict:
@@ -71,10 +73,13 @@ def judge(found: Evidence, shown: set[str] | None, now: float, thresholds: Thres
             severity = CRITICAL
         elif left < (backstop * LATE if thresholds.warning is None else thresholds.warning):
             severity = max(severity, WARNING)
+    browsers = _browsers(found, state)
+    if browsers:
+        severity = max(severity, WARNING if found.for_trying else CRITICAL)
     if found.disorder or found.wrong or found.burnt or any(one.failing or (one.done and one.number == found.live) for one in found.revocations):
         severity = max(severity, WARNING)
     days = (found.certificate.not_after - now) / DAY if found.certificate and not found.placeholder else None
-    return Verdict(found, state, severity, served, days, left, renew_at, why, error, since, next_try)
+    return Verdict(found, state, severity, served, days, left, renew_at, why, error or browsers, since, next_try, browsers)
 
 
 def as_it_is_now(found: Evidence, served: bool | None, now: float) -> Evidence:
@@ -157,10 +162,20 @@ def _is_unserved(found: Evidence, shown: set[str] | None, served: bool | None) -
     return shown is not None and found.probe != "off" and not served
 
 
+def _browsers(found: Evidence, state: str) -> str:
+    """What stands beside the state: a certificate may well be served, and no good to anybody."""
+    if not found.refused_by_browsers or state in (DAMAGED, EXPIRED):
+        return ""
+    follows = ": certdrop asks the configured CA for another" if found.foreign else ": see directory in certdrop.toml" if found.for_trying else ""
+    return f"browsers refuse the live certificate: it {found.refused_by_browsers}{follows}"
+
+
 def _renewal(found: Evidence) -> tuple[int | None, str]:
     certificate = found.certificate
     if certificate is None or found.placeholder or found.wanted_now:
         return None, "root wants it now" if found.wanted_now else ""
+    if found.foreign:
+        return certificate.not_before, FOREIGN
     if found.renew_at is not None and certificate.not_before <= found.renew_at <= certificate.not_after:
         return found.renew_at, found.renew_why or "the issuer plans so"
     share = backstop_of(found)

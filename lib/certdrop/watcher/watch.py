@@ -21,6 +21,7 @@ from typing import Any
 from certdrop import VERSION, events, jail, layout, syscalls, words
 from certdrop import site as configuration
 from certdrop import spool
+from certdrop.browsers import Browsers
 from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, status, verdict
 from certdrop.watcher.evidence import Mouth, Reader
 from certdrop.watcher.places import Places
@@ -216,7 +217,7 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     places = Places()
     own = spool.open_directory(configuration.STATE + "/watcher")
     disorder = layout.deviations()             # root's table, and owners and modes: nothing that others wrote
-    for wall in shut_in(ports(reader, places)):
+    for wall in shut_in(ports(reader, places), reader.browsers):
         journal.warning(events.UNCONFINED, error=wall)
     before = reader.watcher()
     sites = look_twice(reader, places, now)
@@ -248,11 +249,16 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     return os.EX_OK
 
 
-def shut_in(reachable: set[int]) -> list[str]:
+def shut_in(reachable: set[int], *browsers: Browsers) -> list[str]:
     """Read public state, write the watcher's own, connect to where services listen, and nothing else, for good. Returns what could not be had."""
     "host.example".encode("idna")              # what would be loaded later is loaded now
     handshake.context()
     evidence.load_parser()
+    for loaded in browsers:
+        try:
+            loaded.load()
+        except (OSError, ValueError):
+            pass                               # said of each site
     jail.forbid(NPROC=0, CORE=0, NOFILE=256, FSIZE=64 << 20, CPU=180, AS=2 << 30)
     jail.give_up_privileges()
     state = configuration.STATE
