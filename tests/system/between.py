@@ -34,7 +34,7 @@ class Between:
     The CA makes its URLs from the Host header, so that all of them lead here.
     """
 
-    def __init__(self, pebble: stage.Pebble) -> None:
+    def __init__(self, pebble: stage.Pebble, certificate: tuple[str, str] | None = None) -> None:
         self.odd: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
         self.asked: list[tuple[float, str]] = []
         self.orders: list[dict[str, Any]] = []             # the payloads of newOrder
@@ -88,7 +88,7 @@ class Between:
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
         self.server.daemon_threads = True
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*stage.Authority().issue("between", HOST))
+        context.load_cert_chain(*(certificate or stage.Authority().issue("between", HOST)))
         self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

@@ -45,3 +45,11 @@ def test_a_group_weaker_than_a_key_is_warned_of(tmp_path, monkeypatch: pytest.Mo
     monkeypatch.setattr(site, "ETC", str(tmp_path))
     assert [line.split()[1] for line in dhparam.warnings(2048)] == ["a.test:"]
     assert dhparam.warnings(4096) == []
+
+
+@pytest.mark.parametrize("own, age, due", [(True, 0, False), (True, dhparam.MAX_AGE, True), (True, dhparam.MAX_AGE - 1, False), (True, -30000, True),
+                                           (False, dhparam.MAX_AGE, False), (False, -30000, False), (None, 0, False)])
+def test_when_a_group_of_our_own_is_due(monkeypatch: pytest.MonkeyPatch, own: object, age: int, due: bool) -> None:
+    """At its age; and where a clock that was ahead noted when it was made, which would else be never."""
+    monkeypatch.setattr(dhparam, "known", lambda: {"own": own, "made": int(dhparam.time.time()) - age * 86400})
+    assert dhparam.is_due() == due

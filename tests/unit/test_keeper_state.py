@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from certdrop import site
-from certdrop.keeper import generations, state
+from certdrop.keeper import generations, install, state
 from certdrop.keeper.judges import Accepted
 
 NAME = "example.org"
@@ -217,6 +217,20 @@ def test_a_key_that_is_too_old_is_replaced(wanted: site.Site) -> None:
     assert look(wanted, (2, "csr"), (2, "now")) == state.REPLACE
     wanted.key_max_age = "181d"
     assert look(wanted, (2, "csr"), (2, "now")) == state.WAIT
+
+
+@pytest.mark.parametrize("ahead, carried", [(0, True), (-179, True), (-180, False), (1, False), (30000, False)])
+def test_a_key_of_another_clocks_is_not_carried_on(wanted: site.Site, ahead: int, carried: bool) -> None:
+    """What was made under a clock that stood ahead would not grow old for years: the next generation has another key. Nothing is wanted now for that."""
+    wanted.key_max_age = "180d"
+    settled(wanted)
+    fill(2)
+    path = pathlib.Path(state.directory(NAME, 2)) / "request.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({**known, "key_created": known["key_created"] + ahead * 86400}))
+    assert install.key_to_carry(wanted, state.Sight(NAME)) == (2 if carried else None)
+    generations.make_next(wanted, 3, None, now=False)
+    assert look(wanted, (3, "csr")) == (state.WANT if ahead == -180 else state.WAIT)
 
 
 def test_an_old_key_that_serves_wants_the_next_one(wanted: site.Site) -> None:

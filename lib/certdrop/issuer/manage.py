@@ -291,7 +291,9 @@ class Counter:
 
     def _age(self) -> str:
         made, limit = made_at(self.config) or time.time(), self.config.account_key_max_age
-        return f"made {events.stamp(made)}, {int((time.time() - made) / DAY)} days ago, " + (f"changed after {limit[:-1]}" if limit else "kept")
+        age = time.time() - made
+        when = f"{events.stamp(made)}, {int(age / DAY)} days ago" if age > -spool.STEP else "by a wrong clock"
+        return f"made {when}, " + (f"changed after {limit[:-1]}" if limit else "kept")
 
     def _identity(self) -> str:
         """The name that the CA looks for in a CAA record (RFC 8659 section 4.2)."""

@@ -117,7 +117,8 @@ def key_to_carry(wanted: site.Site, sight: Sight) -> int | None:
     if wanted.key_max_age == "renewal" or newest is None or state.has(sight.name, newest, "placeholder"):
         return None
     same_kind = state.facts(sight.name, newest, "request")["key"] == wanted.key
-    return newest if same_kind and not state.is_old_key(wanted, newest) else None
+    dated = spool.is_credible(state.moment(sight.name, newest, "key_created"), spool.HAPPENED, time.time())      # else it would not grow old for years
+    return newest if same_kind and dated and not state.is_old_key(wanted, newest) else None
 
 
 def post(run: Run, name: str, sight: Sight) -> None:
