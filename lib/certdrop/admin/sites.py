@@ -29,7 +29,14 @@ SHORT = "shortlived"               # Let's Encrypt's profile of 160 hours
 
 
 def add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool) -> int:
-    """Add a site: its configuration, a placeholder, a request; then have the issuer run, and install. Raises Refused and site.Wrong."""
+    """Add a site, ask for its certificate where `ask` says so, and tell what would go wrong unseen. Raises Refused and site.Wrong."""
+    code = _add(domains, name, key, profile, settings, ask)
+    _warn_of_silence()
+    return code
+
+
+def _add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool) -> int:
+    """A site's configuration, a placeholder, a request; then have the issuer run, and install."""
     refuse(domains, name)
     with lock.Lock(patient=True):
         config = site.load_config()
@@ -60,7 +67,6 @@ def add(domains: list[str], name: str, key: str, profile: str, settings: str, as
         install.reconcile(run, [name])
         wanted = {name: Sight(name).next}
     run.flush()
-    _warn_of_silence()
     unknown = roots.missing(site.load_config())
     if unknown:
         say([f"{PROGRAM}: note: {unknown}"])
@@ -106,12 +112,11 @@ def _what_next(name: str) -> list[str]:
 
 
 def _warn_of_silence() -> None:
-    """Say so where the watcher has no way to send a mail (it becomes _certdrop-watch by itself)."""
+    """Say so where nobody would hear of trouble: mail has no way out, nobody notices that cron stopped (certdrop-watch becomes its user by itself)."""
     if os.path.exists(WATCH):
-        done = subprocess.run([WATCH, "--check"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
+        done = subprocess.run([WATCH, "--check"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/",
                               env=jail.ENVIRONMENT, start_new_session=True, timeout=30, check=False)
-        if done.returncode:
-            say([f"{PROGRAM}: note: " + events.clean(done.stdout.decode("utf-8", "replace").strip(), 300)])
+        say([f"{PROGRAM}: note: " + events.clean(line, 300) for line in done.stderr.decode("utf-8", "replace").splitlines()[:5] if line.strip()])
 
 
 def refuse(domains: list[str], name: str) -> None:

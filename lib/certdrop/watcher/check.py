@@ -15,8 +15,8 @@ from typing import Any
 
 from certdrop import VERSION, events, jail, spool, syscalls, words
 from certdrop import site as configuration
-from certdrop.watcher import check_ca, check_clients, check_cron, check_host, check_kernel, check_keys, check_names, check_nginx, check_paths
-from certdrop.watcher import check_sites, check_token, check_users
+from certdrop.watcher import check_ca, check_clients, check_cron, check_host, check_kernel, check_keys, check_mail, check_names, check_nginx
+from certdrop.watcher import check_paths, check_sites, check_token, check_users
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 from certdrop.watcher.principal import as_watcher, seen_by_root
 
@@ -141,7 +141,7 @@ def everything(names: list[str], parts: Parts | None, offline: bool) -> Iterator
     if parts is None:
         yield [Line(WARNING, "root", "only root can see what sudo, sshd and nginx are told, locked passwords, and other clients", "run certdrop-check as root")]
     yield check_kernel.look()
-    yield [*check_cron.look(), *by_root("cron"), *check_sites.runs()] if _site_names() else []
+    yield [*check_cron.look(), *by_root("cron"), *check_sites.runs(), *check_mail.look(parts is not None)] if _site_names() else []
     yield by_root("nginx")
     if config and not offline:
         said, authority = check_ca.look(config, sites, by_root("account"))

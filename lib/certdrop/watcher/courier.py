@@ -27,6 +27,7 @@ SENDER = "CERTDROP_SENDER"         # the environment's: a socket at which somebo
 TIMEOUT = 60                       # seconds for one delivery
 PATIENCE = 30                      # seconds for one answer of a server
 MAX_SUBJECT, MAX_LINE, MAX_LINES = 200, 500, 1000
+NO_BEAT = "the heartbeat failed: "
 PASSWORD = "smtp-password"         # below /etc/certdrop
 
 _ADDRESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._%+=-]{0,63}(@[A-Za-z0-9][A-Za-z0-9.-]{0,250})?")
@@ -157,7 +158,7 @@ def beat(route: Route) -> None:
             with opener.open(urllib.request.Request(route.heartbeat, headers={"User-Agent": "certdrop-watch"}), timeout=PATIENCE) as answer:
                 answer.read(1024)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise Undelivered(f"the heartbeat failed: {events.clean(error, 150)}") from None
+            raise Undelivered(f"{NO_BEAT}{events.clean(error, 150)}") from None
 
 
 def host_name() -> str:

@@ -133,6 +133,12 @@ class Mouth:
     failed: str = ""
     told: dict[str, int] = field(default_factory=dict)          # the problems that were mailed, and when first
     mailed: int = 0
+    heartbeat: str = ""                        # why the heartbeat was not taken, in that run
+
+    @property
+    def mute(self) -> list[str]:
+        """Why nobody may hear of what it saw."""
+        return [*([f"mail fails: {self.failed}"] if self.failed else []), *([f"the heartbeat fails: {self.heartbeat}"] if self.heartbeat else [])]
 
 
 class Reader:
@@ -195,7 +201,8 @@ class Reader:
         noted = self._json("watcher", "state.json", self.watch, None, OWN)
         told = noted.get("told")
         known = {clean(key, 300): when for key in told if (when := number(told, key)) is not None} if isinstance(told, dict) else {}
-        return Mouth(number(noted, "ran"), text(noted, "failed", 200), known, number(noted, "mailed") or 0)
+        heartbeat = text(noted, "heartbeat", 200) if self.config.mail.get("heartbeat") else ""
+        return Mouth(number(noted, "ran"), text(noted, "failed", 200), known, number(noted, "mailed") or 0, heartbeat)
 
     def _generations(self, found: Evidence) -> None:
         place = f"{configuration.STATE}/sites/{found.name}"

@@ -57,14 +57,14 @@ def _object(site: Verdict) -> dict[str, object]:
     }
 
 
-def as_nagios(sites: list[Verdict], code: int, silent: int, quiet: float, mute: str) -> str:
+def as_nagios(sites: list[Verdict], code: int, silent: int, quiet: float, mute: list[str]) -> str:
     """One line with performance data (Monitoring Plugins' guidelines, section 2.6)."""
     bad = sorted((site for site in sites if site.severity), key=lambda site: -site.severity)
     why = {site.evidence.name: "; ".join(table.shorten(text, 90) for text in _words(site)) for site in bad[:3]}
     said = [f"{site.evidence.name} {site.state}" + (f" ({why[site.evidence.name]})" if why[site.evidence.name] else "") for site in bad[:3]]
     if len(bad) > 3:
         said.append(f"and {len(bad) - 3} more")
-    said[:0] = ([table.silence("keeper", quiet)] if silent else []) + ([f"mail fails: {table.shorten(mute, 90)}"] if mute else [])
+    said[:0] = ([table.silence("keeper", quiet)] if silent else []) + [table.shorten(text, 100) for text in mute]
     days = [site.days_left for site in sites if site.days_left is not None]
     text = "; ".join(said) or f"{len(sites)} site{'' if len(sites) == 1 else 's'}" + (f", the nearest end in {min(days):.1f} days" if days else "")
     shares = [site.left for site in sites if site.left is not None]

@@ -117,12 +117,12 @@ def show(options: Options, out: TextIO) -> int:
     keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
     silent, quiet = verdict.silence(keeper, [site.evidence for site in sites], now)
     watcher = reader.watcher()
-    mute = verdict.WARNING if watcher.failed else verdict.OK
+    mute = verdict.WARNING if watcher.mute else verdict.OK
     code = max([silent, mute, *(site.severity for site in sites)])
     if options.form == "json":
         print(report.as_json(sites), file=out)
     elif options.form == "nagios":
-        print(report.as_nagios(sites, code, silent, quiet, watcher.failed), file=out)
+        print(report.as_nagios(sites, code, silent, quiet, watcher.mute), file=out)
     elif options.form == "prometheus":
         out.write(report.as_prometheus(sites, keeper, issuer, now))
     elif options.names:

@@ -76,10 +76,9 @@ def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: Mouth, now:
     """One line: how many sites are in which state, who ran when, whether mail goes out and sandboxes hold."""
     counts = [f"{n} {state}" for state in verdict.STATES if (n := sum(site.state == state for site in sites))]
     ran = [f"{who} {ran_last(run, now)}" for who, run in (("keeper", keeper), ("issuer", issuer), ("watcher", Run(watcher.at)))]
-    failed = [f"mail fails: {watcher.failed}"] if watcher.failed else []
     unconfined = ["this kernel has no Landlock, so issuer and watcher run without their sandbox"] if not jail.landlock_abi() else []
     unconfined += [f"{syscalls.missing()}, so nothing filters system calls"] if syscalls.missing() else []
-    return f"{len(sites)} site{'' if len(sites) == 1 else 's'}: {', '.join(counts)}; " + ", ".join(ran + failed + unconfined)
+    return f"{len(sites)} site{'' if len(sites) == 1 else 's'}: {', '.join(counts)}; " + ", ".join(ran + watcher.mute + unconfined)
 
 
 def ran_last(run: Run, now: float) -> str:

@@ -22,7 +22,7 @@ from certdrop import VERSION, events, jail, layout, syscalls, words
 from certdrop import site as configuration
 from certdrop import spool
 from certdrop.browsers import Browsers
-from certdrop.watcher import alarm, courier, evidence, handshake, letter, log, status, verdict
+from certdrop.watcher import alarm, check_line, check_mail, courier, evidence, handshake, letter, log, status, verdict
 from certdrop.watcher.evidence import Mouth, Reader
 from certdrop.watcher.places import Places
 from certdrop.watcher.principal import USER, as_watcher, at_terminal
@@ -107,6 +107,9 @@ def check(route: courier.Route) -> int:
     except courier.Undelivered as error:
         return _say(str(error), os.EX_CONFIG)
     print(f"certdrop-watch: mail goes to {route.words()}")
+    for line in check_mail.silence(route, Reader().watcher()):
+        if line.level != check_line.OK:        # there is a way out, and something besides that somebody should know
+            words.say(f"certdrop-watch: {events.clean(f'{line.what}: {line.why}; {line.mend}')}")
     return os.EX_OK
 
 
@@ -145,7 +148,7 @@ def run(route: courier.Route) -> int:
     how = _ended(child, failed is not None)
     if how:
         return _reader_failed(route, how)
-    return _say(f"{failed}; mail does not go out; the next run tries again", os.EX_TEMPFAIL) if failed else os.EX_OK
+    return _say(f"{failed}; the next run tries again", os.EX_TEMPFAIL) if failed else os.EX_OK
 
 
 def _ended(child: int, properly: bool) -> str:
@@ -184,7 +187,7 @@ def send(pipes: tuple[int, int], route: courier.Route) -> str | None:
             error = ""
         except courier.Undelivered as undelivered:
             error = str(undelivered)
-        failed = failed or error
+        failed = failed or (error and f"{error}; mail does not go out" * (todo == "mail") or error)
         transmit(pipes[1], {"error": error})
 
 
@@ -234,10 +237,10 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
         if not after.failed:
             after.mailed = int(now)
             after.told = {problem.key: before.told.get(problem.key, int(now)) for problem in problems}
-    elif route.heartbeat and not problems:
-        failed = ask(pipes, {"do": "heartbeat"})
-        journal.info("heartbeat-failed" if failed else "heartbeat", error=failed)
-    noted = {"ran": after.at, "failed": after.failed, "told": after.told, "mailed": after.mailed}
+    if route.heartbeat and not problems:
+        after.heartbeat = ask(pipes, {"do": "heartbeat"}).removeprefix(courier.NO_BEAT)
+        journal.info("heartbeat-failed" if after.heartbeat else "heartbeat", error=after.heartbeat)
+    noted = {"ran": after.at, "failed": after.failed, "told": after.told, "mailed": after.mailed, "heartbeat": after.heartbeat}
     spool.write(own, "state.json", json.dumps(noted).encode(), 0o644)
     journal.info("looked", sites=len(sites), problems=len(problems))
     transmit(pipes[1], {"do": "done"})
