@@ -75,7 +75,7 @@ def test_whatever_comes_is_told(body, status, header):
 @pytest.mark.parametrize("kind, text, names, fact, said", [
     ("validation", "www.example.org: the CA says dns: no such name", ["www.example.org"],
      "the CA could not validate www.example.org", "the CA says dns: no such name"),
-    ("validation", "the CA says unauthorized: x", [], "the CA could not validate a name", "the CA says unauthorized: x"),
+    ("validation", "the CA says unauthorized: x", [], "the CA refuses", "the CA says unauthorized: x"),
     ("rate limited", "the CA says rateLimited: later", [], "the CA's rate limit is reached", "the CA says rateLimited: later"),
     ("refused", "the CA says malformed: the CA says so", [], "the CA refuses", "the CA says malformed: the CA says so"),
     ("local", "/var: No space left on device", [], "/var: No space left on device", "")])

@@ -33,7 +33,7 @@ usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]
   rollback  go back to the generation before
   revoke    have the CA revoke a certificate: the live one, or that of generation --number; --reason is one of
             unspecified, keyCompromise, affiliationChanged, superseded, cessationOfOperation
-  remove    forget a site, its keys and certificates
+  remove    forget a site, its keys and certificates; and the server block that certdrop-nginx wrote, if nobody changed it
   dhparam   for those who still need Diffie-Hellman parameters: RFC 7919's, or searched with --own
 
 certdrop add example.org www.example.org --contact hostmaster@example.org
@@ -68,8 +68,11 @@ def _checked(argv: list[str]) -> int:
         return as_root(lambda: sites.add(names, options.get("--name", names[0]), options.get("--key", ""), options.get("--profile", ""), settings,
                                          "--no-issue" not in options))
     if verb == "remove" and os.geteuid() == 0 and "--yes" not in options and sys.stdin.isatty() and sys.stderr.isatty():
-        if not words.agrees(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted. Remove it?"):
+        block = sites.own_block(names[0])
+        if not words.agrees(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted{', and its server block in ' * bool(block)}{block}. "
+                            "Remove it?"):
             raise Refused(f"{names[0]!a:.80}: not agreed; nothing was changed")
+        options["--yes"] = "yes"
     if verb == "revoke" and os.geteuid() == 0:
         number = int(options["--number"]) if "--number" in options else None
         options["--number"] = str(revoke.ask(names[0], number, options.setdefault("--reason", "unspecified"), "--yes" in options))
@@ -138,7 +141,7 @@ def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
     if verb == "revoke":
         return revoke.carry_out(names[0], int(options["--number"]), options["--reason"])
     if verb == "remove":
-        return sites.remove(names[0])
+        return sites.remove(names[0], "--yes" in options)
     if verb == "dhparam":
         return dhparam.make(int((names or ["3072"])[0]), "--own" in options)
     if "--due" in options:

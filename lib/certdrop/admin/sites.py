@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from certdrop import become, events, jail, nginxconf, port80, roots, site, spool
 from certdrop.admin import first_use
+from certdrop.admin import own_block as own
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
@@ -205,8 +206,18 @@ def rollback(name: str) -> int:
     return run.exit_code()
 
 
-def remove(name: str) -> int:
-    """Forget a site, its keys and certificates; refused while nginx still needs it. Raises Refused."""
+def own_block(name: str) -> str:
+    """The file of the server block that certdrop-nginx wrote for this site, where nothing else names its live pair, and nobody changed it; else ""."""
+    if not spool.is_site_name(name):
+        return ""
+    try:
+        return own.own(own.uses(configuration_of(services.find("nginx")), name), name)
+    except services.Failed:
+        return ""
+
+
+def remove(name: str, agreed: bool) -> int:
+    """Forget a site, its keys and certificates, and its own server block where that was `agreed`; refused while a service still needs it. Raises Refused."""
     with lock.Lock(patient=True):
         install.finish_removals()
         if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") and not (spool.is_site_name(name) and Sight(name).numbers):
@@ -215,8 +226,17 @@ def remove(name: str) -> int:
         sight = Sight(name)
         used = _used(run, name)
         for service in used:
-            if f"{live}/{name}/" in configuration_of(service):         # seen without touching anything: a kill leaves nothing aside that is in use
-                raise Refused(f"{name}: still in use: {service.name}'s configuration names {live}/{name}/; take the site out of it first")
+            shown = configuration_of(service)                # seen without touching anything: a kill leaves nothing aside that is in use
+            if f"{live}/{name}/" in shown:
+                places = own.uses(shown, name)
+                block = own.own(places, name)
+                if not block or not agreed:
+                    what = (f"certdrop-nginx wrote {block}, and nobody changed it: certdrop remove {name} --yes takes it away, too" if block else
+                            "take the site out of it first")
+                    where = f" at {', '.join(places[:5])}{' ...' if len(places) > 5 else ''}" if places else ""
+                    raise Refused(f"{name}: still in use: {service.name}'s configuration names {live}/{name}/{where}; {what}")
+                own.take_away(block, service)
+                run.tell(name, f"{block}: removed; {service.name} reloaded")
         if os.path.lexists(f"{live}/{name}"):
             os.rename(f"{live}/{name}", f"{live}/.{name}.aside")
             try:

@@ -55,9 +55,9 @@ def in_two(trouble: Trouble) -> tuple[str, str]:
     if not says:
         return trouble.text, ""
     where = where.rstrip(": ") or ", ".join(trouble.names)
-    if trouble.kind == VALIDATION:
-        return f"the CA could not validate {where or 'a name'}", SAYS + said
-    return f"{where}: " * bool(where) + _IN_SHORT.get(trouble.kind, "the order failed"), SAYS + said
+    if trouble.kind == VALIDATION and where:
+        return f"the CA could not validate {where}", SAYS + said
+    return f"{where}: " * bool(where) + _IN_SHORT.get(trouble.kind, "the CA refuses"), SAYS + said
 
 
 class AccountUnknown(Trouble):
