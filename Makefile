@@ -25,8 +25,8 @@ ETCDIR = $(DESTDIR)$(SYSCONFDIR)/certdrop
 THEIRS = $(DESTDIR)/etc
 
 # What there is.  Programs that do not exist yet are passed over.
-ROOT_PROGRAMS = certdrop certdrop-install certdrop-issue certdrop-account certdrop-watch certdrop-check certdrop-import
-USER_PROGRAMS = certdrop-status certdrop-nginx
+ROOT_PROGRAMS = certdrop certdrop-install certdrop-issue certdrop-account certdrop-watch certdrop-import
+USER_PROGRAMS = certdrop-status certdrop-nginx certdrop-check
 SBIN = $(foreach name,$(ROOT_PROGRAMS),$(wildcard bin/$(name)))
 BIN = $(foreach name,$(USER_PROGRAMS),$(wildcard bin/$(name)))
 PACKAGES = $(filter-out lib/certdrop/__pycache__/,$(sort $(wildcard lib/certdrop/*/)))
@@ -45,7 +45,7 @@ DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-pytho
 	python3-structlog shellcheck spin systemd ucf util-linux zsh
 
 # All code that cron or sudo can have run as root, and the judge that root starts.
-ROOT_CODE = lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/certdrop/world.py lib/certdrop/events.py lib/certdrop/words.py \
+ROOT_CODE = lib/certdrop/start.py lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/certdrop/world.py lib/certdrop/events.py lib/certdrop/words.py \
 	$(sort $(wildcard lib/certdrop/keeper/*.py lib/certdrop/judge/*.py)) lib/certdrop/trust.py lib/certdrop/syscalls.py
 ROOT_LINES_AIM = 700
 SECONDS_OF_FUZZING = 3600
@@ -158,6 +158,7 @@ install-files:
 	install -d $(ETCDIR)/services.d $(THEIRS)/apparmor.d/abstractions $(THEIRS)/sudoers.d $(THEIRS)/cron.d $(THEIRS)/logrotate.d
 	install -m 755 $(SBIN) $(SBINDIR)
 	install -m 755 $(BIN) $(BINDIR)
+	ln -sf ../bin/certdrop-check $(SBINDIR)/certdrop-check    # where it was
 	install -m 755 lib/setup $(wildcard lib/migrate-*) $(SHAREDIR)
 	install -m 644 lib/certdrop/layout $(SHAREDIR)/certdrop
 	for module in $(MODULES); do install -D -m $$([ -x $$module ] && echo 755 || echo 644) $$module $(SHAREDIR)/$${module#lib/} || exit 1; done
@@ -192,7 +193,7 @@ install-units:
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || echo "Now run systemctl daemon-reload && systemctl enable --now certdrop-watch.timer"
 
 uninstall:
-	rm -f $(addprefix $(SBINDIR)/,$(notdir $(SBIN))) $(addprefix $(BINDIR)/,$(notdir $(BIN)))
+	rm -f $(addprefix $(SBINDIR)/,$(notdir $(SBIN)) certdrop-check) $(addprefix $(BINDIR)/,$(notdir $(BIN)))
 	rm -f $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop $(THEIRS)/logrotate.d/certdrop
 	rm -f $(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
 	rm -f $(addprefix $(BASHDIR)/,$(notdir $(SBIN) $(BIN))) $(addsuffix .fish,$(addprefix $(FISHDIR)/,$(notdir $(SBIN) $(BIN)))) $(ZSHDIR)/_certdrop

@@ -21,10 +21,11 @@ NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelv
 
 # What a part may use of ours (itself is always allowed), and what it must not use of others'.
 OURS = {
-    "issuer": {"spool", "site", "jail", "syscalls", "events", "roots", "browsers", "words", "become"},
+    "start": {"words"},
+    "issuer": {"start", "spool", "site", "jail", "syscalls", "events", "roots", "browsers", "words", "become"},
     "keeper": {"spool", "site", "jail", "world", "events", "words"},
     "judge": {"spool", "jail", "syscalls", "trust"},
-    "watcher": {"spool", "site", "jail", "syscalls", "events", "layout", "nginxconf", "port80", "roots", "browsers", "words", "become"},
+    "watcher": {"start", "spool", "site", "jail", "syscalls", "events", "layout", "nginxconf", "port80", "roots", "browsers", "words", "become"},
     "admin": {"spool", "site", "jail", "events", "words", "become", "layout", "nginxconf", "port80", "roots", "keeper"},
     "spool": set(),
     "events": set(),
@@ -44,7 +45,9 @@ OURS = {
 }
 # What parses for the administrator's tools runs as the judge, with the judge's own code; a dry run is told what root's judge would say, by the same.
 AS_THE_JUDGE = {"admin/import_booth", "issuer/rehearsal"}
+NAMED_BY_BIN = "module"             # what start.py loads: bin/ says which
 NOT_THEIRS = {
+    "start": NEVER_AS_ROOT | {"cryptography"},
     "issuer": set(),
     "keeper": NEVER_AS_ROOT,
     "watcher": {"acme_tiny"},
@@ -84,6 +87,14 @@ def imports(source: str) -> set[str]:
     return found
 
 
+def test_each_program_starts_its_own_part():
+    """What start.py loads stands in bin/, one for each."""
+    named = {path.name: path.read_text().rpartition("run(")[2].split('"')[1:4:2] for path in (LIB.parents[1] / "bin").iterdir()}
+    parts = {"certdrop": "admin", "certdrop-import": "admin", "certdrop-nginx": "admin", "certdrop-install": "keeper", "certdrop-issue": "issuer",
+             "certdrop-account": "issuer", "certdrop-check": "watcher", "certdrop-status": "watcher", "certdrop-watch": "watcher"}
+    assert {name: (program, module.split(".")[1]) for name, (program, module) in named.items()} == {name: (name, part) for name, part in parts.items()}
+
+
 def offences(part: str, module: str, source: str) -> list[str]:
     """What of a source's imports the table does not allow. `part` is a directory (or a module at the top), `module` the file's own name."""
     found = []
@@ -94,6 +105,8 @@ def offences(part: str, module: str, source: str) -> list[str]:
             as_judge = {"judge"} if f"{part}/{module}" in AS_THE_JUDGE else set()
             if used not in OURS[part] | {part, "VERSION", "TERMINAL"} | as_judge:
                 found.append(f"{part}/{module} uses {name}")
+        elif (part, name) == ("start", NAMED_BY_BIN):
+            continue
         elif part == "judge":
             allowed = (set(sys.stdlib_module_names) - NETWORK) | JUDGE.get(module, set())
             if first not in allowed:
@@ -180,7 +193,7 @@ def test_the_package_depends_on_what_is_imported():
     """Every module that is neither ours nor Python's has its Debian package among the package's dependencies, or what can be missing its recommendations."""
     packages = {"OpenSSL": "python3-openssl", "acme_tiny": "acme-tiny", "cryptography": "python3-cryptography", "idna": "python3-idna",
                 "structlog": "python3-structlog", "dns": "python3-dnspython", "seccomp": "python3-seccomp"}
-    used = {name.split(".")[0] for _, _, source in sources() for name in imports(source)} - set(sys.stdlib_module_names) - {"certdrop"}
+    used = {name.split(".")[0] for _, _, source in sources() for name in imports(source)} - set(sys.stdlib_module_names) - {"certdrop", NAMED_BY_BIN}
     control = (LIB.parents[1] / "debian" / "control").read_text(encoding="ascii")
     depends, _, rest = control.partition("\nDepends:\n")[2].partition("\nRecommends:")
     assert {packages[name] for name in used - {"dns"}} - set(depends.replace(",", " ").split()) == set()

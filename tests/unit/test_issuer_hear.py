@@ -44,3 +44,22 @@ def test_how_a_run_ended(monkeypatch: pytest.MonkeyPatch, said: list[bytes], ins
 def test_root_looks_meanwhile(monkeypatch: pytest.MonkeyPatch, last: bytes, waits: bool) -> None:
     """Of a reply that came early root is told before the end, and of what came since then at the end, also where that is a kill."""
     assert hear(monkeypatch, [b"r", last], together=0.0) == (waits, 1)
+
+
+def test_a_clock_that_is_set_back_makes_no_sleep_of_a_day(monkeypatch):
+    """cron's run waits for what is due before the next run, and for nothing else: a clock set back meanwhile makes that far away."""
+    from types import SimpleNamespace
+    options = SimpleNamespace(cron=True, install=False, plan=False, dry_run=False)
+    slept, clock = [], [1_800_000_000.0]
+    monkeypatch.setattr(issue, "_have_account_looked_at", lambda: None)
+    monkeypatch.setattr(issue.time, "sleep", slept.append)
+    monkeypatch.setattr(issue.time, "time", lambda: clock[0])
+
+    def look(_):
+        if not slept:
+            return 0, False, clock[0] + 30                 # due in half a minute: waited for
+        clock[0] -= 86400                                  # set back
+        return 0, False, clock[0] + 86400 + 60
+    monkeypatch.setattr(issue, "_look", look)
+    assert issue._run(options) == 0
+    assert slept == [31.0]

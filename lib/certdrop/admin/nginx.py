@@ -85,6 +85,8 @@ def main(argv: list[str]) -> int:
         return os.EX_OK
     except OSError as error:
         text, code = str(error), os.EX_TEMPFAIL
+    except ImportError:
+        raise                                             # said where it started
     except Exception as error:
         text, code = f"internal error: {error!r}; please report this\n{traceback.format_exc()}", os.EX_SOFTWARE
     print(f"certdrop-nginx: {text}", file=sys.stderr)

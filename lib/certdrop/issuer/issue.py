@@ -75,16 +75,17 @@ def _elsewhere(argv: list[str]) -> int:
 
 def _run(options: Options) -> int:
     """A look at all sites (or those that are named); by cron, another one whenever something is due before the next run."""
-    end = (time.time() // TICK + 1) * TICK - 5
+    end = time.monotonic() + TICK - time.time() % TICK - 5         # a clock may be set meanwhile; this one is not
     while True:
         code, waits, following = _look(options)
         if waits and options.install and not options.plan and not options.dry_run:
             _have_root_look()
         if options.cron:
             _have_account_looked_at()
-        if not options.cron or not time.time() < following < end:
+        pause = following - time.time() + 1                        # to the site's own second
+        if not options.cron or not 1 < pause < end - time.monotonic():
             return code
-        time.sleep(max(0.0, following - time.time()) + 1)      # to the site's own second; no lock is held meanwhile
+        time.sleep(pause)                                          # no lock is held meanwhile
 
 
 def _look(options: Options) -> tuple[int, bool, float]:
@@ -178,6 +179,9 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
                 code = say(f"{error or 'no memory'}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud)
         except KeyboardInterrupt:
             code = os.EX_TEMPFAIL
+        except ImportError as error:
+            from certdrop.start import incomplete
+            code = incomplete("certdrop-issue", error)
         except Exception as error:
             if type(error).__name__ == "Moved":
                 say(f"{error}; the live certificates stay", os.EX_SOFTWARE)

@@ -85,6 +85,8 @@ def guard(program: str, work: Callable[[], int], quiet: bool = False) -> int:
         text, code = f"another keeper is at work ({error}); try again later", os.EX_TEMPFAIL
     except OSError as error:
         text, code = f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL
+    except ImportError:
+        raise                                       # said where it started
     except Exception as error:                      # our bug: the one case for a traceback
         import traceback
         text, code = f"internal error: {error!r}; the live certificates stay; please report this\n{traceback.format_exc()}", os.EX_SOFTWARE

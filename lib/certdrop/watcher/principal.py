@@ -25,7 +25,7 @@ def as_watcher(program: str, argv: list[str], work: Callable[[], int], otherwise
         return work()
     main = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
     try:
-        code = become.run(USER, ["/usr/bin/python3", "-I", main, program, *argv], PATIENCE, seen, out, colours=program == "certdrop-status")
+        code = become.run(USER, ["/usr/bin/python3", "-IS", main, program, *argv], PATIENCE, seen, out, colours=program == "certdrop-status")
     except become.Stopped as stopped:
         words.say(f"{program}: {stopped}; nothing goes on")
         if isinstance(stopped, become.Interrupted):

@@ -21,6 +21,7 @@ from typing import Any
 from certdrop import VERSION, events, jail, layout, syscalls, words
 from certdrop import site as configuration
 from certdrop import spool
+from certdrop.start import incomplete
 from certdrop.browsers import Browsers
 from certdrop.watcher import alarm, check_line, check_mail, courier, evidence, handshake, letter, log, status, verdict
 from certdrop.watcher.evidence import Mouth, Reader
@@ -137,6 +138,8 @@ def run(route: courier.Route) -> int:
             for fd in mine:
                 os.close(fd)
             code = read_and_write(its, route)
+        except ImportError as error:
+            code = incomplete("certdrop-watch", error)
         except Exception as error:             # said, not raised: the sender's code is not for this process
             _say(f"{type(error).__name__}: {events.clean(error)}", code)
         finally:
