@@ -7,15 +7,17 @@ the replies that it posted requests for. Writes: requests/, and all that generat
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 
 from certdrop import events, site, spool
-from certdrop.keeper import generations, integrity, judges, keys, notes, revoke, state, switch
+from certdrop.keeper import generations, integrity, judges, keys, notes, reader, revoke, state, switch
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Sight
 
+COSTLY = ("judge-failed", "busy")   # reasons that a run waited for
 HOURLY = 3600                      # seconds between two installations of a site that the issuer asked for; less for short lifetimes
 
 
@@ -145,30 +147,25 @@ def withdraw(run: Run, name: str, number: int, kind: str) -> None:
 
 def take(run: Run, wanted: list[site.Site]) -> None:
     """Read the replies that wait, have them judged, and write what is accepted into its generation."""
-    with judges.Judge("chain", run.config.trust_roots) as judge:
-        # Who cost time before comes last: nobody's replies can keep another's from being judged.
-        for found in sorted(wanted, key=lambda found: notes.Notes(found.name).refused.get("reason") == "judge-failed"):
+    sights = {found.name: run.sights.get(found.name) or Sight(found.name) for found in wanted}
+    # Who cost time before comes last: nobody's replies can keep another's from being judged.
+    waiting = sorted((found for found in wanted if sights[found.name].next is not None),
+                     key=lambda found: notes.Notes(found.name).refused.get("reason") in COSTLY)
+    replies = reader.replies(run, [spool.entry(found.name, sights[found.name].next or 0, "pem") for found in waiting])
+    with judges.Judge("chain", run.config.trust_roots) as judge, contextlib.closing(replies):
+        for reply, found in zip(replies, waiting):           # in this order: so the former comes to its end, and notes what it saw
             if time.monotonic() > run.end:
                 break
             try:
-                _take_one(run, found, judge)
+                if reply is not None:
+                    _take_one(run, found, judge, sights[found.name], reply)
             except OSError as error:
                 run.fail(found.name, f"{_words(error)}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
 
 
-def _take_one(run: Run, wanted: site.Site, judge: judges.Judge) -> None:
-    name, sight = wanted.name, run.sights.get(wanted.name) or Sight(wanted.name)
-    number = sight.next
-    if number is None:
-        return
-    reply = b""
-    try:
-        reply = spool.read(run.replies, spool.entry(name, number, "pem"), run.issuer)
-        unreadable = None
-    except FileNotFoundError:
-        return
-    except spool.Refused as refused:
-        unreadable = refused
+def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, sight: Sight, found: bytes | spool.Refused) -> None:
+    name, number = wanted.name, sight.next or 0
+    unreadable, reply = (found, b"") if isinstance(found, spool.Refused) else (None, found)
     known = notes.Notes(name)
     installed = time.time() - known.installed_at
     if run.asked_by_issuer and (known.waits(number) or not state.has(name, number, "now") and 0 <= installed < state.pause(name, sight.live, HOURLY)):

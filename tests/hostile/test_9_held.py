@@ -1,0 +1,61 @@
+"""Attacks 130 to 139: locks in the kernel, held for as long as the attacker likes by memory whose pages never come (tests/stage/held.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+
+import held
+import pytest
+from conftest import OTHER, PLAYGROUND, REPLIES, STATE, VICTIM, Ground, stage
+
+from certdrop import spool
+
+
+@pytest.fixture
+def mine() -> str:
+    """A directory of the attacker's, for a file system of its own."""
+    if held.device():
+        pytest.skip(held.device())
+    place = f"{PLAYGROUND}.fuse/mine"
+    os.makedirs(place, exist_ok=True)
+    for path in (os.path.dirname(place), place):
+        shutil.chown(path, spool.ISSUER)
+    return place
+
+
+def test_130_replies_held_in_the_kernel(ground: Ground, mine: str) -> None:
+    """Goal: have root wait for ever, unkillable and with its lock, for the directory that it reads: a listing of it is copied to memory that never comes.
+
+    Root's run comes to its end, and so do the next ones; what waits in the kernel is no more than it may be, and gone when it is let go.
+    """
+    def readers() -> list[str]:
+        inode = os.stat(f"{STATE}/keeper/readers").st_ino
+        return [lock for lock in stage.read("/proc/locks").splitlines() if lock.split()[-3].endswith(f":{inode}")]
+    ground.reply(OTHER)
+    before = ground.live(VICTIM), ground.on_disk(VICTIM), ground.live(OTHER)
+    with held.holding(ground.start, mine, held.directory, REPLIES):
+        for _ in range(6):
+            ground.install(timeout=100, code=os.EX_DATAERR)
+        assert 0 < len(readers()) <= 8
+        assert {ground.reason(name) for name in (VICTIM, OTHER)} == {"busy"}       # a name that the kernel still knew can be read, once
+        assert (ground.live(VICTIM), ground.on_disk(VICTIM)) == before[:2]
+        assert "2 sites: 2 refused" in ground.run("certdrop-status", timeout=30).text
+    stage.wait_for(lambda: not readers(), 10, "the end of what hung")
+    ground.install(code=0)
+    assert ground.live(OTHER) == before[2] + 1 and ground.served(OTHER) == ground.on_disk(OTHER)
+
+
+def test_131_nobody_looks_for_nothing(ground: Ground) -> None:
+    """Goal of ours: where nothing was replied since a run found no reply, root's next run starts no reader; and a reply ends that."""
+    def reads() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{STATE}/keeper/readers")
+        ground.install(code=0)
+        return os.path.exists(f"{STATE}/keeper/readers")
+    ground.install(code=0)
+    stage.wait_for(lambda: not reads(), 10, "a run that looks for nothing")
+    ground.reply(OTHER)
+    before = ground.live(OTHER)
+    assert reads() and ground.live(OTHER) == before + 1
