@@ -80,6 +80,10 @@ class Server:
         """Where it listens."""
         return {listen.port for listen in self.listens}
 
+    def beside(self, names: list[str]) -> list[str]:
+        """The other names that it answers for: what belongs to these, too, is not to be changed for the sake of `names`."""
+        return sorted(set(self.names) - {*names, "", "_", "localhost"})
+
     def all(self, name: str) -> list[Directive]:
         """The directives of that name directly inside."""
         return [one for one in self.inside if one.name == name]

@@ -283,12 +283,27 @@ def a_site(*domains: str) -> site.Site:
     ("server { listen 443 ssl; server_name a.test; ssl_certificate /etc/letsencrypt/\x1b[2J; }", FAILED, "with another certificate (/etc/letsencrypt/"),
     (f"server {{ listen 443 ssl; server_name b.test; include {site.STATE}/live/b.test/nginx.conf; }}", FAILED, "with the certificate of the site b.test"),
     ("server { listen 443 ssl; server_name b.test; ssl_certificate /b; }", FAILED, "has no server block of its own"),
-    (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }} server {{ listen [::]:443 ssl default_server; ssl_certificate /b; }}", FAILED, "own"),
+    (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }} server {{ listen [::]:443 ssl default_server; ssl_certificate /b; }}", OK, "nginx includes"),
+    (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }} server {{ listen [::]:443 ssl; server_name a.test; ssl_certificate /b; }}", FAILED, "another"),
 ])
 def test_what_port_443_has(inside, level, words):
-    """The include of the live certificate, in every block that answers for the name, whatever the address."""
+    """The include of the live certificate, in every block that has the name; where it has none at some address another answers there, rightly."""
     lines = check_nginx.certificate(nginx(f"http {{ {inside} }}"), a_site())
     assert [line.level for line in lines] == [level] and words in lines[0].why and clean(lines), lines
+
+
+@pytest.mark.parametrize("inside, put, words", [
+    ("server { listen 443 ssl; server_name a.test; ssl_certificate /b; }", True, "put there: include"),
+    ("server { listen 443 ssl; server_name a.test _; ssl_certificate /b; }", True, "put there: include"),
+    ("server { listen 443 ssl; server_name a.test b.test; ssl_certificate /b; }", False, "for b.test, too"),
+    (f"server {{ listen 443 ssl; server_name a.test b.test; include {site.STATE}/live/b.test/nginx.conf; }}", False, "for b.test, too"),
+    (f"server {{ listen 443 ssl; server_name b.test; include {site.STATE}/live/b.test/nginx.conf; }}", False, "certdrop-nginx a.test --write"),
+    (f"server {{ listen 443 ssl; server_name *.test; ssl_certificate {site.STATE}/live/a.test/fullchain.pem; }}", False, "certdrop-nginx a.test --write"),
+])
+def test_no_advice_changes_a_block_of_other_names(inside, put, words):
+    """What is put into a block is served to all its names."""
+    (line,) = check_nginx.certificate(nginx(f"http {{ {inside} }}"), a_site())
+    assert ("put there" in line.mend) == put and words in line.mend
 
 
 @pytest.mark.parametrize("settings, words", [

@@ -108,6 +108,10 @@ def plan(group: list[site.Site], build: Build, config: Configuration) -> Plan:
     for server in others:
         same = sorted(set(domains) & set(server.names))
         if same and any(_is_tls(listen.port, listen.words) for listen in server.listens):
+            beside = server.beside(domains)
+            if beside:
+                raise Refused(f"{name}: {same[0]} has a server block already, at {server.directive.place}, which is for {events.clean(beside[0], 100)}, too; "
+                              f"give {same[0]} one of its own, or have both in domains of one site")
             raise Refused(f"{name}: {same[0]} has a server block already, at {server.directive.place}; put this line into it, in place of its "
                           f"ssl_certificate and ssl_certificate_key: include {site.STATE}/live/{name}/nginx.conf;")
     return Plan(group, path, link, blocks(group, build, (PLAIN, TLS) if _needs_port_80(name, domains, others, config) else (TLS,)))

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 
-from certdrop import events, site
+from certdrop import events, shown, site
 from certdrop.keeper import copies, generations, judges, notes, services, state
 from certdrop.keeper.run import Run
 
@@ -124,9 +124,9 @@ class Change:
 
         An address that shows something else, and did before, is another's: sites are bound to some addresses of a host only.
         """
-        new, shown = self.sha256(self.to), set(now.values())
+        new, seen = self.sha256(self.to), set(now.values())
         known = [place for place, leaf in self.before.items() if leaf in self.own]
-        return new in shown and shown.isdisjoint(self.own - {new}) and all(now.get(place, new) == new for place in known)
+        return new in seen and seen.isdisjoint(self.own - {new}) and all(now.get(place, new) == new for place in known)
 
     def is_trusted(self, now: dict[services.Place, str], judge: judges.Judge) -> bool:
         """Whether a TLS client that trusts our roots is content with what is shown: whatever was said of the reply, it is a good certificate."""
@@ -337,7 +337,8 @@ def _is_served(run: Run, change: Change, used: dict[str, services.Service], judg
         return False
     generations.move("proven", change.name, change.to)
     run.log.write(events.SERVING, site=change.name, number=change.to, sha256=change.sha256(change.to))
-    run.tell(change.name, f"generation {change.to:04d} is installed, and served")
+    others = shown.strangers(now, change.own)                # where it has no block, or a wrong one: certdrop-status knows which matter
+    run.tell(change.name, f"generation {change.to:04d} is installed, and served" + (f"; {shown.words(others)} shows another certificate" if others else ""))
     _done(change)
     return True
 

@@ -150,7 +150,7 @@ def everything(names: list[str], parts: Parts | None, offline: bool) -> Iterator
         yield said
     yield check_host.look()
     yield check_keys.look([found.name for found in sites], parts["keys"] if parts else None)
-    yield check_sites.served([found.name for found in sites])
+    yield check_sites.served([found.name for found in sites], not offline)
     yield by_root("clients")
 
 

@@ -78,11 +78,13 @@ def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
     places = config.answers.addresses(port)
     for domain in found.domains:
         servers = [server for address in places if (server := config.answers.find(address, port, sni(domain)))]
+        own = [server for server in servers if configuration.as_host(domain) in server.names]
+        servers = own or servers               # where it has no block another answers, rightly; what is served there is asked
         if not servers:
             absent.append(domain)
         for server in servers:
             named = server.all("ssl_certificate") or config.settings(server, "ssl_certificate")
-            wrong += _certificate(server, named, include, found.name, domain)
+            wrong += _certificate(server, named, include, found, domain)
     what = f"{found.name}: port {port}"
     if absent and len(absent) == len(found.domains):
         return [Line(WARNING, what, "nginx serves nothing there", f"certdrop-nginx {found.name} --write puts a server block in place")]
@@ -94,15 +96,19 @@ def sni(domain: str) -> str:
     return "" if configuration.is_address(domain) else domain
 
 
-def _certificate(server: Server, named: list[Directive], include: str, name: str, domain: str) -> list[tuple[str, str]]:
+def _certificate(server: Server, named: list[Directive], include: str, site: configuration.Site, domain: str) -> list[tuple[str, str]]:
+    name, others = site.name, server.beside([configuration.as_host(one) for one in site.domains])
     mend = f"put there: include {include};"
+    if configuration.as_host(domain) not in server.names:  # a block of others' is not ours to change
+        mend = f"certdrop-nginx {name} --write puts a server block of its own in place"
+    elif others:
+        mend = f"give {domain} a server block of its own, for that one is for {clean(others[0], 100)}, too; or have both in domains of one site"
     if any(one.file == include for one in named):
         return []
     live = configuration.STATE + "/live/"
-    others = [one.file[len(live):].partition("/")[0] for one in named if one.file.startswith(live)]
-    if others:
-        return [(f"{server.directive.place} answers for {domain} with the certificate of the site {others[0]}",
-                 f"certdrop-nginx {name} --write puts a server block of its own in place; or {mend}")]
+    lent = [one.file[len(live):].partition("/")[0] for one in named if one.file.startswith(live)]
+    if lent:
+        return [(f"{server.directive.place} answers for {domain} with the certificate of the site {lent[0]}", mend)]
     if configuration.as_host(domain) not in server.names and not any(configuration.STATE in one.value for one in named):
         return [(f"{domain} has no server block of its own; {server.directive.place} answers for it, with another certificate",
                  f"certdrop-nginx {name} --write puts one in place")]

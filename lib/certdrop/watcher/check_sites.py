@@ -71,10 +71,10 @@ def runs(now: float | None = None) -> list[Line]:
     return found
 
 
-def served(names: list[str]) -> list[Line]:
+def served(names: list[str], resolves: bool = True) -> list[Line]:
     """What certdrop-status says of each site, after asking its services."""
     try:
-        judged = status.look(Reader(), names, Places(), verdict.Thresholds(), time.time())
+        judged = status.look(Reader(), names, Places(resolves), verdict.Thresholds(), time.time())
     except configuration.Wrong:
         return []
     found = []

@@ -103,6 +103,7 @@ class Evidence:
     beside: list[str] = field(default_factory=list)         # other sites for the same names: RSA beside ECDSA
     renew_at: int | None = None                # the issuer's plan
     renew_why: str = ""
+    astray: str = ""                           # the sockets of this site that show another certificate, seen now
     refused_by_browsers: str | None = None     # why, seen now; "" where they take it, None for a placeholder and where it cannot be seen
     for_trying: bool = False                   # the configured CA is one for trying things
     of_ours: bool | None = None                # the live certificate is of the configured CA, by the issuer's note of where it had it

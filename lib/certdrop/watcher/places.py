@@ -1,15 +1,17 @@
 """Where on this host the services of a site can be asked for its certificate, and what to say there before the handshake.
 
-Runs as: anyone. Trusts: root's configuration, and the kernel. Reads: /etc/certdrop/services.d, /proc/self/net/tcp and tcp6. Writes: nothing.
+Runs as: anyone. Trusts: root's configuration, and the kernel. Reads: /etc/certdrop/services.d, /proc/self/net; in doubt, the DNS. Writes: nothing.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
+import time
 
 from certdrop import site as configuration
 
+PATIENCE = 10.0                    # seconds for the DNS, in a run
 MOST = 16                          # addresses of a port that are asked
 
 Place = tuple[str, int, str]       # address, port, preface: "", "proxy-protocol", or a protocol that has STARTTLS
@@ -26,8 +28,11 @@ class Service:
 class Places:
     """The listeners of this host, and its services' ports; looked up once."""
 
-    def __init__(self) -> None:
+    def __init__(self, resolves: bool = True) -> None:
         self.listening = listeners()
+        self.ours = addresses6()
+        self._resolves, self._end = resolves, 0.0
+        self._addresses: dict[str, list[str] | None] = {}
         self.known: dict[str, Service | None] = {}
 
     def of(self, services: list[str], probe: str) -> list[Place]:
@@ -42,6 +47,28 @@ class Places:
             host, _, port = probe.rpartition(":")
             found += [(host.strip("[]"), int(port), service.starttls)] if int(port) < 65536 else []
         return found
+
+    def leads_to(self, name: str, place: Place) -> bool:
+        """Whether a name's addresses lead to a socket, as far as this host can tell: IPv4 may lead here through a router that translates, IPv6 does not.
+        Where the DNS does not answer, they may."""
+        if name not in self._addresses:
+            self._addresses[name] = self._look_up(name)
+        found = self._addresses[name]
+        if found is None:
+            return self._resolves
+        if place[0] == "::1":
+            return not self.ours.isdisjoint(found)
+        return any("." in address for address in found) if place[0] == "127.0.0.1" else place[0] in found
+
+    def _look_up(self, name: str) -> list[str] | None:
+        if configuration.is_address(name):
+            return [name]
+        self._end = self._end or time.monotonic() + PATIENCE
+        if not self._resolves or time.monotonic() > self._end:
+            return None
+        from certdrop.watcher import check_dns             # few runs meet a doubt
+        looked = check_dns.addresses(name)
+        return looked.addresses if looked.addresses or looked.problem in (check_dns.NO_NAME, check_dns.NO_RECORD) else None
 
     def service(self, name: str) -> Service | None:
         """A service's description; None where there is none to use."""
@@ -77,6 +104,15 @@ def listeners() -> dict[int, list[str]]:
                     if address not in listed.setdefault(int(port, 16), []):
                         listed[int(port, 16)].append(address)
     return {**found, **roots}
+
+
+def addresses6() -> set[str]:
+    """The IPv6 addresses of this host (proc(5), /proc/net/if_inet6)."""
+    try:
+        with open("/proc/self/net/if_inet6", encoding="ascii") as stream:
+            return {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in stream}
+    except OSError:
+        return set()                           # a kernel without IPv6
 
 
 def _address(text: str, family: socket.AddressFamily) -> str:

@@ -199,7 +199,7 @@ def _why(found: Evidence, state: str, shown: set[str] | None) -> tuple[str, int 
         answers = (shown or set()) - {handshake.NOBODY}
         if not answers:
             return "nothing answers at the addresses where this site was served", None, None
-        return "the service shows another certificate than the live one", None, None
+        return f"{found.astray or 'the service'} shows another certificate than the live one", None, None
     if found.refused and (state == REFUSED or not found.failing):
         return f"the reply was refused: {found.refused.what}", found.refused.since, found.refused.next_try
     if found.failing:

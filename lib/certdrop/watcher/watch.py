@@ -43,6 +43,7 @@ TIME = 240                         # seconds for the reader
 GRACE = 5.0                        # seconds for the reader to be gone
 FRAME = 128 * 1024                 # bytes of a message by pipe
 CONFIRM = 3.0                      # seconds until a service that does not show the certificate is asked once more
+RESOLVER = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/run/systemd/resolve")
 TAIL = 8192                        # bytes of a log's end
 
 
@@ -271,8 +272,8 @@ def shut_in(reachable: set[int], *browsers: Browsers) -> list[str]:
     lacking = []
     try:
         jail.landlock(read=(configuration.ETC + "/sites.d", *(f"{state}/{part}" for part in ("sites", "live", "proven", "keeper", "issuer")),
-                            events.LOGS, "/usr/lib", "/usr/share/certdrop"),
-                      write=(state + "/watcher",), ports=tuple(sorted(reachable)))
+                            events.LOGS, "/usr/lib", "/usr/share/certdrop", *RESOLVER),
+                      write=(state + "/watcher",), ports=tuple(sorted(reachable | {53})))
     except jail.Unconfined as error:
         lacking.append(str(error))
     try:
