@@ -17,6 +17,7 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share/certdrop
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/certdrop
 UNITDIR = $(DESTDIR)/usr$(if $(filter /usr,$(PREFIX)),,/local)/lib/systemd/system
+TMPFILESDIR = $(DESTDIR)/usr$(if $(filter /usr,$(PREFIX)),,/local)/lib/tmpfiles.d
 BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
@@ -173,6 +174,7 @@ install-files:
 	install -m 440 sudoers.d/certdrop $(THEIRS)/sudoers.d
 	install -m 644 cron.d/certdrop $(THEIRS)/cron.d
 	install -m 644 logrotate.d/certdrop $(THEIRS)/logrotate.d
+	install -D -m 644 tmpfiles.d/certdrop.conf $(TMPFILESDIR)/certdrop.conf
 	install -m 644 apparmor.d/abstractions/certdrop $(THEIRS)/apparmor.d/abstractions
 	install -m 644 $(PROFILES) $(THEIRS)/apparmor.d
 	[ "$(PREFIX)" = /usr ] || sed -i 's#/usr/{local/,}#$(PREFIX)/#g' $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop
@@ -195,7 +197,7 @@ install-units:
 
 uninstall:
 	rm -f $(addprefix $(SBINDIR)/,$(notdir $(SBIN)) certdrop-check) $(addprefix $(BINDIR)/,$(notdir $(BIN)))
-	rm -f $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop $(THEIRS)/logrotate.d/certdrop
+	rm -f $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop $(THEIRS)/logrotate.d/certdrop $(TMPFILESDIR)/certdrop.conf
 	rm -f $(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
 	rm -f $(addprefix $(BASHDIR)/,$(notdir $(SBIN) $(BIN))) $(addsuffix .fish,$(addprefix $(FISHDIR)/,$(notdir $(SBIN) $(BIN)))) $(ZSHDIR)/_certdrop
 	rm -f $(addprefix $(UNITDIR)/,$(notdir $(UNITS))) $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from typing import Callable
 
 import held
 import pytest
 from conftest import OTHER, PLAYGROUND, REPLIES, STATE, VICTIM, Ground, stage
 
-from certdrop import spool
+from certdrop import jail, spool
 
 
 @pytest.fixture
@@ -59,3 +60,34 @@ def test_131_nobody_looks_for_nothing(ground: Ground) -> None:
     ground.reply(OTHER)
     before = ground.live(OTHER)
     assert reads() and ground.live(OTHER) == before + 1
+
+
+def test_132_no_file_system_of_ones_own(ground: Ground, mine: str) -> None:
+    """Goal: have FUSE at all, by fusermount3 or in a namespace of one's own. What systemd-tmpfiles denies these users they cannot have; others can."""
+    def can(user: str, deed: Callable[[str], object]) -> bool:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setsid()
+                jail.become(user)
+                deed(mine)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ended = os.waitpid(child, 0)[1] == 0
+        ground.run("umount", "-l", mine)
+        return ended
+
+    def opens(_: str) -> None:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    users = (spool.ISSUER, "_certdrop-judge", "_certdrop-watch")
+    if not (can(spool.ISSUER, held.mount) and can(spool.ISSUER, held.mount_apart)):
+        pytest.skip("users cannot mount in this kernel anyway")
+    assert all(can(user, opens) for user in users)
+    ground.run("systemd-tmpfiles", "--create", "certdrop.conf", code=0)
+    try:
+        os.chmod("/dev/fuse", 0o666)           # udev does so when it sees the device
+        assert not can(spool.ISSUER, held.mount) and not can(spool.ISSUER, held.mount_apart)
+        assert not any(can(user, opens) for user in users) and can("www-data", opens)
+    finally:
+        held.device()

@@ -33,7 +33,9 @@ def device() -> str:
     try:
         if not os.path.exists("/dev/fuse"):
             os.mknod("/dev/fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
-        os.chmod("/dev/fuse", 0o666)           # as udev makes it
+        os.chmod("/dev/fuse", 0o666)           # as udev makes it, for each user
+        with contextlib.suppress(OSError):
+            os.removexattr("/dev/fuse", "system.posix_acl_access")
         os.close(os.open("/dev/fuse", os.O_RDWR))
     except OSError as error:
         return f"no FUSE in this kernel, or none for this stage: {error.strerror}"
@@ -46,6 +48,17 @@ def mount(place: str) -> int:
     subprocess.run(["/usr/bin/fusermount3", "-o", "fsname=hostile", "--", place], pass_fds=[its.fileno()], check=True, stdin=subprocess.DEVNULL,
                    env={"PATH": "/usr/bin:/bin", "_FUSE_COMMFD": str(its.fileno())})
     return int(socket.recv_fds(ours, 1, 1)[1][0])
+
+
+def mount_apart(place: str) -> None:
+    """Mount one in a namespace of one's own, without fusermount3. Raises CalledProcessError."""
+    program = """if True:
+        import ctypes, os, sys
+        fd = os.open("/dev/fuse", os.O_RDWR)
+        if ctypes.CDLL(None).mount(b"hostile", sys.argv[1].encode(), b"fuse", 0, b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fd):
+            sys.exit("cannot mount")
+    """
+    subprocess.run(["/usr/bin/unshare", "-Urm", "/usr/bin/python3", "-c", program, place], check=True, stdin=subprocess.DEVNULL)
 
 
 def _serve(fd: int, place: str) -> None:
