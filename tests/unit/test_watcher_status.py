@@ -259,7 +259,7 @@ FIELDS: dict[str, Any] = {
     "served": (bool, type(None)), "refused_by_browsers": bool, "generation": int, "proven_generation": int, "next_generation": int,
     "key": str, "key_created": str,
     "key_burnt": bool, "next_key_created": str, "next_key_spki_sha256": str, "last_error": MAYBE, "since": MAYBE, "next_try": MAYBE, "disorder": list,
-    "revocations": list}
+    "revocations": list, "silent": dict}
 
 
 def test_json_is_as_documented(world: World) -> None:
@@ -429,6 +429,7 @@ def test_nagios_has_one_line_with_performance_data(world: World) -> None:
     code, text = run("--nagios", "--no-probe")
     assert 1 == code
     assert re.fullmatch(r"CERTDROP WARNING - bad\.org failing \(dns: a/b\) \| sites=2 problems=1 keeper_age=\d+s;10800;86400;0 "
+                        r"issuer_age=\d+s;10800;86400;0 watcher_age=\d+s;10800;86400;0 "
                         r"days_left=(79|80)\.\d+ lifetime_left=88\.\d%\n", text)
 
 
@@ -458,6 +459,46 @@ def test_silence_of_the_keeper(world: World, hours: int, code: int) -> None:
     world.usual("example.org")
     world.ran(ago=hours * 3600)
     assert code == run("--no-probe")[0]
+
+
+@pytest.mark.parametrize("who", ["issuer", "watcher"])
+@pytest.mark.parametrize("hours, code", [(1, 0), (4, 1), (30, 2)])
+def test_silence_of_the_others(world: World, who: str, hours: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """cron runs, and root's run with it, but one of the others does not come: PAM, an expired account, a limit. Every form says so."""
+    world.usual("example.org")
+    at = time.time() - hours * 3600
+    path, data = (world.state / "issuer/last-run", b"{}") if who == "issuer" else (world.state / "watcher/state.json", json.dumps({"ran": int(at)}).encode())
+    path.parent.mkdir(exist_ok=True)
+    world.put(path, data)
+    os.chown(path, ISSUER if who == "issuer" else 0, -1)
+    os.utime(path, (at, at))
+    assert code == run("--no-probe")[0]
+    said = capsys.readouterr().err
+    assert (f"the {who} has not run for {hours}h" in said) == bool(code)
+    assert (f"the {who} has not run for {hours}h" in run("--nagios", "--no-probe")[1]) == bool(code) and code == run("--nagios", "--no-probe")[0]
+    (one,) = json.loads(run("--json", "--no-probe")[1])
+    assert list(one["silent"]) == ([who] if code else [])
+    assert f'certdrop_last_run_timestamp_seconds{{principal="{who}"}}' in run("--prometheus", "--no-probe")[1]
+
+
+def test_silence_of_one_that_never_ran(world: World) -> None:
+    """On the first day after the first site it may still come; then it is silence."""
+    world.usual("example.org")
+    os.utime(world.etc / "sites.d/example.org.toml", (time.time() - 20 * 3600,) * 2)
+    assert 0 == run("--no-probe")[0]
+    os.utime(world.etc / "sites.d/example.org.toml", (time.time() - 30 * 3600,) * 2)
+    assert 2 == run("--no-probe")[0]
+
+
+def test_silence_by_a_short_lifetime(world: World) -> None:
+    """Of a certificate that ends in eight hours, two hours without the issuer are much."""
+    world.usual("example.org", begin=-8 * 3600, end=8 * 3600)
+    path = world.state / "issuer/last-run"
+    world.put(path, b"{}")
+    os.chown(path, ISSUER, -1)
+    for minutes, code in ((50, 0), (70, 1), (130, 2)):
+        os.utime(path, (time.time() - minutes * 60,) * 2)
+        assert code == run("--no-probe")[0], minutes
 
 
 def test_silence_before_the_first_run_counts_from_the_configuration(world: World) -> None:

@@ -92,7 +92,7 @@ def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str],
     """What is to be told of the principals."""
     problems = []
     for who, run, job in (("keeper", keeper, "certdrop-install"), ("issuer", issuer, "certdrop-issue")):
-        silent, quiet = verdict.silence(run, [site.evidence for site in sites], now)
+        silent, quiet = verdict.silence(run, [site.evidence for site in sites], now, verdict.OFTEN[who])
         last = f"its last run was at {events.stamp(run.at)}" if run.at else f"it {table.ran_last(run, now)}"
         if silent:
             problems.append(Problem(f"{who}:silent", table.silence(who, quiet),

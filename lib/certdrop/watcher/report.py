@@ -10,14 +10,15 @@ import json
 from certdrop import events
 from certdrop.watcher import table, verdict
 from certdrop.watcher.evidence import Run
-from certdrop.watcher.verdict import Verdict
+from certdrop.watcher.verdict import Silence, Verdict
 
 _WORDS = {verdict.OK: "OK", verdict.WARNING: "WARNING", verdict.CRITICAL: "CRITICAL", verdict.UNKNOWN: "UNKNOWN"}
 
 
-def as_json(sites: list[Verdict]) -> str:
+def as_json(sites: list[Verdict], silences: list[Silence]) -> str:
     """A list with an object for each site."""
-    return json.dumps([_object(site) for site in sites], indent=1)
+    silent = {one.who: int(one.quiet) for one in silences if one.severity}
+    return json.dumps([{**_object(site), "silent": silent} for site in sites], indent=1)
 
 
 def _object(site: Verdict) -> dict[str, object]:
@@ -57,18 +58,19 @@ def _object(site: Verdict) -> dict[str, object]:
     }
 
 
-def as_nagios(sites: list[Verdict], code: int, silent: int, quiet: float, mute: list[str]) -> str:
+def as_nagios(sites: list[Verdict], code: int, silences: list[Silence], mute: list[str]) -> str:
     """One line with performance data (Monitoring Plugins' guidelines, section 2.6)."""
     bad = sorted((site for site in sites if site.severity), key=lambda site: -site.severity)
     why = {site.evidence.name: "; ".join(table.shorten(text, 90) for text in _words(site)) for site in bad[:3]}
     said = [f"{site.evidence.name} {site.state}" + (f" ({why[site.evidence.name]})" if why[site.evidence.name] else "") for site in bad[:3]]
     if len(bad) > 3:
         said.append(f"and {len(bad) - 3} more")
-    said[:0] = ([table.silence("keeper", quiet)] if silent else []) + [table.shorten(text, 100) for text in mute]
+    said[:0] = [table.silence(one.who, one.quiet) for one in silences if one.severity] + [table.shorten(text, 100) for text in mute]
     days = [site.days_left for site in sites if site.days_left is not None]
     text = "; ".join(said) or f"{len(sites)} site{'' if len(sites) == 1 else 's'}" + (f", the nearest end in {min(days):.1f} days" if days else "")
     shares = [site.left for site in sites if site.left is not None]
-    data = [f"sites={len(sites)}", f"problems={len(bad)}", f"keeper_age={quiet:.0f}s;{verdict.QUIET};{verdict.TOO_QUIET};0"]
+    data = [f"sites={len(sites)}", f"problems={len(bad)}"]
+    data += [f"{one.who}_age={one.quiet:.0f}s;{verdict.QUIET};{verdict.TOO_QUIET};0" for one in silences]
     data += [f"days_left={min(days):.2f}"] if days else []
     data += [f"lifetime_left={min(shares) * 100:.1f}%"] if shares else []
     return f"CERTDROP {_WORDS[code]} - {events.clean(text, 400).replace('|', '/')} | {' '.join(data)}"
@@ -80,7 +82,7 @@ def _words(site: Verdict) -> list[str]:
     return [text for text in (error, site.browsers) if text]
 
 
-def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, now: float) -> str:
+def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, watcher: int | None, now: float) -> str:
     """The text format of node_exporter's textfile collector."""
     lines: list[str] = []
 
@@ -106,7 +108,8 @@ def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, now: float) ->
     family("state", "1 for the state that the site is in.",
            [(f'{{site="{site.evidence.name}",state="{state}"}}', float(site.state == state)) for site in sites for state in verdict.STATES])
     family("sites", "Configured sites.", [("", len(sites))])
-    family("last_run_timestamp_seconds", "When the principal last ran.", [('{principal="keeper"}', keeper.at), ('{principal="issuer"}', issuer.at)])
+    family("last_run_timestamp_seconds", "When the principal last ran.",
+           [('{principal="keeper"}', keeper.at), ('{principal="issuer"}', issuer.at), ('{principal="watcher"}', watcher)])
     family("status_timestamp_seconds", "When this was written.", [("", int(now))])
     return "\n".join(lines) + "\n"
 

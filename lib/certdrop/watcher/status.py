@@ -16,7 +16,7 @@ from typing import TextIO
 from certdrop import VERSION, events, shown
 from certdrop import site as configuration
 from certdrop.watcher import handshake, report, table, verdict
-from certdrop.watcher.evidence import Evidence, Reader
+from certdrop.watcher.evidence import Evidence, Reader, Run
 from certdrop.watcher.places import Place, Places
 from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
@@ -118,16 +118,16 @@ def show(options: Options, out: TextIO) -> int:
         return verdict.UNKNOWN
     sites = together(look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now))
     keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
-    silent, quiet = verdict.silence(keeper, [site.evidence for site in sites], now)
     watcher = reader.watcher()
+    silences = verdict.silences({"keeper": keeper, "issuer": issuer, "watcher": Run(watcher.at)}, [site.evidence for site in sites], now)
     mute = verdict.WARNING if watcher.mute else verdict.OK
-    code = max([silent, mute, *(site.severity for site in sites)])
+    code = max([mute, *(one.severity for one in silences), *(site.severity for site in sites)])
     if options.form == "json":
-        print(report.as_json(sites), file=out)
+        print(report.as_json(sites, silences), file=out)
     elif options.form == "nagios":
-        print(report.as_nagios(sites, code, silent, quiet, watcher.mute), file=out)
+        print(report.as_nagios(sites, code, silences, watcher.mute), file=out)
     elif options.form == "prometheus":
-        out.write(report.as_prometheus(sites, keeper, issuer, now))
+        out.write(report.as_prometheus(sites, keeper, issuer, watcher.at, now))
     elif options.names:
         print("\n".join(line for site in sites for line in table.page(site, now)), file=out)
     elif not sites:
@@ -136,8 +136,10 @@ def show(options: Options, out: TextIO) -> int:
         colour = at_terminal(out) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         print("\n".join(table.render(sites, now, _width(out), colour)), file=out)
         print(table.summary(sites, keeper, issuer, watcher, now), file=out)
-    if silent and options.form == "table":
-        print(f"certdrop-status: {table.silence('keeper', quiet)}; it should run every hour: see cron and /etc/cron.d/certdrop", file=sys.stderr)
+    for one in silences if options.form == "table" else ():
+        if one.severity:
+            print(f"certdrop-status: {table.silence(one.who, one.quiet)}; it should run every {table.span(verdict.OFTEN[one.who])}: "
+                  "sudo certdrop-check says what keeps it from that", file=sys.stderr)
     return code
 
 

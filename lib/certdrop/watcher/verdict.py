@@ -24,8 +24,10 @@ STATES = (SERVING, INSTALLED, PLACEHOLDER, REFUSED, FAILING, NOT_SERVED, EXPIRED
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3    # Nagios' exit codes
 DAY = 86400
-QUIET = 3 * 3600                   # seconds without a run of the keeper (it runs hourly) that are no more usual
+QUIET = 3 * 3600                   # seconds without a run of a principal (the slowest runs hourly) that are no more usual
 TOO_QUIET = DAY
+OFTEN = {"keeper": 3600, "issuer": 600, "watcher": 3600}       # seconds from one run to the next
+QUIET_SHARE, TOO_QUIET_SHARE = 1 / 8, 1 / 4                    # of what is left of the shortest lifetime, where that is less
 FAR = 8 * DAY                      # seconds: nobody puts a next try off for longer
 # The issuer renews when a third of the lifetime is left, a half of a lifetime under ten days. Where its plan is known, that counts.
 BACKSTOP, SHORT_BACKSTOP, SHORT = 1 / 3, 1 / 2, 10 * DAY
@@ -116,15 +118,34 @@ def backstop_of(found: Evidence) -> float:
     return SHORT_BACKSTOP if lifetime < SHORT else BACKSTOP
 
 
-def silence(keeper: Run, sites: list[Evidence], now: float) -> tuple[int, float]:
-    """(severity, seconds) of the keeper's silence. Before its first run the oldest site's configuration counts."""
+@dataclass
+class Silence:
+    """How long a principal has not run, and how grave that is."""
+
+    who: str
+    severity: int
+    quiet: float                               # seconds; 0 where its last run bears a moment that has not come
+
+
+def silences(runs: dict[str, Run], sites: list[Evidence], now: float) -> list[Silence]:
+    """Of each principal."""
+    return [Silence(who, *silence(run, sites, now, OFTEN[who])) for who, run in runs.items()]
+
+
+def silence(run: Run, sites: list[Evidence], now: float, often: float = OFTEN["keeper"]) -> tuple[int, float]:
+    """(severity, seconds) of a principal's silence. Before its first run the oldest site's configuration counts, from the first day on."""
     known = [site.configured_at for site in sites if site.configured_at]
     if not known:
         return OK, 0
-    if keeper.ahead:
+    if run.ahead:
         return WARNING, 0                      # the next run says more
-    quiet = now - (min(known) if keeper.at is None else keeper.at)
-    return (CRITICAL if quiet > TOO_QUIET else WARNING if quiet > QUIET else OK), max(0, quiet)
+    quiet = max(0, now - (min(known) if run.at is None else run.at))
+    left = min((site.certificate.not_after - now for site in sites if site.certificate and not site.placeholder), default=float("inf"))
+    usual = min(QUIET, max(1.5 * often, left * QUIET_SHARE))
+    most = min(TOO_QUIET, max(3 * often, left * TOO_QUIET_SHARE))
+    if run.at is None:
+        usual = most = TOO_QUIET
+    return (CRITICAL if quiet > most else WARNING if quiet > usual else OK), quiet
 
 
 def _served(found: Evidence, shown: set[str] | None) -> bool | None:
