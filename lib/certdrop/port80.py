@@ -7,6 +7,7 @@ known from the text (a variable of somebody else's) is passed over: a real reque
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from certdrop import site, spool
@@ -32,45 +33,98 @@ class Way(NamedTuple):
         return self.mend.replace(WRITE, f"certdrop-nginx {site} --write")
 
 
+class Wish(NamedTuple):
+    """What advice has to know of a site: its names; and whether `certdrop-nginx --write` would put a block in place for it."""
+
+    domains: Sequence[str] = ()
+    can_write: bool = True
+
+
 def addresses(config: Configuration) -> list[str]:
     """Where nginx listens at port 80, the wildcards as the loopback's; the loopback where it does not."""
     return config.answers.addresses(80) or ["127.0.0.1"]
 
 
-def first_trouble(config: Configuration, name: str) -> Way | None:
+def first_trouble(config: Configuration, name: str, wish: Wish = Wish()) -> Way | None:
     """The first way to this name, at any address that nginx listens at, that is not free."""
-    return next((found for address in addresses(config) if (found := way(config, address, name)).why), None)
+    return next((found for address in addresses(config) if (found := way(config, address, name, wish)).why), None)
 
 
-def way(config: Configuration, address: str, name: str) -> Way:
-    """For a name, asked for at an address of this host ("192.0.2.1", "[2001:db8::1]")."""
+def way(config: Configuration, address: str, name: str, wish: Wish = Wish()) -> Way:
+    """For a name, asked for at an address of this host ("192.0.2.1", "[2001:db8::1]"; "*" and "[::]" are any other one)."""
     name = site.as_host(name)
+    found = _way(config, address, name)
+    return found._replace(mend=_mend(config, address, name, found, wish)) if found.why else found
+
+
+def _way(config: Configuration, address: str, name: str) -> Way:
+    """The same, with no advice."""
     server = config.answers.find(address, 80, name)
     if server is None:
-        return Way(None, f"nginx does not listen on port 80 at {address}", f"{WRITE} puts a server block in place that does")
+        return Way(None, f"nginx does not listen on port 80{' over IPv6' if address.startswith('[') and config.answers.addresses(80) else ''}")
     path = PATH + TOKEN
-    known = {"host": name, "http_host": name, "scheme": "http", "https": "", "server_port": "80", "request_uri": path, "uri": path,
-             "document_uri": path, "request_method": "GET", "args": "", "server_name": name}
+    known = _known(name)
     early = _early(server.inside, config, path, known)
     if early and early.name != "break":                    # which spares it the rest of the block's own
-        return Way(server, f"{early.place}: {_words(early)} of the server block comes before every location",
-                   f"move it into a location / {{ }}, and {_add(server, name)}")
+        return Way(server, f"{early.place}: {_words(early)} of the server block comes before every location")
     chosen = _locate(config, server.inside, path)
     if not chosen:
-        return Way(server, f"{_block(server)} answers for {name} and has no challenge location", _add(server, name))
+        return Way(server, f"{_block(server)} answers for {name} and has no challenge location")
     for inner in config.expand(chosen[-1].block):          # of an outer location such a handler is not handed down
         if inner.name in HANDLERS:
-            return Way(server, f"{inner.place}: {_words(inner)} takes the challenges for {name}", _add(server, name), chosen)
+            return Way(server, f"{inner.place}: {_words(inner)} takes the challenges for {name}", "", chosen)
     if _file(config, server, chosen, path) != f"{spool.challenges()}/{TOKEN}":
-        return Way(server, f"{_block(server)} answers for {name}, and its location at {chosen[-1].place} does not lead to {spool.challenges()}",
-                   _add(server, name), chosen)
+        return Way(server, f"{_block(server)} answers for {name}, and its location at {chosen[-1].place} does not lead to {spool.challenges()}", "", chosen)
     return Way(server, locations=chosen)
 
 
-def _add(server: Server, name: str) -> str:
-    """How to let the challenges through; a block that only answers for want of a better one need not be touched."""
-    line = f"add to {_block(server)}: {SNIPPET}"
-    return line if name in server.names else f"{WRITE} gives the name a server block of its own; or {line}"
+def _mend(config: Configuration, address: str, name: str, found: Way, wish: Wish) -> str:
+    """What lets the challenges through, and is not there already. A block that answers only for want of a better one need not be touched."""
+    server = found.server
+    if server and name in server.names:
+        return _let_in(config, server, [name, *map(site.as_host, wish.domains)])
+    listen = f"listen {'[::]:' if address.startswith('[') else ''}80;"
+    for other in config.servers:
+        if name in other.names:                            # and it does not listen here
+            return f"add to {_block(other)}: " + (listen if _has_challenges(config, other) else f"{listen} {SNIPPET}")
+    for other in config.servers:
+        if {site.as_host(one) for one in wish.domains} & set(other.names) and any(one.port == 80 for one in other.listens):
+            named = other.all("server_name")[0]
+            return f"add {name} to the server_name at {named.place}"
+    if wish.can_write:
+        return f"{WRITE} gives the name a server block of its own"
+    return _let_in(config, server, [name]) if server else "put the server block for port 80 that certdrop-nginx prints where nginx reads it"
+
+
+def _let_in(config: Configuration, server: Server, names: list[str]) -> str:
+    """What to change in a server block, for those of these names that it answers for."""
+    path = PATH + TOKEN
+    names = [names[0], *(name for name in names[1:] if name in server.names)]
+    early = [one for one in server.inside if one.name != "break" and any(_early([one], config, path, _known(name)) for name in names)]
+    steps = []
+    if early:
+        there = next((one for one in server.inside if one.name == "location" and one.args in (["/"], ["^~", "/"])), None)
+        moved = " and ".join(f"the {one.name} at {one.place}" for one in early)
+        steps.append(f"move {moved} into " + (f"the location / at {there.place}" if there else "a location / { }"))
+    own = next((one for one in server.inside if one.name == "location" and _kind(one)[0] in ("", "^~") and _kind(one)[1] == PATH), None)
+    if own and not _has_challenges(config, server):
+        steps.append(f"put in place of the location at {own.place}: {SNIPPET}")
+    elif not own:
+        steps.append(f"add to {_block(server)}: {SNIPPET}")
+    return ", and ".join(steps)
+
+
+def _has_challenges(config: Configuration, server: Server) -> bool:
+    """Whether the location that a block has for challenges would serve them, if only they came to it."""
+    chosen = _locate(config, server.inside, PATH + TOKEN)
+    return bool(chosen) and _file(config, server, chosen, PATH + TOKEN) == f"{spool.challenges()}/{TOKEN}"
+
+
+def _known(name: str) -> dict[str, str]:
+    """The variables of such a request."""
+    path = PATH + TOKEN
+    return {"host": name, "http_host": name, "scheme": "http", "https": "", "server_port": "80", "request_uri": path, "uri": path,
+            "document_uri": path, "request_method": "GET", "args": "", "server_name": name}
 
 
 def _block(server: Server) -> str:

@@ -160,7 +160,7 @@ def refuse_domain(text: str) -> None:
     if text.startswith("*."):
         raise Wrong(f"{text}: a wildcard needs the DNS-01 challenge, which certdrop does not do; name each host instead")
     if not is_host_name(text) and not is_address(text):
-        raise Wrong(f"{text!a:.80}: no host name; give a full DNS name such as www.example.org (an IDN as its xn-- form), or an IP address")
+        raise Wrong(f"{text!a:.80}: no host name; give a full DNS name such as www.example.org, or an IP address")
 
 
 def load_config() -> Config:

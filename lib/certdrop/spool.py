@@ -171,7 +171,8 @@ def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -
         finally:
             os.close(fd)
         os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except OSError:
+    except OSError as error:
+        error.filename = f"{os.readlink(f'/proc/self/fd/{dir_fd}')}/{name}"      # a full disk says nothing of it
         try:
             os.unlink(temporary, dir_fd=dir_fd)
         except OSError:

@@ -70,10 +70,10 @@ def _to_terminal(fd: int, data: bytes) -> int:
         signal.signal(signal.SIGALRM, before)
 
 
-def say(*lines: str) -> None:
-    """Lines to standard error, cleaned. That nobody reads them stops nothing."""
+def say(*lines: str, to: int = 2) -> None:
+    """Lines to standard error (or `to`), cleaned. That nobody reads them stops nothing."""
     try:
-        put(2, clean("".join(f"{line}\n" for line in lines)).encode("utf-8", "replace"))
+        put(to, clean("".join(f"{line}\n" for line in lines)).encode("utf-8", "replace"))
     except OSError:
         pass
 

@@ -47,7 +47,7 @@ def test_from_nothing_to_https(host: Host) -> None:
     host.world.nginx.reload()
     done = host.run("certdrop", "add", name, "www." + name)
     assert done.code != 0 and f"the server block at {NGINX}/sites-enabled/00-debian:1 answers for {name}" in done.text, done
-    assert "include /etc/nginx/snippets/certdrop-challenge.conf;" in done.text and f"certdrop-nginx {name} --write" in done.text, done
+    assert f"certdrop-nginx {name} --write" in done.text, done
     done = host.run("certdrop-nginx", name, "--write", code=0)
     assert [words in done.text for words in (f"wrote {NGINX}/sites-available/{name}", "linked", "nginx reloaded", "installed, and served")] == [True] * 4, done
     host.fetch(name)
@@ -98,20 +98,50 @@ def test_a_broken_nginx_is_left_alone(host: Host, name: str) -> None:
         broken.unlink()
 
 
-def test_an_existing_file_is_never_changed(host: Host, name: str) -> None:
-    """Not one that is not enabled, not a link, and not where the link's name is taken."""
-    path = NGINX / "sites-available" / name
-    path.write_text("# mine\n")
-    assert "is there already" in write(host, name, code=os.EX_DATAERR).text
-    assert path.read_text() == "# mine\n"
-    path.unlink()
-    path.symlink_to("/etc/passwd")
-    assert "is there already" in write(host, name, code=os.EX_DATAERR).text
-    path.unlink()
-    elsewhere = NGINX / "sites-enabled" / name
-    elsewhere.write_text("# mine\n")
-    assert "leads elsewhere" in write(host, name, code=os.EX_DATAERR).text
-    assert (elsewhere.read_text(), path.exists()) == ("# mine\n", False)
+@pytest.mark.parametrize("mine", ["a file", "a link", "the link's name"])
+def test_an_existing_file_is_never_changed(host: Host, name: str, mine: str) -> None:
+    """Not one that is not enabled, not a link, and not where the link's name is taken: another file is written, and its block serves."""
+    path, enabled = NGINX / "sites-available" / name, NGINX / "sites-enabled" / name
+    if mine == "a link":
+        path.symlink_to("/etc/passwd")
+    else:
+        (enabled if mine == "the link's name" else path).write_text("# mine\n")
+    kept = (os.path.lexists(path) and path.read_text(), os.path.lexists(enabled) and enabled.read_text())
+    assert f"wrote {NGINX}/sites-available/certdrop-{name}" in write(host, name, code=0).text
+    assert kept == (os.path.lexists(path) and path.read_text(), os.path.lexists(enabled) and enabled.read_text())
+    assert host.served(name) == host.on_disk(name)
+
+
+def test_where_both_names_are_taken_it_is_refused(host: Host, name: str) -> None:
+    """With both of them."""
+    for stem in (name, f"certdrop-{name}"):
+        (NGINX / "sites-available" / stem).write_text("# mine\n")
+    done = write(host, name, code=os.EX_DATAERR)
+    assert f"{NGINX}/sites-available/{name} and {NGINX}/sites-available/certdrop-{name} are there already" in done.text, done
+
+
+def test_a_name_that_was_added_later(host: Host, name: str) -> None:
+    """Its own file, unmodified: the lines that lack the new name are named; with the name in them nothing is missing."""
+    write(host, name, code=0)
+    stage.write(f"/etc/certdrop/sites.d/{name}.toml", f'domains = ["{name}", "www.{name}"]\n')
+    host.run("certdrop-install", code=0)
+    path, before = NGINX / "sites-available" / name, listing()
+    done = write(host, name, code=os.EX_DATAERR)
+    lines = [number for number, line in enumerate(path.read_text().splitlines(), 1) if "server_name" in line]
+    assert f"add www.{name} to the server_name at {NGINX}/sites-enabled/{name}:{lines[0]} and at {NGINX}/sites-enabled/{name}:{lines[1]}" in done.text, done
+    path.write_text(path.read_text().replace(f"server_name {name};", f"server_name {name} www.{name};"))
+    host.run("certdrop-nginx", name, "--write", code=0)
+    assert listing() == before
+    host.fetch("www." + name)
+
+
+def test_only_what_is_missing_is_written(host: Host, name: str) -> None:
+    """A block for port 443 with the live certificate is there: the one for port 80 is written."""
+    live = f"/var/lib/certdrop/live/{name}/nginx.conf"
+    (NGINX / "conf.d" / "mine.conf").write_text(f"server {{ listen 443 ssl; server_name {name}; include {live}; root /var/www/html; }}\n")
+    host.run("certdrop-nginx", name, "--write", code=0)
+    assert "listen 443" not in (NGINX / "sites-available" / name).read_text()
+    host.fetch(name)
 
 
 @pytest.mark.parametrize("listen, words", [

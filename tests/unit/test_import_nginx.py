@@ -143,7 +143,7 @@ def test_names_that_stay_with_another_client_are_named(move):
 def test_nobody_listens(move):
     """Then a server block is missing."""
     _, remarks = move("server { listen 443 ssl; server_name a.test; }")
-    assert len(remarks) == 1 and "does not listen on port 80" in remarks[0] and "certdrop-nginx" in remarks[0]
+    assert len(remarks) == 1 and "does not listen on port 80" in remarks[0] and ": listen 80; include" in remarks[0]
 
 
 def test_an_old_location_within_a_snippet(move):

@@ -90,10 +90,10 @@ def test_the_line_of_a_failure_has_the_cas_words_last(monkeypatch):
 
     from certdrop.issuer import log
     lines = []
-    monkeypatch.setattr(log.words, "say", lines.append)
+    monkeypatch.setattr(log.words, "say", lambda text, to: lines.append(text))
     ledger = SimpleNamespace(save=lambda: None, next_try=1800000000, failed_at=1700000000)
     task = SimpleNamespace(name="example.org", ledger=ledger, request=SimpleNamespace(number=7))
     journal = SimpleNamespace(error=lambda *_, **__: None)
-    log.failed(journal, task, trouble.Trouble("refused", "the CA says malformed: " + "words " * 600), True)
+    log.failed(journal, task, trouble.Trouble("refused", "the CA says malformed: " + "words " * 600), SimpleNamespace(loud=True, apart=False))
     assert lines[0].startswith("certdrop-issue: example.org: the CA refuses; the live certificate stays; next try at 2027-01-15T08:00:00Z; "
                                "the CA says malformed: words")

@@ -49,17 +49,22 @@ BAD = {
     "a static site": ("server { listen 80; server_name a.test; root /srv; location / { try_files $uri =404; } }", "does not lead to", "certdrop-challenge"),
     "a redirect before": ("server { listen 80; server_name a.test; CHALLENGE; return 301 https://$host$request_uri; }",
                           "nginx.conf:2: return 301 https://$host$request_uri of the server block comes before every location", "location / { }"),
-    "certbot's if": ("server {\n listen 80;\n if ($host = a.test) {\n  return 301 https://$host$request_uri;\n } # managed by Certbot\n"
+    "certbot's if": ("server {\n listen 80; server_name a.test;\n if ($host = a.test) {\n  return 301 https://$host$request_uri;\n } # managed by Certbot\n"
                      " CHALLENGE;\n}", "nginx.conf:5: return 301", "location / { }"),
-    "an if on the scheme": ("server { listen 80; if ($scheme != \"https\") { return 301 https://$host; } CHALLENGE; }",
+    "an if on the scheme": ("server { listen 80; server_name a.test; if ($scheme != \"https\") { return 301 https://$host; } CHALLENGE; }",
                             "return 301", "location / { }"),
-    "a rewrite of all": ("server { listen 80; rewrite ^ https://$host$request_uri? permanent; CHALLENGE; }", "rewrite",
+    "a rewrite of all": ("server { listen 80; server_name a.test; rewrite ^ https://$host$request_uri? permanent; CHALLENGE; }", "rewrite",
                          "location / { }"),
-    "a proxy": ("server { listen 80; location / { proxy_pass http://127.0.0.1:8080; } }", "proxy_pass http://127.0.0.1:8080 takes", "certdrop-challenge"),
-    "a regular expression before": ("server { listen 80; location /.well-known/acme-challenge/ { alias /var/spool/certdrop/challenges/; }"
+    "a proxy": (
+        "server { listen 80; server_name a.test; location / { proxy_pass http://127.0.0.1:8080; } }",
+        "proxy_pass http://127.0.0.1:8080 takes", "certdrop-challenge"),
+    "a regular expression before": ("server { listen 80; server_name a.test; location /.well-known/acme-challenge/ { alias /var/spool/certdrop/challenges/; }"
                                     " location ~ /\\. { deny all; return 404; } }", "return 404 takes", "certdrop-challenge"),
-    "another client's webroot": ("server { listen 80; location ^~ /.well-known/acme-challenge/ { root /srv/acme; } }", "does not lead to", "challenge"),
-    "only port 443": ("server { listen 443 ssl; server_name a.test; CHALLENGE; }", "does not listen on port 80", "certdrop-nginx"),
+    "another client's webroot": (
+        "server { listen 80; server_name a.test; location ^~ /.well-known/acme-challenge/ { root /srv/acme; } }",
+        "does not lead to", "challenge"),
+    "only port 443": ("server { listen 443 ssl; server_name a.test; CHALLENGE; }", "does not listen on port 80", "listen 80;"),
+    "no block of its own": ("server { listen 80; server_name b.test; }", "has no challenge location", "certdrop-nginx --write"),
     "another block has the name": ("server { listen 80; CHALLENGE; } server { listen 80; server_name a.test; }",
                                    "has no challenge location", "certdrop-challenge"),
 }

@@ -91,8 +91,10 @@ def test_idn(domain, level):
 def test_addresses_that_the_internet_does_not_have():
     """With a CA on the Internet a private address is a failure; with one's own it is not."""
     public, own = check_names.Authority(LE, "", True), check_names.Authority([], "", False)
-    assert [check_names.reach("a.example", address, public, None) == [] for address in ("127.0.0.1", "10.0.0.1", "fe80::1", "9.9.9.9")] == [False] * 3 + [True]
-    assert check_names.reach("a.example", "10.0.0.1", own, None) == []
+    on, off = check_names.Doing(public), check_names.Doing(own)
+    assert [check_names.reach("a.example", "a.example", address, on) == [] for address in
+            ("127.0.0.1", "10.0.0.1", "fe80::1", "9.9.9.9")] == [False] * 3 + [True]
+    assert check_names.reach("a.example", "a.example", "10.0.0.1", off) == []
 
 
 def test_names_that_take_for_ever_have_a_line(monkeypatch):
@@ -102,7 +104,7 @@ def test_names_that_take_for_ever_have_a_line(monkeypatch):
     monkeypatch.setattr(check_dns, "addresses", lambda name: gate.wait(30) and Looked([]))
     found = site.Site("a.example", site.Config())
     found.domains = ["a.example"]
-    lines = check_names.look([found], check_names.Authority(LE, "", True), None)
+    lines = check_names.look([found], check_names.Doing(check_names.Authority(LE, "", True)))
     gate.set()
     assert any("not examined" in line.why and line.level == WARNING for line in lines)
 
@@ -186,7 +188,8 @@ def test_answers_of_all_kinds(fetch, answer, came, status, words):
 def test_silence_ends(fetch, monkeypatch):
     """Who never ends his answer is not waited for."""
     monkeypatch.setattr(check_fetch, "PATIENCE", 0.3)
-    assert [fetch(answer, silent=True).words for answer in (None, b"HTTP/1.1 200 OK\r\n")] == ["no answer in time"] * 2
+    words = [fetch(answer, silent=True).words for answer in (None, b"HTTP/1.1 200 OK\r\n")]
+    assert words == ["no answer in time: packets to its port 80 are dropped, as a firewall does"] * 2
 
 
 def test_nobody_listens():
@@ -327,10 +330,11 @@ def test_tls_settings(settings, words):
 def test_disable_symlinks_without_from(monkeypatch):
     """Where an ancestor of the challenges is a link, it refuses them."""
     config = nginx("http { disable_symlinks on; server { listen 80; location /.well-known/acme-challenge/ { alias /var/spool/certdrop/challenges/; } } }")
-    assert check_nginx.challenges(config, a_site())[0].level == OK
+    found = a_site()
+    assert {where for ways in check_nginx.in_the_way(config, found).values() for where, _, _ in ways} == {"[::]"}
     monkeypatch.setattr(check_nginx, "_links", lambda path: ["/var/spool"])
-    (line,) = check_nginx.challenges(config, a_site())
-    assert line.level == FAILED and "/var/spool is a symbolic link" in line.why
+    (why,) = [why for ways in check_nginx.in_the_way(config, found).values() for where, why, _ in ways if where == "*"]
+    assert "/var/spool is a symbolic link" in why
 
 
 # ---- the CA, the host, other clients

@@ -14,11 +14,11 @@ import traceback
 from typing import NamedTuple
 
 from certdrop import VERSION, site
+from certdrop.vacancy import PLAIN, TLS
 
 NGINX = "/usr/sbin/nginx"
 TIMEOUT = 30                       # seconds for nginx -V
 OPTIONS = ("--write", "--dry-run", "--no-issue")
-PLAIN, TLS = "plain", "tls"        # the two server blocks
 CLASSIC_CURVES = "X25519:prime256v1:secp384r1"
 HYBRID_CURVES = "X25519MLKEM768:" + CLASSIC_CURVES       # an OpenSSL before 3.5 refuses the name, and nginx would not start
 

@@ -1,7 +1,7 @@
 """Puts a new server block where nginx reads it: written, enabled, tested, reloaded; and all taken back where the test fails.
 
 Never touches a file that is there. Runs as: root, by hand. Trusts: the configuration of certdrop and of nginx. Reads: what `nginx -T` prints.
-Writes: /etc/nginx/sites-available/NAME and its link in sites-enabled, or /etc/nginx/conf.d/NAME.conf.
+Writes: /etc/nginx/sites-available/NAME and its link in sites-enabled, or /etc/nginx/conf.d/NAME.conf; where that name is taken, certdrop-NAME.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import subprocess
 import sys
 from typing import NamedTuple, NoReturn
 
-from certdrop import events, jail, nginxconf, port80, site, spool
-from certdrop.admin.nginx import NGINX, PLAIN, TIMEOUT, TLS, Absent, Build, Refused, blocks
+from certdrop import events, jail, nginxconf, site, spool, vacancy
+from certdrop.admin.nginx import NGINX, TIMEOUT, Absent, Build, Refused, blocks
 from certdrop.keeper import services
 from certdrop.keeper.command import as_root
-from certdrop.nginxconf import Configuration, Server
+from certdrop.nginxconf import Configuration
+from certdrop.vacancy import PLAIN, TLS
 
 CERTDROP = "/usr/sbin/certdrop"
-ETC_NGINX = "/etc/nginx"
 LARGEST = 32 << 20                 # bytes of a configuration that are read
 
 
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     sites: list[site.Site]
     path: str                      # the file that is written
     link: str                      # what enables it; "" where the file alone does
-    text: str
+    text: str                      # "" where nothing is missing
 
 
 def write(groups: list[list[site.Site]], build: Build, dry_run: bool, ask: bool) -> int:
@@ -48,7 +48,8 @@ def _write(groups: list[list[site.Site]], build: Build, dry_run: bool, ask: bool
     if dry_run:
         for one in plans:
             waiting = [found.name for found in one.sites if _is_waiting(found.name)]
-            for line in (f"write {one.path}:\n\n{one.text}", f"link {one.link} to it" if one.link else "", "test nginx, and reload it",
+            for line in (f"write {one.path}:\n\n{one.text}" if one.text else "", f"link {one.link} to it" if one.text and one.link else "",
+                         "test nginx, and reload it",
                          f"ask the CA for a certificate, as certdrop renew {' '.join(waiting)} does" if waiting and ask else ""):
                 if line:
                     say(one, f"would {line}")
@@ -61,7 +62,8 @@ def _write(groups: list[list[site.Site]], build: Build, dry_run: bool, ask: bool
         return os.EX_TEMPFAIL
     waiting = [found.name for one in plans for found in one.sites if _is_waiting(found.name)]
     for one in plans:
-        say(one, f"nginx reloaded; what the site serves is said at the end of {one.path}: edit it there")
+        say(one, f"nginx reloaded; what the site serves is said at the end of {one.path}: edit it there" if one.text else
+            "its names have server blocks already, with all they need; nginx reloaded")
     if not waiting:
         say(plans[0], "next: certdrop-status shows what is served")
         return os.EX_OK
@@ -92,61 +94,18 @@ def configuration() -> Configuration:
 
 
 def plan(group: list[site.Site], build: Build, config: Configuration) -> Plan:
-    """What to write for these sites. Raises Refused where another block has one of the names, or a file is in the way."""
-    name, domains = group[0].name, [site.as_host(domain) for domain in group[0].domains]
+    """What to write for these sites. Raises Refused where another block has one of the names, or all files are taken."""
+    name = group[0].name
     for found in group:
         if not os.path.exists(f"{site.STATE}/live/{found.name}/nginx.conf"):
             raise Refused(f"{found.name}: has no certificate yet, not even a placeholder; run certdrop-install, then this again")
-    path, link = place(config, name)
-    texts = [blocks(group, build), blocks(group, build, (TLS,))]
-    if os.path.lexists(path):
-        mine = _content(path) in [text.encode() for text in texts]
-        if not mine:
-            raise Refused(f"{name}: {path} is there already, and certdrop-nginx changes no file; move it away, or add its lines by hand "
-                          f"(certdrop-nginx {name} prints them)")
-    others = [server for server in config.servers if server.directive.file not in (path, link)]
-    for server in others:
-        same = sorted(set(domains) & set(server.names))
-        if same and any(_is_tls(listen.port, listen.words) for listen in server.listens):
-            beside = server.beside(domains)
-            if beside:
-                raise Refused(f"{name}: {same[0]} has a server block already, at {server.directive.place}, which is for {events.clean(beside[0], 100)}, too; "
-                              f"give {same[0]} one of its own, or have both in domains of one site")
-            raise Refused(f"{name}: {same[0]} has a server block already, at {server.directive.place}; put this line into it, in place of its "
-                          f"ssl_certificate and ssl_certificate_key: include {site.STATE}/live/{name}/nginx.conf;")
-    return Plan(group, path, link, blocks(group, build, (PLAIN, TLS) if _needs_port_80(name, domains, others, config) else (TLS,)))
-
-
-def _needs_port_80(name: str, domains: list[str], others: list[Server], config: Configuration) -> bool:
-    """Whether no block has these names at port 80. Raises Refused where one has, and does not answer challenges."""
-    there = [server for server in others if 80 in server.ports() and set(domains) & set(server.names)]
-    missing = [domain for domain in domains if not any(domain in server.names for server in there)]
-    for server in there:
-        for domain in sorted(set(domains) & set(server.names)):
-            way = port80.first_trouble(config, domain)
-            if way:
-                raise Refused(f"{name}: {domain} has a server block already, at {server.directive.place}, which does not answer challenges: "
-                              f"{events.clean(way.why, 300)}; {events.clean(way.mend, 300)} (then run this again)")
-    if there and missing:
-        raise Refused(f"{name}: {there[0].names[0]} has a server block for port 80 already, at {there[0].directive.place}, and {missing[0]} has none; "
-                      f"add {missing[0]} to its server_name; then run this again")
-    return not there
-
-
-def place(config: Configuration, name: str) -> tuple[str, str]:
-    """The file to write, and the link that enables it, by what nginx's http part includes. Raises Refused where it includes neither."""
-    patterns = config.patterns()
-    available, enabled, single = f"{ETC_NGINX}/sites-available/{name}", f"{ETC_NGINX}/sites-enabled/{name}", f"{ETC_NGINX}/conf.d/{name}.conf"
-    if os.path.isdir(ETC_NGINX + "/sites-available") and any(nginxconf.matches(enabled, pattern) for pattern in patterns):
-        return available, enabled
-    if os.path.isdir(ETC_NGINX + "/conf.d") and any(nginxconf.matches(single, pattern) for pattern in patterns):
-        return single, ""
-    raise Refused(f"{name}: nginx includes neither {ETC_NGINX}/sites-enabled/* nor {ETC_NGINX}/conf.d/*.conf; put the blocks that certdrop-nginx {name} "
-                  "prints where it reads them")
-
-
-def _is_tls(port: int, words: tuple[str, ...]) -> bool:
-    return port == 443 or "ssl" in words
+    texts = [blocks(group, build, parts).encode() for parts in ((PLAIN, TLS), (TLS,), (PLAIN,))]
+    try:
+        path, link = vacancy.place(config, name, lambda path: _content(path) in texts)
+        parts = vacancy.lacking(config, group, (path, link))
+    except vacancy.Occupied as error:
+        raise Refused(events.clean(error, 600)) from error
+    return Plan(group, path, link, blocks(group, build, parts) if parts else "")
 
 
 def _content(path: str) -> bytes:
@@ -164,15 +123,15 @@ def _apply(plans: list[Plan], service: services.Service) -> None:
     signal.signal(signal.SIGTERM, _stop)                   # the terminal's signals do not reach this session
     try:
         for one in plans:
+            if not one.text:
+                continue                                   # the names have all they need
             if not os.path.lexists(one.path):
                 create(one.path, one.text.encode(), made)
                 say(one, f"wrote {one.path}")
             if one.link and not os.path.lexists(one.link):
-                os.symlink(f"../sites-available/{one.sites[0].name}", one.link)
+                os.symlink(f"../sites-available/{os.path.basename(one.path)}", one.link)
                 made.append(one.link)
                 say(one, f"linked {one.link} to it")
-            elif one.link and not os.path.samefile(one.link, one.path):
-                raise Refused(f"{one.sites[0].name}: {one.link} is there already, and leads elsewhere; certdrop-nginx changes no file")
         service.test()
     except BaseException as error:
         for path in reversed(made):

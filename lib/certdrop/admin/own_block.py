@@ -10,9 +10,10 @@ import os
 import re
 
 from certdrop import nginxconf, site, spool
-from certdrop.admin.nginx import PLAIN, TLS, Build, blocks
+from certdrop.admin.nginx import Build, blocks
 from certdrop.keeper import services
 from certdrop.keeper.command import Refused
+from certdrop.vacancy import PLAIN, TLS
 
 ETC_NGINX = "/etc/nginx"
 

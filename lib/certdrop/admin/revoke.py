@@ -109,7 +109,8 @@ def burn(run: Run, which: list[tuple[str, int]]) -> None:
 
 def have_revoked(names: list[str]) -> int:
     """Have the issuer ask the CA now for what is posted of these sites. 0 where it says that all is done."""
-    code = sites.run_issuer(["--no-install", "--revoke", *names])
+    code, said = sites.run_issuer(["--no-install", "--revoke", *names])
+    say(said)
     if code:
         follows = "cron asks again once a day, but it is for you to ask the CA" if code == os.EX_DATAERR else "cron goes on trying"
         say([f"{sites.PROGRAM}: {name}: not everything is revoked yet; {follows}; certdrop-status {name} shows how it stands" for name in names])

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from certdrop import become, events, jail, nginxconf, port80, roots, site, spool
+from certdrop import become, events, jail, roots, site, spool
 from certdrop.admin import first_use
 from certdrop.admin import own_block as own
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
 from certdrop.keeper.state import Sight
-from certdrop.nginxconf import Configuration
 
 ISSUE = "/usr/sbin/certdrop-issue"
 WATCH = "/usr/sbin/certdrop-watch"
+CHECK = "/usr/sbin/certdrop-check"
 DEADLINE = 3600                    # seconds for the issuer's whole run
 PROGRAM = "certdrop"
+EXAMINED = 300                     # seconds for the doctor, where no certificate came
 FRESH = 86400                      # seconds: a certificate that is younger is renewed by force only
+NO_NAME = (("://", "that is a URL"), ("@", "that is a mail address"), (r"[,;\s]", "several names are given one by one, with spaces between them"),
+           ("/", "that is a path"), (":[0-9]{1,5}$", "no port belongs to it, challenges go to port 80"), ("_", "it has an underscore, for which no CA issues"),
+           (r"\.$", "it ends in a dot"), (r"^[^.*]+$", "it has no dot, and no CA issues for such a name"))
 SHORT = "shortlived"               # Let's Encrypt's profile of 160 hours
 
 
@@ -51,7 +56,8 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
             try:
                 services.find(service).test()
             except services.Failed as error:
-                raise site.Wrong(f"{service} cannot use a certificate now: {error}; nothing was added") from error
+                words = re.sub(r"\S+ \S+ \[emerg\] \d+#\d+: ", "", str(error))       # nginx's time and numbers
+                raise site.Wrong(f"{service} cannot use a certificate now: {words}; nothing was added; mend that, then run this again") from error
         if settings:
             if os.path.lexists(first_use.CONFIG):
                 raise Refused(f"{first_use.CONFIG} was written meanwhile, by somebody else; nothing was added; try again")
@@ -75,7 +81,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
         return run.exit_code()
     say([f"{PROGRAM}: {name}: asking {roots.ca_named(config)}"])
     code = issue(wanted)
-    say([f"{PROGRAM}: {name}: {line}" for line in (_in_the_way(name, domains, config) if code else _what_next(name))])
+    say([f"{PROGRAM}: {name}: {line}" for line in ([] if code else _what_next(name))])
     return code
 
 
@@ -91,19 +97,19 @@ def _twin(domains: list[str], key: str, config: site.Config) -> str:
     return ""
 
 
-def _in_the_way(name: str, domains: list[str], config: site.Config) -> list[str]:
-    """What nginx's configuration lacks for the challenges of these names, and where the rest is examined."""
-    found = []
-    shown = configuration_of(services.find("nginx")) if "nginx" in config.services else ""
-    if shown:
-        read = Configuration(nginxconf.sources(shown))
-        for domain in domains:
-            trouble = port80.first_trouble(read, domain)
-            mend = events.clean(trouble.mend_for(name), 300) if trouble else ""
-            if trouble and mend not in found:              # once for all names that it would mend
-                found += [events.clean(trouble.why, 300), mend]
-    return [*("; ".join(pair) for pair in zip(found[::2], found[1::2])),
-            f"next: certdrop-check {name} examines all that can be in the way; cron goes on trying, certdrop renew {name} tries at once"]
+def in_the_way(names: Iterable[str]) -> list[str]:
+    """What keeps the CA from issuing for these sites, in the words of certdrop-check, which looks as _certdrop-watch: a line for each thing to mend."""
+    try:
+        done = subprocess.run([CHECK, "--issuing", "--quiet", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/",
+                              env=jail.ENVIRONMENT, start_new_session=True, timeout=EXAMINED, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []                              # what the CA said is said in any case
+    lines: dict[str, str] = {}                 # by what mends it: said once
+    for line in done.stdout.decode("utf-8", "replace").splitlines():
+        mark, _, text = events.clean(line, 900).partition(" ")
+        if mark == "failed":
+            lines.setdefault(text.rpartition("; ")[2], text.strip())
+    return [*lines.values()]
 
 
 def _what_next(name: str) -> list[str]:
@@ -126,11 +132,26 @@ def refuse(domains: list[str], name: str) -> None:
         for domain in domains:
             site.refuse_domain(domain)
     except site.Wrong as error:
-        raise Refused(str(error)) from error
+        meant = [name for text in domains for name in what_is_meant(text)]
+        could = meant != domains and meant and all(site.is_host_name(one) or site.is_address(one) for one in meant)
+        why = next((why for sign, why in NO_NAME if re.search(sign, domain)), "")
+        raise Refused((f"{domain!a:.80}: no host name: {why}" if why else str(error)) + "; nothing was added" +
+                      (f"; try: certdrop add {' '.join(dict.fromkeys(meant))}" if could else "")) from error
     if len(set(domains)) != len(domains):
         raise Refused("a domain is given twice")
     if not spool.is_site_name(name):
         raise Refused(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first; give one with --name")
+
+
+def what_is_meant(text: str) -> list[str]:
+    """The host names in what was typed: of a URL, a list with commas, a mail address, a wildcard, a name with its port or the root's dot, or with "_"."""
+    found = []
+    for part in re.split(r"[,;\s]+", text):
+        part = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", part).partition("/")[0].rpartition("@")[2]
+        part = re.sub(r":[0-9]{1,5}$", "", part) if part.count(":") == 1 else part
+        part = part.strip(".").replace("_", "-")
+        found += [part[2:], "www." + part[2:]] if part.startswith("*.") else [part] if part else []
+    return found
 
 
 def a_label(domain: str) -> str:
@@ -143,8 +164,8 @@ def a_label(domain: str) -> str:
     import idna
     try:
         return idna.encode(domain, uts46=True).decode()
-    except idna.IDNAError as error:
-        raise Refused(f"{domain!a:.80}: no host name: {error}") from error
+    except idna.IDNAError:
+        return domain                          # refused with the others, in words for what was typed
 
 
 def renew(names: list[str], force: bool) -> int:
@@ -264,7 +285,11 @@ def remove(name: str, agreed: bool) -> int:
 
 def issue(wanted: Mapping[str, int | None]) -> int:
     """Have the issuer ask for these sites' requests now, then install what came. 0 where it is installed, whoever installed it."""
-    code = run_issuer([*(["--no-install"] if len(wanted) == 1 else []), "--force", *wanted])     # of several, root takes the replies as they come
+    alone = ["--no-install"] if len(wanted) == 1 else []                  # of several, root takes the replies as they come
+    code, said = run_issuer([*alone, "--apart", "--force", *wanted])
+    if code:
+        say([f"{PROGRAM}: {line}" for line in in_the_way(wanted)] + said)
+    absent = []
     with lock.Lock(patient=True):
         run = Run(PROGRAM, False, True)
         for name, number in wanted.items():
@@ -275,7 +300,11 @@ def issue(wanted: Mapping[str, int | None]) -> int:
         for name, number in wanted.items():
             newest = Sight(name).newest
             if number is None or newest is None or newest < number:
-                run.fail(name, "no certificate was installed; the live certificate stays; cron goes on trying", code or os.EX_TEMPFAIL)
+                absent.append(name)
+                run.fail(name, f"no certificate was installed; the live certificate stays; cron goes on trying; certdrop renew {name} tries at once",
+                         code or os.EX_TEMPFAIL)
+    if absent and not code:
+        say([f"{PROGRAM}: {line}" for line in in_the_way(absent)])
     run.flush()
     return run.exit_code()
 
@@ -397,11 +426,16 @@ def known(names: list[str]) -> list[str]:
     return names
 
 
-def run_issuer(asked: list[str]) -> int:
-    """Run certdrop-issue as _certdrop, with these words, and pass on what it says; its exit code."""
+def run_issuer(asked: list[str]) -> tuple[int, list[str]]:
+    """Run certdrop-issue as _certdrop, with these words, and pass on what it says; its exit code, and what it said apart (--apart), line by line."""
+    apart = os.memfd_create("apart", os.MFD_CLOEXEC)
     try:
-        code = become.run(spool.ISSUER, [ISSUE, "--verbose", *asked], DEADLINE, outlives=True)
+        code = become.run(spool.ISSUER, [ISSUE, "--verbose", *asked], DEADLINE, out=apart, outlives=True)
     except become.Stopped as stopped:
         say([f"{PROGRAM}: {ISSUE}: {stopped}; cron goes on trying"])
-        return os.EX_TEMPFAIL
-    return code if code >= 0 else os.EX_TEMPFAIL
+        code = os.EX_TEMPFAIL
+    finally:
+        with os.fdopen(apart, "rb") as stream:
+            stream.seek(0)
+            said = stream.read(spool.MAX_REPLY).decode("utf-8", "replace").splitlines()
+    return (code if code >= 0 else os.EX_TEMPFAIL), said

@@ -56,9 +56,9 @@ def main(argv: list[str]) -> int:
         os.chdir("/")
         return _run(options)
     except (KeyError, PermissionError) as error:
-        return say(f"{error}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM)
+        return say(f"{_plainly(error)}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM, True, options.apart)
     except (OSError, MemoryError) as error:
-        return say(f"{error or 'no memory'}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud)
+        return say(f"{_plainly(error)}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud, options.apart)
     except KeyboardInterrupt:
         return os.EX_TEMPFAIL
 
@@ -171,12 +171,12 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
             os.write(writer, b"1" if waits else b"0")
             sys.stdout.flush()
         except site.Wrong as error:
-            code = say(f"{error}; the live certificates stay", os.EX_CONFIG)
+            code = say(f"{error}; the live certificates stay", os.EX_CONFIG, True, options.apart)
         except (OSError, MemoryError) as error:
             if getattr(error, "errno", 0) == errno.EPERM:      # modes say EACCES: a system call was refused that this part is not known to need
                 code = say(f"{error}; the live certificates stay; certdrop-check says which walls stand; please report this", os.EX_SOFTWARE)
             else:
-                code = say(f"{error or 'no memory'}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud)
+                code = say(f"{_plainly(error)}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud, options.apart)
         except KeyboardInterrupt:
             code = os.EX_TEMPFAIL
         except ImportError as error:
@@ -248,9 +248,16 @@ def _have_root_look() -> None:
         pass                                   # root's own run takes it within the hour
 
 
-def say(text: str, code: int, loud: bool = True) -> int:
-    """A line for a person, where one watches or must act; returns the code."""
+def _plainly(error: Exception) -> str:
+    """An error in words: of a file, its path and what the system says of it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or "no memory"
+
+
+def say(text: str, code: int, loud: bool = True, apart: bool = False) -> int:
+    """A line for a person, where one watches or must act; returns the code. What is kept `apart` goes to standard output."""
     if loud:
         from certdrop import words             # which a run with nothing to say can spare
-        words.say(f"certdrop-issue: {text}")
+        words.say(f"certdrop-issue: {text}", to=1 if apart else 2)
     return code

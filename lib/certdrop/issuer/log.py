@@ -13,6 +13,7 @@ import structlog
 
 from certdrop import events, words
 from certdrop.issuer import due
+from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
 from certdrop.issuer.trouble import Trouble, in_two
 
@@ -65,7 +66,7 @@ def following(record: due.Record) -> str:
     return f"next try at {events.stamp(record.next_try)}" if record.next_try > record.failed_at else "the next run tries again"
 
 
-def failed(journal: Any, task: Task, trouble: Trouble, loud: bool) -> None:
+def failed(journal: Any, task: Task, trouble: Trouble, options: Options) -> None:
     """Keep and tell a site's failure, which its ledger has noted."""
     try:
         task.ledger.save()
@@ -74,10 +75,10 @@ def failed(journal: Any, task: Task, trouble: Trouble, loud: bool) -> None:
     journal.error(events.FAILED, site=task.name, number=task.request.number, kind=trouble.kind, problem=trouble.problem,
                   next_try=events.stamp(task.ledger.next_try), error=trouble.text)
     fact, said = in_two(trouble)
-    say(f"{task.name}: {fact}; the live certificate stays; {following(task.ledger)}" + (f"; {said}" if said else ""), loud)
+    say(f"{task.name}: {fact}; the live certificate stays; {following(task.ledger)}" + (f"; {said}" if said else ""), options.loud, options.apart)
 
 
-def say(text: str, loud: bool) -> None:
-    """A line to standard error, for a person."""
+def say(text: str, loud: bool, apart: bool = False) -> None:
+    """A line to standard error, for a person; to standard output what is kept `apart`."""
     if loud:
-        words.say(f"certdrop-issue: {text}")
+        words.say(f"certdrop-issue: {text}", to=1 if apart else 2)

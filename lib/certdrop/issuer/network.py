@@ -382,7 +382,7 @@ class Network:
         with self.lock:
             self.codes.add(CODES.get(trouble.kind, os.EX_TEMPFAIL))
         task.ledger.failed(trouble, task.certificate, time.time(), task.placed)
-        log.failed(self.log, task, trouble, self.options.loud)
+        log.failed(self.log, task, trouble, self.options)
 
 
 def examine(reply: bytes, csr: x509.CertificateSigningRequest) -> x509.Certificate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 HELP = """\
 usage: certdrop-issue [--cron] [--force] [--plan | --dry-run | --revoke] [--no-install]
-                      [--quiet | --verbose] [NAME...]
+                      [--quiet | --verbose] [--apart] [NAME...]
 
   asks the CA for the certificates that are due: all sites, or these
 
@@ -15,13 +15,14 @@ usage: certdrop-issue [--cron] [--force] [--plan | --dry-run | --revoke] [--no-i
   --no-install  do not have root look at the replies afterwards
   --cron        say only what needs a person at once, and wait for what is due before the next run
   --verbose     say what happens although nobody seems to watch; --quiet: say only what needs a person at once
+  --apart       write what failed to standard output, all else to standard error
 
 certdrop-issue --plan
 certdrop-issue --dry-run example.org
 
 For a certificate now, `certdrop renew NAME` asks and installs. See certdrop-issue(8).
 """
-FLAGS = {"--cron", "--force", "--plan", "--dry-run", "--revoke", "--no-install", "--quiet", "--verbose"}
+FLAGS = {"--cron", "--force", "--plan", "--dry-run", "--revoke", "--no-install", "--quiet", "--verbose", "--apart"}
 
 
 class Usage(Exception):
@@ -47,4 +48,5 @@ class Options:
             raise Usage("--dry-run and --revoke go with neither --plan nor --force, nor with each other")
         if self.cron and (self.names or self.plan or self.dry_run or self.revoke):
             raise Usage("--cron goes with no names, nor with --plan, --dry-run or --revoke")
+        self.apart = "--apart" in flags
         self.loud = "--verbose" in flags or (watched and not {"--cron", "--quiet"} & flags)

@@ -61,7 +61,7 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
         for task in tasks:
             if task.when <= now:
                 task.ledger.failed(trouble, task.certificate, now)
-                log.failed(log.logger(), task, trouble, options.loud)
+                log.failed(log.logger(), task, trouble, options)
         code = os.EX_TEMPFAIL
     elif wanted or any(task.when <= now or task.wants_window(now) for task in tasks):
         network = network or _network(options, sum(task.when <= now for task in tasks))

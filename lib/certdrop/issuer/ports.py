@@ -235,7 +235,7 @@ class Order:
             seen = f"cannot be fetched from here ({getattr(error, 'strerror', None) or error})"
         finally:
             connection.close()
-        text = f"{place} {seen}; does the server block for {domain} on port 80 include snippets/certdrop-challenge.conf?"
+        text = f"{place}, asked for from here, {seen}"
         if self.self_check == "require":
             raise Trouble(VALIDATION, text)
         self.warnings.append(text)

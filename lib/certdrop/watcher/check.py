@@ -21,13 +21,14 @@ from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 from certdrop.watcher.principal import as_watcher, seen_by_root
 
 HELP = """\
-usage: certdrop-check [NAME...] [--offline] [--quiet] [--json]
+usage: certdrop-check [NAME...] [--issuing] [--offline] [--quiet] [--json]
 
 Examines everything that makes issuing or renewing fail, for these sites or all of them:
 one line each, ok, warning or failed, with why it matters and how to mend it. Changes
 nothing; as root, a token lies among the challenges while it runs, and is fetched over
 every address of every name, as the CA would.
 
+  --issuing   only what keeps the CA from issuing: as certdrop add and renew show it
   --offline   leave the network alone: no DNS, no CA, no token
   --quiet     only warnings and failures
   --json      a list of objects: level, what, why, mend
@@ -38,7 +39,7 @@ every address of every name, as the CA would.
 Exit status: 0 nothing failed, 78 something did. See certdrop-check(8).
 """
 MARKS = {OK: "ok     ", WARNING: "warning", FAILED: "failed "}
-OPTIONS = ("--offline", "--quiet", "--json")
+OPTIONS = ("--issuing", "--offline", "--quiet", "--json")
 
 Parts = dict[str, Any]             # what root saw, by part: lists of lines, and more
 
@@ -65,8 +66,8 @@ def main(argv: list[str]) -> int:
         seen = b""
         if os.geteuid() == 0:
             sites, config = usable(names)
-            parts = seen_as_root(sites)
-            parts["account"] = check_ca.as_root(config) if config and "--offline" not in options else []
+            parts = seen_as_root(sites, "--issuing" in options)
+            parts["account"] = check_ca.as_root(config) if config and {"--offline", "--issuing"}.isdisjoint(options) else []
             token, parts["no token"] = check_token.put() if "--offline" not in options else (None, [])
             parts["token"] = [token.name, token.content] if token else None
             seen = json.dumps(parts).encode()
@@ -98,7 +99,7 @@ def _work(names: list[str], options: list[str]) -> int:
             syscalls.Filter(syscalls.DOCTOR).enter()
         except jail.Unconfined:
             pass                               # said by the line "sandbox"
-    return show(everything(names, parts, "--offline" in options), options)
+    return show(everything(names, parts, "--offline" in options, "--issuing" in options), options)
 
 
 def _site_names() -> list[str]:
@@ -123,31 +124,47 @@ def usable(names: list[str]) -> tuple[list[configuration.Site], configuration.Co
     return found, config
 
 
-def seen_as_root(sites: list[configuration.Site]) -> Parts:
-    """What only root may see."""
-    return {"users": check_users.as_root(), "cron": check_cron.as_root(), "nginx": check_nginx.look(sites), "clients": check_clients.look(sites),
+def seen_as_root(sites: list[configuration.Site], issuing: bool) -> Parts:
+    """What only root may see; of that, where it is about `issuing` alone, what nginx says."""
+    lines, seen = check_nginx.look(sites)
+    if issuing:
+        return {"nginx": lines, "seen": seen, "keys": None}
+    return {"users": check_users.as_root(), "cron": check_cron.as_root(), "nginx": lines, "seen": seen, "clients": check_clients.look(sites),
             "keys": check_keys.fingerprints([found.name for found in sites])}
 
 
-def everything(names: list[str], parts: Parts | None, offline: bool) -> Iterator[list[Line]]:
-    """All that is looked at, in order, part by part. `parts` is what root saw before; None where nobody could look."""
+def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bool = False) -> Iterator[list[Line]]:
+    """All that is looked at, in order, part by part. `parts` is what root saw before; None where nobody could look.
+
+    With `issuing` only what can keep the CA from issuing: `certdrop add` and `renew` say that where no certificate came.
+    """
     def by_root(part: str) -> list[Line]:
         return [Line(*line) for line in (parts or {}).get(part, [])]
 
     sites, config = usable(names)
     yield check_sites.look(names)
     yield check_paths.look()
-    yield [*check_users.look(), *by_root("users")]
-    if parts is None:
-        yield [Line(WARNING, "root", "only root can see what sudo, sshd and nginx are told, locked passwords, and other clients", "run certdrop-check as root")]
-    yield check_kernel.look()
-    yield [*check_cron.look(), *by_root("cron"), *check_sites.runs(), *check_mail.look(parts is not None)] if _site_names() else []
+    if issuing:
+        yield check_host.space()
+    else:
+        yield [*check_users.look(), *by_root("users")]
+        if parts is None:
+            yield [Line(WARNING, "root", "only root can see what sudo, sshd and nginx are told, locked passwords, and other clients", "sudo certdrop-check")]
+        yield check_kernel.look()
+        yield [*check_cron.look(), *by_root("cron"), *check_sites.runs(), *check_mail.look(parts is not None)] if _site_names() else []
     yield by_root("nginx")
+    token, seen = (parts or {}).get("token"), check_nginx.Seen(*parts["seen"]) if parts and parts["seen"] else None
+    if seen and not token:
+        yield check_nginx.by_reading(seen, sites)
     if config and not offline:
         said, authority = check_ca.look(config, sites, by_root("account"))
-        token = (parts or {}).get("token")
-        yield check_names.look(sites, authority, (token[0], token[1]) if token else None, by_root("no token"))
+        doing = check_names.Doing(authority, (token[0], token[1]) if token else None, seen, check_sites.failures(sites))
+        yield check_names.look(sites, doing, by_root("no token"))
         yield said
+    if config:
+        yield check_sites.untrusted(sites, config)
+    if issuing:
+        return
     yield check_host.look()
     yield check_keys.look([found.name for found in sites], parts["keys"] if parts else None)
     yield check_sites.served([found.name for found in sites], not offline)

@@ -18,16 +18,19 @@ from urllib.parse import urlsplit
 
 from certdrop import VERSION, jail, roots, spool
 from certdrop import site as configuration
-from certdrop.events import clean
+from certdrop.events import clean, stamp
 from certdrop.watcher.check_ask import ask
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 from certdrop.watcher.check_names import Authority
+from certdrop.watcher.check_sites import unreadable
 from certdrop.watcher.evidence import as_object
 
 PATIENCE = 10.0                    # seconds for a step of the connection
 DEADLINE = 30.0                    # seconds for the answer
 MOST = 1 << 20                     # bytes of a directory
 SKEW, TOO_MUCH = 60, 3600          # seconds: CAs date certificates back by an hour, and refuse nothing for less
+OF_THE_TIME, OF_ROOTS = (9, 10), (2, 18, 19, 20, 21)       # of OpenSSL's X509_V_ERR_...
+TIME = "set this host's clock: apt install systemd-timesyncd, or chrony, keeps it right"
 PROGRAM = "/usr/sbin/certdrop-account"
 NEEDED = ("newNonce", "newAccount", "newOrder")
 
@@ -118,10 +121,18 @@ def _skew(date: str | None, now: float) -> float | None:
 def explain(error: Exception, host: str, config: configuration.Config) -> tuple[str, str]:
     """Why the CA could not be asked, and how to mend it."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return (f"{host}: its certificate is not valid ({clean(error.verify_message, 100)}); nothing is asked of it",
-                f"see ca_bundle ({config.ca_bundle}), this host's clock, and who answers in the CA's place")
-    if isinstance(error, FileNotFoundError):
-        return f"ca_bundle: {config.ca_bundle} does not exist", "apt install ca-certificates"
+        why = f"{host}: its certificate is not valid ({clean(error.verify_message, 100)}); nothing is asked of it"
+        if error.verify_code in OF_THE_TIME:
+            return f"{why}; by this host's clock it is {stamp()}", TIME
+        if error.verify_code in OF_ROOTS:
+            place = config.own_roots if config.ca_bundle == configuration.STORE else config.ca_bundle
+            return (f"{why}; {' and '.join(roots.bundles(config))} {'have' if len(roots.bundles(config)) > 1 else 'has'} no root for it",
+                    f"put the root certificate of the CA's server (PEM) into {place}; or, where another answers in the CA's place, see proxy in certdrop.toml")
+        return why, f"see directory in {configuration.ETC}/certdrop.toml, and who answers in the CA's place"
+    for bundle in roots.bundles(config):
+        why, mend = unreadable(bundle)
+        if why:
+            return f"ca_bundle: {why}", mend or f"correct ca_bundle in {configuration.ETC}/certdrop.toml"
     if isinstance(error, OSError):
         return (f"{host} cannot be reached: {clean(error.strerror or error, 150)}; nothing is issued or renewed until then",
                 f"curl -v {config.directory_url}; see firewall, resolver, and proxy in certdrop.toml")
@@ -155,8 +166,17 @@ def clock(skew: float | None, host: str) -> Line:
     if abs(skew) <= SKEW:
         return Line(OK, "clock", f"agrees with {host}'s within {SKEW} s")
     level = FAILED if abs(skew) > TOO_MUCH else WARNING
-    return Line(level, "clock", f"is {abs(skew):.0f} s {'before' if skew > 0 else 'behind'} that of {host}: certificates seem not yet valid, or expire early",
-                "run a time service: apt install systemd-timesyncd, or chrony")
+    side = "ahead of" if skew > 0 else "behind"
+    seems = "certificates seem to have expired" if skew > 0 else "new certificates seem not yet valid"
+    return Line(level, "clock", f"is {_span(abs(skew))} {side} {host}'s: {seems}", TIME)
+
+
+def _span(seconds: float) -> str:
+    """A span of time as a person says it."""
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def _entry(url: str) -> str:

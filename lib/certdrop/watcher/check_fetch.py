@@ -5,6 +5,7 @@ Runs as: _certdrop-watch, or anyone. Trusts: nothing that comes over a connectio
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import ssl
@@ -20,38 +21,53 @@ MOST = 16384                       # bytes of an answer
 REDIRECTS = 5
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: ([^\r\n]*))?\r?\n")
+_SERVER = re.compile(rb"^server:[ \t]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE)
 _LOCATION = re.compile(rb"^location:[ \t]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE)
+
+WORDS = {
+    errno.ETIMEDOUT: "no answer in time: packets to its port 80 are dropped, as a firewall does",
+    errno.ECONNREFUSED: "nobody listens there",
+    errno.ENETUNREACH: "no packet was sent: this host has no route there",
+    errno.EHOSTUNREACH: "no route to that host: it is not up, or a firewall says so",
+    errno.EPERM: "no packet was sent: this host's own firewall forbids it",
+    errno.EACCES: "no packet was sent: this host's own routes forbid it",
+}
 
 
 class Fetched(NamedTuple):
-    """Whether the token came; the status (0: no answer), what is to be said of it, and how many redirects there were."""
+    """Whether the token came; the status (0: no answer), what is to be said of it, how many redirects there were, and to which name the last led."""
 
     came: bool
     status: int
     words: str
     redirects: int = 0
     where: str = ""
+    server: str = ""               # what the server calls itself
+    error: int = 0                 # the errno of a connection that did not come about
 
 
 def fetch(address: str, name: str, path: str, content: str) -> Fetched:
     """Ask for http://name/path at this address. Raises nothing."""
-    host, target, port, tls = name, path, 80, False
+    host, target, port, tls, server = name, path, 80, False, ""
     for turn in range(REDIRECTS + 1):
         try:
             data = _once(address, host, target, port, tls)
         except (OSError, ValueError) as error:                 # ssl.SSLError and UnicodeError among them
-            return Fetched(False, 0, _why(error), turn, host)
+            why = _why(error) if not turn else f"redirected to http{'s' if tls else ''}://{as_host(host)}, and from there: {_why(error)}"
+            return Fetched(False, 0, why, turn, host, "", 0 if turn else _number(error))
         found = _STATUS.match(data)
         if found is None:
             return Fetched(False, 0, f"no HTTP answer: {clean(data[:40].decode('latin-1'), 60)}" if data else "closed without an answer", turn, host)
         status = int(found[1])
         head, _, body = data.partition(b"\r\n\r\n")
+        called = _SERVER.search(head)
+        server = clean(called[1].decode("latin-1").strip(), 40) if called else ""
         if status == 200:
             came = content.encode() in body[:1024]
-            return Fetched(came, status, "" if came else f"another content: {clean(body[:60].decode('latin-1'), 60)}", turn, host)
+            return Fetched(came, status, "" if came else f"another content: {clean(body[:60].decode('latin-1'), 60)}", turn, host, server)
         location = _LOCATION.search(head)
         if status not in (301, 302, 303, 307, 308) or location is None:
-            return Fetched(False, status, f"HTTP {status} {clean((found[2] or b'').decode('latin-1'), 40)}".strip(), turn, host)
+            return Fetched(False, status, f"HTTP {status} {clean((found[2] or b'').decode('latin-1'), 40)}".strip(), turn, host, server)
         leading = clean(location[1].decode("latin-1").strip(), 200)
         try:
             parts = urlsplit(urljoin(f"http{'s' if tls else ''}://{as_host(host)}{target}", leading))
@@ -63,9 +79,9 @@ def fetch(address: str, name: str, path: str, content: str) -> Fetched:
                 host = parts.hostname
                 address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
         except (OSError, ValueError):
-            return Fetched(False, status, f"redirected to {leading}, where the CA does not go", turn + 1, host)
+            return Fetched(False, status, f"redirected to {leading}, where the CA does not go", turn + 1, host, server)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Fetched(False, status, "redirected again and again", REDIRECTS, host)
+    return Fetched(False, status, "redirected again and again", REDIRECTS, host, server)
 
 
 def _once(address: str, host: str, target: str, port: int, tls: bool) -> bytes:
@@ -98,12 +114,13 @@ def _unverified() -> ssl.SSLContext:
     return made
 
 
+def _number(error: Exception) -> int:
+    """Its errno; that of a time that is up."""
+    return errno.ETIMEDOUT if isinstance(error, TimeoutError) else getattr(error, "errno", None) or errno.EPROTO
+
+
 def _why(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, ConnectionRefusedError):
-        return "nobody listens there"
-    return clean(getattr(error, "strerror", None) or error, 100)
+    return WORDS.get(_number(error)) or clean(getattr(error, "strerror", None) or error, 100)
 
 
 def is_ours(address: str) -> bool:

@@ -15,7 +15,8 @@ from certdrop import site as configuration
 from certdrop.events import LOGS
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 
-PLACES = (configuration.STATE, spool.SPOOL, LOGS, configuration.ETC, "/tmp")
+PLACES = (configuration.STATE, f"{configuration.STATE}/sites", f"{configuration.STATE}/issuer", spool.SPOOL, spool.requests(), spool.replies(),
+          spool.challenges(), LOGS, configuration.ETC, "/tmp")
 LITTLE, TOO_LITTLE = 64 << 20, 4 << 20             # bytes: a thousand sites' generations, and one run's
 FEW, TOO_FEW = 2000, 100                           # inodes: a generation has ten
 OLDEST = {"acme-tiny": (5, 0, 1), "cryptography": (38,), "pyOpenSSL": (23,), "structlog": (22,), "idna": (3,)}
@@ -34,6 +35,8 @@ def space() -> list[Line]:
     for path in PLACES:
         try:
             device, found = os.stat(path).st_dev, os.statvfs(path)
+        except PermissionError:
+            continue                           # said of the directories
         except OSError as error:
             lines.append(Line(FAILED, "space", f"{path}: {error.strerror}", "install the package again"))
             continue

@@ -41,7 +41,7 @@ def look(names: list[str], keys: dict[str, str] | None) -> list[Line]:
     """One line for each site, or more. `keys` is what fingerprints() found; None where nobody could look."""
     lines = []
     if keys is None and names:
-        lines.append(Line(WARNING, "keys", "only root can see whether keys match their certificates", "run certdrop-check as root"))
+        lines.append(Line(WARNING, "keys", "only root can see whether keys match their certificates", "sudo certdrop-check"))
     for name in names:
         try:
             lines += _one(name, (keys or {}).get(name, ""))

@@ -11,8 +11,9 @@ import grp
 import os
 import pwd
 import re
+from typing import NamedTuple
 
-from certdrop import nginxconf, port80, spool
+from certdrop import nginxconf, port80, spool, vacancy
 from certdrop import site as configuration
 from certdrop.events import clean
 from certdrop.nginxconf import Configuration, Directive, Server
@@ -20,6 +21,7 @@ from certdrop.watcher.check_ask import ask
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line, verdict
 
 NGINX = "/usr/sbin/nginx"
+PID = "/run/nginx.pid"             # Debian's, where the configuration names none
 OLDEST = (1, 18)
 TICKETS = (1, 23, 2)               # from here on nginx renews the tickets' keys by itself
 SAFE_BY_DEFAULT = (1, 27, 3)       # from here on ssl_protocols is TLSv1.2 and TLSv1.3 by default
@@ -28,46 +30,108 @@ GOOD_PROTOCOLS = {"TLSv1.2", "TLSv1.3"}
 _WEAK = re.compile(r"NULL|EXP|RC4|RC2|3?DES(?!CRIPT)|MD5|IDEA|SEED|ADH|AECDH|LOW|PSK|SRP|CAMELLIA", re.IGNORECASE)
 
 
-def look(sites: list[configuration.Site]) -> list[Line]:
-    """All of it, for these sites."""
+def look(sites: list[configuration.Site]) -> tuple[list[Line], Seen | None]:
+    """All of it, for these sites; and what names are to be compared with, None where nginx serves none of them."""
     if not any("nginx" in found.services for found in sites):
-        return [Line(OK, "nginx", "no site names it among its services")] if sites else []
+        return [Line(OK, "nginx", "no site names it among its services")] if sites else [], None
     asked = ask(NGINX, "-V")
     version = re.search(r"nginx version: \S*?/([0-9]+(?:\.[0-9]+)*)", asked.words + asked.out)
     if version is None:
-        return [Line(FAILED, "nginx", f"does not say its version: {asked.words or 'nothing'}", "apt install nginx")]
+        return [Line(FAILED, "nginx", f"does not say its version: {asked.words or 'nothing'}", "apt install nginx")], None
     numbers = tuple(map(int, version[1].split(".")))
-    lines = [Line(OK, "nginx", f"version {version[1]}") if numbers >= OLDEST else
-             Line(WARNING, "nginx", f"version {version[1]} is older than any that certdrop was tried with", "upgrade to Debian 12 or later")]
+    lines = [] if numbers >= OLDEST else [
+        Line(WARNING, "nginx", f"version {version[1]} is older than any that certdrop was tried with", "upgrade to Debian 12 or later")]
     tested = ask(NGINX, "-t", "-q")
     if tested.code:
-        return [*lines, Line(FAILED, "nginx", f"does not pass its own test: {tested.words}; certificates are not installed until it does", "mend it: nginx -t")]
+        runs = is_running(PID)
+        return [*lines, Line(FAILED, "nginx", f"does not pass its own test: {_emergency(tested.words)}; "
+                             f"{'certificates are not installed until it does' if runs else 'so it does not run, and nobody answers the CA'}",
+                             f"mend that line; then {'nginx -s reload' if runs else _start()}")], Seen(runs, _start(), [], {}, True)
     config = Configuration(nginxconf.sources(ask(NGINX, "-T", "-q").out))
+    runs = is_running(next((one.value for one in config.top if one.name == "pid" and one.args), PID))
+    lines.append(Line(OK, "nginx", f"version {version[1]} runs") if runs else
+                 Line(FAILED, "nginx", f"version {version[1]} is installed and does not run: nobody answers the CA, or serves a certificate", _start()))
     mine = [found for found in sites if "nginx" in found.services]
-    lines += verdict("nginx challenges", readable(config), f"nginx can read {spool.challenges()}")
-    for found in mine:
-        lines += challenges(config, found)
+    kept_out = readable(config)
+    lines += verdict("nginx challenges", kept_out, f"nginx can read {spool.challenges()}")
     for found in mine:
         lines += certificate(config, found)
-    return lines + tls(config, mine, numbers)
+    ways = {found.name: trouble for found in mine if (trouble := in_the_way(config, found))}
+    return lines + tls(config, mine, numbers), Seen(runs, _start(), config.answers.addresses(80), ways, False, kept_out[0] if kept_out else None)
 
 
-def challenges(config: Configuration, found: configuration.Site) -> list[Line]:
-    """Whether the block that answers for each name at port 80 leads challenges to certdrop."""
-    wrong: list[tuple[str, str]] = []
-    same: dict[str, list[str]] = {}                        # by what mends it: why, once for each name
+class Seen(NamedTuple):
+    """What root saw of nginx: whether it runs, what starts it, where it listens at port 80; by site and name what is in the way of challenges, by its
+    configuration: (the address, why, what mends it); and whether it fails its test, so that nothing is known of that."""
+
+    runs: bool
+    start: str
+    addresses: list[str]
+    ways: dict[str, dict[str, list[tuple[str, str, str]]]]
+    broken: bool = False
+    kept_out: tuple[str, str] | None = None                # why its workers cannot read the challenges, and what mends it
+
+    def trouble(self, site: str, domain: str, address: str) -> tuple[str, str] | None:
+        """Why, and what mends it, for a challenge that came to this address."""
+        family = "[::]" if ":" in address else "*"
+        known = {where: (why, mend) for where, why, mend in self.ways.get(site, {}).get(domain, [])}
+        exact = configuration.as_host(address)
+        return known.get(exact if exact in self.addresses else family)
+
+
+def by_reading(seen: Seen, sites: list[configuration.Site]) -> list[Line]:
+    """What becomes of challenges by nginx's configuration alone, where no token is fetched."""
+    lines = []
+    for found in sites:
+        wrong: dict[tuple[str, str], None] = {}
+        for domain, ways in seen.ways.get(found.name, {}).items():
+            wrong.update({(why, mend): None for where, why, mend in ways if where in seen.addresses or not seen.addresses})
+        if not seen.broken and "nginx" in found.services:
+            lines += verdict(f"{found.name}: port 80", list(wrong), "by nginx's configuration challenges lead to certdrop")
+    return lines
+
+
+def _start() -> str:
+    return "systemctl start nginx" if os.path.isdir("/run/systemd/system") else "service nginx start"
+
+
+def _emergency(words: str) -> str:
+    """nginx's words, without the time and the numbers of its process."""
+    words = re.sub(r"^(\S+ \S+ )?\[(emerg|alert|crit)\] (\d+#\d+: )?", "", words.removeprefix("nginx: "))
+    return words.partition(" nginx: configuration file ")[0]
+
+
+def is_running(pid_file: str) -> bool:
+    """Whether the process that its pid file names is an nginx."""
+    try:
+        with open(pid_file, encoding="ascii") as stream:
+            number = int(stream.read(20))
+        with open(f"/proc/{number}/comm", encoding="ascii", errors="replace") as stream:
+            return stream.read().startswith("nginx")
+    except (OSError, ValueError):
+        return False
+
+
+def in_the_way(config: Configuration, found: configuration.Site) -> dict[str, list[tuple[str, str, str]]]:
+    """By name what keeps challenges from certdrop, at each address that nginx listens at, and at any other one ("*", "[::]")."""
+    trouble: dict[str, list[tuple[str, str, str]]] = {}
+    write: list[bool] = []                     # asked for when it is needed
     for domain in found.domains:
-        trouble = port80.first_trouble(config, domain)
-        if trouble:
-            same.setdefault(clean(trouble.mend_for(found.name), 300), []).append(clean(trouble.why, 300))
-            continue
-        for address in port80.addresses(config):
-            links = port80.setting(config, port80.way(config, address, domain), "disable_symlinks")
-            if links and links.value in ("on", "if_not_owner") and not any(word.startswith("from=") for word in links.args):
-                wrong += [(f"{links.place}: disable_symlinks without from= refuses the challenges: {path} is a symbolic link",
-                           "say from=" + spool.challenges()) for path in _links(spool.challenges())]
-    wrong += [(why[0] + (f" (so for {len(why) - 1} more of its names)" if len(why) > 1 else ""), mend) for mend, why in same.items()]
-    return verdict(f"{found.name}: port 80", list(dict.fromkeys(wrong)), f"by nginx's configuration challenges for {_number(found.domains)} lead to certdrop")
+        for address in dict.fromkeys([*config.answers.addresses(80), "*", "[::]"]):
+            way = port80.way(config, address, domain, port80.Wish((), False))
+            why, mend = way.why, ""
+            if why:
+                write = write or [vacancy.can_write(config, found)]
+                mend = port80.way(config, address, domain, port80.Wish(found.domains, write[0])).mend_for(found.name)
+            else:
+                links = port80.setting(config, way, "disable_symlinks")
+                if links and links.value in ("on", "if_not_owner") and not any(word.startswith("from=") for word in links.args):
+                    for path in _links(spool.challenges()):
+                        why = f"{links.place}: disable_symlinks without from= refuses the challenges: {path} is a symbolic link"
+                        mend = f"add to the disable_symlinks at {links.place}: from={spool.challenges()}"
+            if why:
+                trouble.setdefault(domain, []).append((address, clean(why, 300), clean(mend, 300)))
+    return trouble
 
 
 def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
@@ -195,7 +259,3 @@ def _above(path: str) -> list[str]:
 
 def _links(path: str) -> list[str]:
     return [folder for folder in [*reversed(_above(path)), path] if os.path.islink(folder)]
-
-
-def _number(domains: list[str]) -> str:
-    return domains[0] if len(domains) == 1 else f"all {len(domains)} names"

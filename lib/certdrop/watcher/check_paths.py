@@ -22,9 +22,20 @@ def look() -> list[Line]:
     rows = layout.rows()
     table = [_parted(sentence) for sentence in layout.deviations()]
     above = sorted({parent for row in rows for parent in _parents(row.path)})
+    closed = [(f"{path} is closed to others: what lies below it is out of reach for issuer, judge and watcher", f"chmod o+x {path}")
+              for path in above if _is_closed(path)]
+    if closed:                                 # the rest would be about what cannot be seen
+        return verdict("directories", closed, "")
     found = verdict("directories", table + _open_to_others(above), f"all {len(rows)} have the owner and mode of the table, and nobody else can replace them")
     found += verdict("programs", _open_to_others(programs()), "root's alone: what sudo and cron start as root")
     return [*found, *verdict("private keys", keys(), "readable by root alone")]
+
+
+def _is_closed(path: str) -> bool:
+    try:
+        return path not in {row.path for row in layout.rows()} and not os.stat(path).st_mode & 0o001
+    except OSError:
+        return False                           # said of that which is above
 
 
 def _parted(sentence: str) -> tuple[str, str]:

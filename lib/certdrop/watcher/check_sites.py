@@ -6,7 +6,9 @@ Reads: /etc/certdrop, the state, and by handshakes what the services of this hos
 
 from __future__ import annotations
 
+import difflib
 import os
+import stat
 import time
 
 from certdrop import events, roots
@@ -34,8 +36,9 @@ def look(names: list[str]) -> list[Line]:
         except configuration.Wrong as error:
             wrong.append((events.clean(error), f"{name} is not renewed until then"))
     for key, path in (("ca_bundle", config.ca_bundle), ("trust_roots", config.trust_roots)):
-        if not os.access(path, os.R_OK):
-            wrong.append((f"{key}: {path} cannot be read by everybody, as issuer and judge must", f"chmod a+r {path}"))
+        why, mend = unreadable(path)
+        if why:
+            wrong.append((f"{key}: {why}: issuer and judge have to read it", mend or f"correct {key} in {configuration.ETC}/certdrop.toml"))
     return lines_of("configuration", wrong, f"{len(names)} sites" if len(names) != 1 else f"site {names[0]}") + _roots(config)
 
 
@@ -46,6 +49,74 @@ def _roots(config: configuration.Config) -> list[Line]:
     return [Line(WARNING, "roots", f"{place}/{entry}: no configured CA uses it; the roots of {roots.ca_named(config)} are looked for in {config.own_roots}",
                  "rename it to that, where it is this CA's; else remove it")
             for entry in found if f"{place}/{entry}" not in used and not entry.startswith(".")]
+
+
+def untrusted(sites: list[configuration.Site], config: configuration.Config) -> list[Line]:
+    """Where root's judge refused what the CA issued, because it leads to none of trust_roots."""
+    try:
+        reader = Reader()
+    except configuration.Wrong:
+        return []
+    found = []
+    for one in sites:
+        refused = reader.site(one.name).refused
+        if refused and refused.what == "untrusted":
+            found.append(Line(FAILED, f"{one.name}: roots", f"what the CA issued leads to no root that {config.trust_roots} has", _roots_for(config)))
+    return found
+
+
+def _roots_for(config: configuration.Config) -> str:
+    """How the CA's roots come to where they are looked for."""
+    own, folder = config.own_roots, f"{configuration.ETC}/roots.d"
+    others = [entry for entry in _entries(folder) if entry.endswith(".pem")]
+    again = "; then certdrop renew asks the CA again"
+    if config.trust_roots == configuration.STORE and len(others) == 1 and not os.path.exists(own):
+        return f"mv {folder}/{others[0]} {own} if that is this CA's, as only a file of that name counts for it{again}"
+    return f"put the CA's root certificates (PEM) into {config.trust_roots if config.trust_roots not in (configuration.STORE, own) else own}{again}"
+
+
+def unreadable(path: str) -> tuple[str, str]:
+    """What keeps everybody from reading a file ("" where nothing does), and the command that mends it ("" where there is none)."""
+    at = ""
+    for part in path.split("/")[1:]:
+        at += "/" + part
+        try:
+            found = os.stat(at)
+        except FileNotFoundError:
+            near = difflib.get_close_matches(part, _entries(os.path.dirname(at)), 1)
+            return f"{at} is not there" + (f"; {os.path.dirname(at)}/{near[0]} is" if near else ""), ""
+        except OSError as error:
+            return f"{at}: {error.strerror}", ""
+        if stat.S_ISDIR(found.st_mode) and at == path:
+            return f"{path} is a directory", ""
+        if stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o001:
+            return f"{path} lies below {at}, which is closed to others", f"chmod o+x {at}"
+        if at == path and not found.st_mode & 0o004:
+            return f"{path} is closed to others", f"chmod a+r {path}"
+    return "", ""
+
+
+def _entries(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def failures(sites: list[configuration.Site]) -> dict[str, str]:
+    """By name, what the CA said when it could last not reach it."""
+    try:
+        reader = Reader()
+    except configuration.Wrong:
+        return {}                              # said already
+    found = {}
+    for one in sites:
+        failing = reader.site(one.name).failing
+        if failing and failing.what == "validation":
+            domain, colon, words = failing.error.partition(": ")
+            if colon and domain in one.domains:
+                found[domain] = events.clean(words.removeprefix("the CA says "), 200)
+    return found
 
 
 def runs(now: float | None = None) -> list[Line]:
