@@ -158,6 +158,17 @@ def test_a_name_that_has_a_block_is_refused(host: Host, name: str, listen: str, 
     assert listing() == before
 
 
+def test_a_block_of_other_names_is_not_to_be_changed(host: Host, name: str) -> None:
+    """What is put into a block is served to all its names: where others are among them, nobody is told to put the line there."""
+    pair = f"ssl_certificate {stage.WORLD}/mail.pem; ssl_certificate_key {stage.WORLD}/mail.key;"
+    path = NGINX / "conf.d" / "mine.conf"
+    path.write_text(f"server {{ listen 443 ssl; server_name {name} else.example.org; {pair} }}\n")
+    said = host.run("certdrop-nginx", name, "--write", code=os.EX_DATAERR).text
+    assert "which is for else.example.org, too" in said and "put this line" not in said
+    path.write_text(f"server {{ listen 443 ssl; server_name {name} _; {pair} }}\n")
+    assert "put this line into it" in host.run("certdrop-nginx", name, "--write", code=os.EX_DATAERR).text
+
+
 def test_a_block_that_answers_challenges_keeps_port_80(host: Host, name: str) -> None:
     """Only the block for port 443 is written, and the certificate comes by the administrator's own block."""
     (NGINX / "conf.d" / "mine.conf").write_text(f"server {{ listen 80; server_name {name}; include snippets/certdrop-challenge.conf; }}\n")

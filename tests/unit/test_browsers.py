@@ -120,11 +120,14 @@ def test_an_intermediate_that_is_missing_or_has_ended_is_refused(host: Host) -> 
     assert "expired" in host.refusal(pem(PUBLIC.leaf(new_key().public_key(), NAMES, signer=ended), ended[0]))
 
 
-def test_roots_are_read_anew_in_each_run_and_once_in_it(host: Host) -> None:
+def test_roots_are_read_anew_in_each_run_and_once_in_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A root that comes is seen by the next run; within a run each file is read once, and each chain looked at once."""
     run, given = Browsers(host.config), chain(PRIVATE)
     host.trust(PUBLIC.root[0])
-    assert run.refusal(given)
+    seen: list[object] = []
+    looked = trust.refusal
+    monkeypatch.setattr(trust, "refusal", lambda chain, store: seen.append(store) or looked(chain, store))
+    assert run.refusal(given) and run.refusal(given) and len(seen) == len(set(map(id, seen))) == 2      # trust_roots, and the system's
     host.trust(PRIVATE.root[0])
     assert run.refusal(given) and host.refusal(given) == ""
 
