@@ -16,6 +16,7 @@ AT_WORK = 900.0                    # seconds after a change of dpkg's in which i
 
 def run(program: str, module: str, quick: bool = False, colours: bool = False) -> None:
     """Load a module and end with what its main() returns; at once where it is `quick`: Python would tidy up for as long as it takes to start."""
+    open_standard()                            # before anything is loaded: libraries keep files open, too
     try:
         main = __import__(module, fromlist=["main"]).main
         if not quick:
@@ -29,6 +30,15 @@ def run(program: str, module: str, quick: bool = False, colours: bool = False) -
         os._exit(code)
     except ImportError as error:
         sys.exit(incomplete(program, error))
+
+
+def open_standard() -> None:
+    """Have 0, 1 and 2 lead to /dev/null where they are closed: no other file may become one of them."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)     # takes the lowest number: this one
 
 
 def incomplete(program: str, error: ImportError) -> int:

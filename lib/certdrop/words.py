@@ -134,12 +134,7 @@ class Lines(io.TextIOBase):
 
 
 def begin(colours: bool = False) -> None:
-    """Have all that is printed go through here; where 0, 1 or 2 are closed, they lead to /dev/null: no file may become one of them."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)     # takes the lowest number: this one
+    """Have all that is printed go through here."""
     vars(sys).update(stdout=Lines(1, colours), stderr=Lines(2, colours))       # no assignment: releases of mypy differ on whether that needs an excuse
 
 

@@ -122,6 +122,10 @@ print(booth.hear(case))
 '''
 
 
+# What loading ctypes leaves open: from 3.5 on libffi its own file, or memory of its name, which the filter lets nobody map as code.
+LENT = "import ctypes, os; print([os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}')])"
+
+
 def test_70_code_in_the_booth(ground: Ground) -> None:
     """Goal: having taken over the child that parses one reply, reach anything: a file, the network, a process, its parent, another case."""
     program = "/usr/local/lib/booth.py"
@@ -131,7 +135,8 @@ def test_70_code_in_the_booth(ground: Ground) -> None:
             found = ground.run("/usr/bin/python3", "-I", "-S", program, user="_certdrop-judge", code=0).text.strip()
         got = set(found.split(";"))
         assert {one for one in got if not one.startswith("fd ")} <= {"nothing"} | ({"kill sibling"} if landlock_abi() < 6 else set())
-        assert len({one for one in got if one.startswith("fd ")}) <= 1, "nothing but the pipe to answer through"
+        of_libffi = "libffi" in subprocess.run(["/usr/bin/python3", "-c", LENT], stdout=subprocess.PIPE, text=True, check=True).stdout
+        assert len({one for one in got if one.startswith("fd ")}) <= 1 + of_libffi, "nothing but the pipe to answer through, and what libffi keeps open"
     finally:
         sibling.kill()
         sibling.wait()
@@ -609,7 +614,7 @@ def test_86_a_file_system_that_never_answers(ground: Ground) -> None:
         with file_system_that_never_answers(ground, place):
             ground.install(timeout=30, code=0)
             said = ground.run("certdrop-status", timeout=30).text
-            assert "2 serving" in said and ("issuer/victim.example.org.json cannot be used" in said) == place.endswith("issuer"), said
+            assert "2 serving" in said and bool(re.search(r"issuer/victim\S+json cannot be used: ", said)) == place.endswith("issuer"), said
             assert "Traceback" not in ground.run("certdrop-watch", timeout=60).text
     assert all(ground.served(name) == ground.on_disk(name) and ground.pair_matches(name) for name in before)
 

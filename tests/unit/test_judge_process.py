@@ -86,7 +86,7 @@ def test_one_process_judges_many(place: pathlib.Path) -> None:
         assert os.stat(f"/proc/{pid}/environ").st_uid == 0              # not dumpable: nobody of its uid may trace it
         assert os.getsid(pid) == pid
         lent = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-        assert {fd for fd, place in lent.items() if "/libffi.so" not in place} == {"0", "1", "2"}        # libffi 3.5 keeps its own file open
+        assert {fd for fd, place in lent.items() if "libffi" not in place} == {"0", "1", "2"}    # libffi 3.5 keeps its file open, or memory
 
 
 @pytest.mark.parametrize("key", ["rsa", "dsa", "ed25519", "ed448"])

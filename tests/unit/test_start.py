@@ -52,3 +52,13 @@ def test_silence_while_dpkg_is_at_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(start, "DPKG", ())
     start.incomplete("certdrop-x", ImportError("No module named 'ctypes'"))
     assert capsys.readouterr().err.startswith("certdrop-x: No module named 'ctypes'; nothing was done")
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_what_a_library_keeps_open_is_no_standard_output(tmp_path, closed):
+    """Where 0, 1 or 2 are closed, they lead to /dev/null before anything is loaded (libffi 3.5 keeps its own file open, for one)."""
+    (tmp_path / "keeps.py").write_text("import os\nkept = os.open('/etc/hosts', os.O_RDONLY)\ndef main(argv):\n    print('words')\n    return kept\n")
+    code = f"import os, sys\n[os.close(fd) for fd in {closed!r}]\nsys.path[:0] = [{str(ROOT / 'lib')!r}, {str(tmp_path)!r}]\n" \
+        "from certdrop.start import run\nrun('keeps', 'keeps')"
+    done = subprocess.run([sys.executable, "-IS", "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode > 2 and done.returncode != os.EX_IOERR

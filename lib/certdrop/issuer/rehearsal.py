@@ -27,6 +27,7 @@ class Judge:
     def __init__(self, config: site.Config) -> None:
         from OpenSSL import crypto             # which nothing else of the issuer's needs
 
+        self._store: crypto.X509Store | None = None
         from certdrop.judge import chain
         warnings.simplefilter("ignore")        # as the judge itself has it
         self._verdict, self.files = chain.verdict, [path for path in roots.rehearsed(config) if os.path.exists(path)]
@@ -34,8 +35,8 @@ class Judge:
         self.knows_no_root = config.staging_url != config.directory_url and self.files == [config.trust_roots]
         try:
             self._store = chain.trusted(b"\n".join(map(_content, self.files)))
-        except (OSError, ValueError, LookupError, crypto.Error):       # a judge of root's would not begin
-            self._store = None
+        except (OSError, ValueError, LookupError, crypto.Error):
+            pass                               # a judge of root's would not begin
 
     def refusal(self, reply: bytes, csr: x509.CertificateSigningRequest, names: list[str], live: Certificate | None) -> str:
         """Why the reply would be refused; "" where it would be taken. `live` is what it would replace."""
