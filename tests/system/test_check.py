@@ -10,6 +10,7 @@ import pathlib
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import threading
 import time
@@ -98,14 +99,28 @@ def said(lines: Lines, level: str, what: str = "") -> str:
     return "\n".join(f"{line['what']}: {line['why']}; {line['mend']}" for line in lines if line["level"] == level and what in line["what"])
 
 
+def test_walls_that_only_root_can_try(host: Host, well: str) -> None:
+    """The judge's namespaces; and FUSE, which certdrop's users must not have: what is advised, helps."""
+    lines = check(host, "--offline", well)
+    assert "each judge has namespaces of its own: processes, IPC, network" in said(lines, "ok", "sandbox")
+    if os.path.exists("/dev/fuse"):
+        os.unlink("/dev/fuse")
+        os.mknod("/dev/fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
+        os.chmod("/dev/fuse", 0o666)
+        found = said(check(host, "--offline", well), "warning", "fuse")
+        assert "_certdrop and _certdrop-judge and _certdrop-watch can open /dev/fuse" in found, found
+        host.run("sh", "-c", found.partition("(SECURITY.md); ")[2].partition(";")[0], code=0)
+        assert "cannot open /dev/fuse" in said(check(host, "--offline", well), "ok", "fuse")
+
+
 def test_a_healthy_host_has_no_failed_line(host: Host, well: str) -> None:
     """Every part is looked at, and nothing is said against any."""
     lines = check(host)
     assert said(lines, "failed") == ""
     kinds = {line["what"].replace(f"{well}: ", "") for line in lines}
-    assert {"configuration", "directories", "programs", "private keys", "_certdrop", "passwords", "ssh", "sudo", "sandbox", "cron", "cron table", "keeper",
-            "issuer", "watcher", "nginx", "nginx challenges", "port 80", "port 443", "TLS settings", "names", "CA", "clock", "account", "space", "versions",
-            "key", "served", "other clients"} <= kinds
+    assert {"configuration", "directories", "programs", "private keys", "_certdrop", "passwords", "ssh", "sudo", "sandbox", "fuse", "cron", "cron table",
+            "keeper", "issuer", "watcher", "nginx", "nginx challenges", "port 80", "port 443", "TLS settings", "names", "CA", "clock", "account", "space",
+            "versions", "key", "served", "other clients"} <= kinds
     assert "a token comes back over each address, and CAA lets the CA issue" in said(lines, "ok", f"{well}: names")
     assert "is valid; its contact: mailto:hostmaster@example.org" in said(lines, "ok", "account")
 

@@ -469,6 +469,30 @@ def test_a_filter_that_the_kernel_does_not_take_is_told(monkeypatch: pytest.Monk
     assert WARNING == line.level and "loads no seccomp filter" in line.why
 
 
+def test_namespaces_that_root_may_not_make_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried in a child; where a container forbids them, the judge stands with fewer walls, and that is said."""
+    monkeypatch.setattr(check_kernel.jail, "unshare", lambda kind: True)
+    assert [line.level for line in check_kernel.namespaces()] == [OK]
+    monkeypatch.setattr(check_kernel.jail, "unshare", lambda kind: kind != jail.NEWPID)
+    (line,) = check_kernel.namespaces()
+    assert line.level == WARNING and "no namespaces here (processes): a judge" in line.why
+
+
+def test_users_that_can_open_fuse_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """Each of certdrop's users is tried, in a child."""
+    monkeypatch.setattr(check_kernel, "USERS", ("root", "nobody", "no-such-user"))
+    monkeypatch.setattr(check_kernel, "FUSE", str(tmp_path / "fuse"))
+    (line,) = check_kernel.fuse()
+    assert line.level == OK and "there is no" in line.why
+    (tmp_path / "fuse").write_text("")
+    tmp_path.chmod(0o755)
+    (line,) = check_kernel.fuse()
+    assert line.level == WARNING and line.why.startswith("root can open ")
+    (tmp_path / "fuse").chmod(0o600)
+    monkeypatch.setattr(check_kernel, "USERS", ("nobody",))
+    assert [line.level for line in check_kernel.fuse()] == [OK]
+
+
 def test_roots_that_nobody_uses_are_told(tmp_path, monkeypatch):
     """A file whose name is not the CA's is not read; the one that is looked for is named."""
     monkeypatch.setattr(check_sites.configuration, "ETC", str(tmp_path))

@@ -1,17 +1,21 @@
-"""Looks at what the kernel helps with: Landlock, filters of system calls, no_new_privs, and the protections of links.
+"""Looks at what the kernel helps with: Landlock, filters of system calls, no_new_privs, namespaces, and the protections of links.
 
-Runs as: anyone. Trusts: the kernel. Reads: /proc/sys/fs. Writes: nothing.
+Runs as: anyone; namespaces() and fuse() as root, in children of their own. Trusts: the kernel. Reads: /proc/sys/fs. Writes: nothing.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
+from collections.abc import Callable
 
-from certdrop import jail, syscalls
+from certdrop import jail, spool, syscalls
 from certdrop.watcher.check_line import OK, WARNING, Line, verdict
 
 LINKS = {"protected_hardlinks": "any user can give another's file a second name, and so a place in its own directory",
          "protected_symlinks": "links in /tmp lead root's programs astray"}
+FUSE = "/dev/fuse"
+USERS = (spool.ISSUER, "_certdrop-judge", "_certdrop-watch")
 
 
 def look() -> list[Line]:
@@ -36,6 +40,48 @@ def sandbox(abi: int) -> Line:
                     "key, and the judge is held by limits alone", "run a kernel of Debian 12 or later; lsm= on its command line must name landlock")
     missing = "" if abi >= 6 else "; this kernel leaves it signals and abstract sockets" + ("" if abi >= 4 else ", and all TCP ports")
     return Line(OK, "sandbox", f"Landlock, ABI {abi} (kernel {os.uname().release}){missing}")
+
+
+def namespaces() -> list[Line]:
+    """Whether root can give the judge namespaces of its own, as it does for each: tried in a child."""
+    names = {"processes": jail.NEWPID, "IPC": jail.NEWIPC, "network": jail.NEWNET}
+    lacking = [name for name, kind in names.items() if not _in_child(lambda: jail.unshare(kind))]
+    if lacking:
+        return [Line(WARNING, "sandbox", f"root may make no namespaces here ({', '.join(lacking)}): a judge that is taken over can reach what else runs as "
+                     "_certdrop-judge, and see the network", "allow CAP_SYS_ADMIN and unshare(2) to root in this container")]
+    return [Line(OK, "sandbox", "each judge has namespaces of its own: processes, IPC, network")]
+
+
+def fuse() -> list[Line]:
+    """Whether certdrop's users can make file systems of their own, and so hold in the kernel what others wait for: tried as each of them."""
+    able = [user for user in USERS if _in_child(lambda: _opens_fuse(user))]
+    if able:
+        return [Line(WARNING, "fuse", f"{' and '.join(able)} can open {FUSE}: who takes over one of them can make nginx wait in the kernel (SECURITY.md)",
+                     "systemd-tmpfiles --create certdrop.conf; without systemd, setfacl -m u:USER:--- " + FUSE + " for each, after each boot")]
+    return [Line(OK, "fuse", f"certdrop's users cannot open {FUSE}" if os.path.exists(FUSE) else f"there is no {FUSE}")]
+
+
+def _opens_fuse(user: str) -> bool:
+    found = pwd.getpwnam(user)
+    os.setgroups([])
+    os.setgid(found.pw_gid)
+    os.setuid(found.pw_uid)
+    os.close(os.open(FUSE, os.O_RDWR | os.O_CLOEXEC))
+    return True
+
+
+def _in_child(attempt: Callable[[], bool]) -> bool:
+    """Whether something that changes a process can be done: a child does it, and ends."""
+    child = os.fork()
+    if child == 0:
+        done = False
+        try:
+            done = attempt()
+        except (OSError, KeyError):
+            pass
+        finally:
+            os._exit(0 if done else 1)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def observed() -> tuple[bool, bool, str]:
