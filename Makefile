@@ -171,6 +171,7 @@ install-files:
 	install -m 644 README.md SECURITY.md DESIGN.md CONTRIBUTING.md $(DOCDIR)
 	install -D -t $(DOCDIR)/docs -m 644 $(sort $(wildcard docs/*.md))
 	install -m 644 $(SERVICES) $(ETCDIR)/services.d
+	install -D -t $(DOCDIR)/examples/services.d -m 644 $(SERVICES)
 	install -m 440 sudoers.d/certdrop $(THEIRS)/sudoers.d
 	install -m 644 cron.d/certdrop $(THEIRS)/cron.d
 	install -m 644 logrotate.d/certdrop $(THEIRS)/logrotate.d

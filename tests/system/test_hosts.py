@@ -69,3 +69,50 @@ def test_the_doctor_is_where_a_users_path_leads(host: Host) -> None:
     path = {**os.environ, "PATH": "/usr/local/bin:/usr/bin:/bin"}
     done = host.run("certdrop-check", "--version", env=path, code=0)
     assert done.text.startswith("certdrop-check ") and os.path.realpath("/usr/sbin/certdrop-check") == "/usr/bin/certdrop-check"
+
+
+@pytest.fixture
+def elsewhere(host: Host) -> Iterator[str]:
+    """An nginx of the administrator's own, and none of Debian's: services.d/nginx.toml says where."""
+    path, described = "/opt/own/sbin/nginx", pathlib.Path("/etc/certdrop/services.d/nginx.toml")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    shutil.copy2("/usr/sbin/nginx", path)
+    name, before = host.add(host.name()), described.read_text()
+    described.write_text(before.replace("/usr/sbin/nginx", path))
+    os.rename("/usr/sbin/nginx", "/usr/sbin/nginx.debian")
+    yield name
+    os.rename("/usr/sbin/nginx.debian", "/usr/sbin/nginx")
+    described.write_text(before)
+
+
+def test_nginx_elsewhere(host: Host, elsewhere: str) -> None:
+    """Every program asks services.d: the doctor finds it, blocks are printed for it, and it is renewed."""
+    done = host.run("certdrop-check", elsewhere)
+    assert "apt install nginx" not in done.text and "failed  nginx" not in done.text and "ok      nginx: version" in done.text, done
+    assert "server_name" in host.run("certdrop-nginx", elsewhere, code=0).text
+    assert "installed, and served" in host.run("certdrop", "renew", "--force", elsewhere, code=0).text
+    host.run("certdrop-import", code=0)
+    os.rename("/opt/own/sbin/nginx", "/opt/own/sbin/away")
+    try:
+        done = host.run("certdrop-check", elsewhere)
+        assert "see test in /etc/certdrop/services.d/nginx.toml" in done.text and "apt install nginx" not in done.text, done
+    finally:
+        os.rename("/opt/own/sbin/away", "/opt/own/sbin/nginx")
+
+
+@pytest.mark.parametrize("text", ["", 'test = ["/usr/sbin/nginx", "-t', "test = 5\n", 'tests = ["/usr/sbin/nginx"]\n', "\0"])
+def test_a_service_that_is_described_badly(host: Host, text: str) -> None:
+    """An empty or cut-short services.d/nginx.toml: each program says so, or goes on without; none dies."""
+    name, path = host.add(host.name()), pathlib.Path("/etc/certdrop/services.d/nginx.toml")
+    before = path.read_text()
+    path.write_text(text)
+    try:
+        for program, *argv in (("certdrop-status",), ("certdrop-status", "--nagios"), ("certdrop-check",), ("certdrop-watch",), ("certdrop-install",)):
+            done = host.run(program, *argv)
+            assert "Traceback" not in done.text and "internal error" not in done.text, (program, done)
+        done = host.run("certdrop", "renew", "--force", name)
+        assert done.code and str(path) in done.text, done
+        assert f"failed  configuration: {path}: " in host.run("certdrop-check", name).text
+    finally:
+        path.write_text(before)
+    host.run("certdrop-install", code=0)

@@ -48,7 +48,7 @@ def nginx_program(tmp_path, monkeypatch):
     program = tmp_path / "nginx"
     program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{DEBIAN_12}END\n")
     program.chmod(0o755)
-    monkeypatch.setattr(nginx, "NGINX", str(program))
+    monkeypatch.setattr(nginx.nginxrun, "USUAL", [str(program)])
     return program
 
 
@@ -143,9 +143,9 @@ def test_bad_words_get_one_line_and_a_code(etc, nginx_program, capsys, argv, cod
 def test_no_nginx_is_said(etc, monkeypatch, capsys):
     """Without nginx there is no version to print for."""
     (etc / "sites.d" / "a.test.toml").write_text('domains = ["a.test"]\n')
-    monkeypatch.setattr(nginx, "NGINX", str(etc / "none"))
+    monkeypatch.setattr(nginx.nginxrun, "USUAL", [str(etc / "none")])
     assert nginx.main(["a.test"]) == os.EX_UNAVAILABLE
-    assert capsys.readouterr().err == f"certdrop-nginx: {etc}/none: not installed; the blocks depend on nginx's version; install it with apt install nginx\n"
+    assert capsys.readouterr().err == f"certdrop-nginx: {etc}/none: not installed; the blocks depend on nginx's version; apt install nginx\n"
 
 
 def test_help(capsys):

@@ -276,3 +276,11 @@ def test_without_a_sender_outside_the_mail_is_undelivered(tmp_path: Path, monkey
     monkeypatch.setenv(courier.SENDER, str(tmp_path / "nobody"))
     with pytest.raises(courier.Undelivered, match="nobody"):
         courier.deliver(courier.Route({}), "a subject", "a body\n")
+
+
+def test_the_host_is_named_by_its_own_name(monkeypatch):
+    """All hosts of a company may have one mail domain: the subject says which host it is, the sender's address has the domain."""
+    monkeypatch.setattr(courier.os, "uname", lambda: type("Uname", (), {"nodename": "web7.example.net"})())
+    monkeypatch.setattr(courier, "mail_name", lambda: "example.com")
+    route = courier.Route({})
+    assert (route.name, route.sender) == ("web7.example.net", "_certdrop-watch@example.com")

@@ -304,7 +304,7 @@ def test_a_reader_that_nobody_can_kill(monkeypatch, tmp_path):
     monkeypatch.setattr(watch.os, "kill", lambda process, _: hanging.append(process))
     monkeypatch.setattr(watch.courier, "deliver", lambda _, subject, body: told.append(subject + body))
     monkeypatch.setattr(watch.log, "open_log", lambda: type("Log", (), {"warning": lambda *_, **__: None})())
-    route = type("Route", (), {"host": "host.example"})()
+    route = type("Route", (), {"host": "host.example", "name": "host.example"})()
     begin = time.monotonic()
     assert watch.run(route) == os.EX_SOFTWARE
     assert time.monotonic() - begin < 10

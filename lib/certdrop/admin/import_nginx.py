@@ -14,10 +14,9 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 
-from certdrop import events, jail, nginxconf, port80, site, spool
+from certdrop import events, jail, nginxconf, nginxrun, port80, site, spool
 from certdrop.nginxconf import Configuration, Directive, Server, Source
 
-NGINX = "/usr/sbin/nginx"
 TIMEOUT = 60                       # seconds for nginx -T
 LARGEST = 4 << 20                  # bytes of one of nginx's files
 CHALLENGE = "/.well-known/acme-challenge/"
@@ -41,13 +40,13 @@ class Nginx:
         self.configuration = Configuration(self.files)
 
     def _sources(self) -> list[Source]:
-        if not os.path.exists(NGINX):
+        if not os.path.exists(nginxrun.show()[0]):
             return []
         try:
-            done = subprocess.run([NGINX, "-T", "-q"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=jail.ENVIRONMENT,
+            done = subprocess.run(nginxrun.show(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=jail.ENVIRONMENT,
                                   timeout=TIMEOUT, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
-            self.trouble = f"{NGINX} -T: {error}"
+            self.trouble = f"{' '.join(nginxrun.show())}: {error}"
             return []
         if done.returncode:
             self.trouble = "nginx does not pass its test as it is: " + events.clean(done.stderr.decode("utf-8", "replace").strip(), 300)

@@ -13,10 +13,9 @@ import sys
 import traceback
 from typing import NamedTuple
 
-from certdrop import VERSION, site
+from certdrop import VERSION, nginxrun, site
 from certdrop.vacancy import PLAIN, TLS
 
-NGINX = "/usr/sbin/nginx"
 TIMEOUT = 30                       # seconds for nginx -V
 OPTIONS = ("--write", "--dry-run", "--no-issue")
 CLASSIC_CURVES = "X25519:prime256v1:secp384r1"
@@ -145,12 +144,12 @@ def same_domains(sites: list[site.Site]) -> list[list[site.Site]]:
 def detect() -> Build:
     """What is installed here. Raises Absent."""
     try:
-        done = subprocess.run([NGINX, "-V"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT,
+        done = subprocess.run(nginxrun.command("-V"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT,
                               env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}, check=False)
     except FileNotFoundError as error:
-        raise Absent(f"{NGINX}: not installed; the blocks depend on nginx's version; install it with apt install nginx") from error
+        raise Absent(f"{error.filename}: not installed; the blocks depend on nginx's version; {nginxrun.missing('not there')}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Absent(f"{NGINX} -V: {error}") from error
+        raise Absent(f"{' '.join(nginxrun.command('-V'))}: {error}") from error
     return understand(done.stdout.decode("utf-8", "replace"), os.path.exists("/proc/net/if_inet6"))
 
 
@@ -158,7 +157,7 @@ def understand(text: str, ipv6: bool) -> Build:
     """What `nginx -V` says. The OpenSSL that runs counts, not the one nginx was built with. Raises Absent."""
     nginx = re.search(r"nginx version: \S*?/([0-9.]+)", text)
     if nginx is None:
-        raise Absent(f"{NGINX} -V does not say which version it is")
+        raise Absent(f"{' '.join(nginxrun.command('-V'))} does not say which version it is")
     openssl = re.search(r"running with OpenSSL ([0-9.]+)", text) or re.search(r"built with OpenSSL ([0-9.]+)", text)
     return Build(_numbers(nginx[1]), _numbers(openssl[1]) if openssl else (), ipv6)
 

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from typing import NamedTuple, NoReturn
 
-from certdrop import events, jail, nginxconf, site, spool, vacancy
-from certdrop.admin.nginx import NGINX, TIMEOUT, Absent, Build, Refused, blocks
+from certdrop import events, jail, nginxconf, nginxrun, site, spool, vacancy
+from certdrop.admin.nginx import TIMEOUT, Absent, Build, Refused, blocks
 from certdrop.keeper import services
 from certdrop.keeper.command import as_root
 from certdrop.nginxconf import Configuration
@@ -88,7 +88,7 @@ def say(one: Plan, text: str) -> None:
 
 def configuration() -> Configuration:
     """What nginx reads."""
-    done = subprocess.run([NGINX, "-T", "-q"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=TIMEOUT,
+    done = subprocess.run(nginxrun.show(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=TIMEOUT,
                           env=jail.ENVIRONMENT, cwd="/", start_new_session=True, check=False)
     return Configuration(nginxconf.sources(done.stdout[:LARGEST].decode("utf-8", "replace")))
 

@@ -13,14 +13,13 @@ import pwd
 import re
 from typing import NamedTuple
 
-from certdrop import nginxconf, port80, spool, vacancy
+from certdrop import nginxconf, nginxrun, port80, spool, vacancy
 from certdrop import site as configuration
 from certdrop.events import clean
 from certdrop.nginxconf import Configuration, Directive, Server
 from certdrop.watcher.check_ask import ask
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line, verdict
 
-NGINX = "/usr/sbin/nginx"
 PID = "/run/nginx.pid"             # Debian's, where the configuration names none
 OLDEST = (1, 18)
 TICKETS = (1, 23, 2)               # from here on nginx renews the tickets' keys by itself
@@ -34,20 +33,21 @@ def look(sites: list[configuration.Site]) -> tuple[list[Line], Seen | None]:
     """All of it, for these sites; and what names are to be compared with, None where nginx serves none of them."""
     if not any("nginx" in found.services for found in sites):
         return [Line(OK, "nginx", "no site names it among its services")] if sites else [], None
-    asked = ask(NGINX, "-V")
+    asked = ask(*nginxrun.command("-V"))
     version = re.search(r"nginx version: \S*?/([0-9]+(?:\.[0-9]+)*)", asked.words + asked.out)
     if version is None:
-        return [Line(FAILED, "nginx", f"does not say its version: {asked.words or 'nothing'}", "apt install nginx")], None
+        return [Line(FAILED, "nginx", f"does not say its version: {asked.words or 'nothing'}",
+                     nginxrun.missing(asked.words))], None
     numbers = tuple(map(int, version[1].split(".")))
     lines = [] if numbers >= OLDEST else [
         Line(WARNING, "nginx", f"version {version[1]} is older than any that certdrop was tried with", "upgrade to Debian 12 or later")]
-    tested = ask(NGINX, "-t", "-q")
+    tested = ask(*nginxrun.command("-t", "-q"))
     if tested.code:
         runs = is_running(PID)
         return [*lines, Line(FAILED, "nginx", f"does not pass its own test: {_emergency(tested.words)}; "
                              f"{'certificates are not installed until it does' if runs else 'so it does not run, and nobody answers the CA'}",
                              f"mend that line; then {'nginx -s reload' if runs else _start()}")], Seen(runs, _start(), [], {}, True)
-    config = Configuration(nginxconf.sources(ask(NGINX, "-T", "-q").out))
+    config = Configuration(nginxconf.sources(ask(*nginxrun.show()).out))
     runs = is_running(next((one.value for one in config.top if one.name == "pid" and one.args), PID))
     lines.append(Line(OK, "nginx", f"version {version[1]} runs") if runs else
                  Line(FAILED, "nginx", f"version {version[1]} is installed and does not run: nobody answers the CA, or serves a certificate", _start()))

@@ -17,7 +17,7 @@ from certdrop.watcher import status, verdict
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 from certdrop.watcher.check_line import verdict as lines_of
 from certdrop.watcher.evidence import Reader
-from certdrop.watcher.places import Places
+from certdrop.watcher.places import Places, Service
 
 SILENT = 2 * 3600                  # seconds after which a run was due, be it the first
 
@@ -29,17 +29,32 @@ def look(names: list[str]) -> list[Line]:
         names = names or configuration.site_names()
     except configuration.Wrong as error:
         return [Line(FAILED, "configuration", events.clean(error), "nothing is renewed until then")]
-    wrong = []
+    wrong, services = [], dict.fromkeys(config.services)
     for name in names:
         try:
-            configuration.load_site(name, config)
+            services.update(dict.fromkeys(configuration.load_site(name, config).services))
         except configuration.Wrong as error:
             wrong.append((events.clean(error), f"{name} is not renewed until then"))
+    wrong += [(events.clean(why), f"nothing is installed for {service} until then; /usr/share/doc/certdrop/examples/services.d has the file as it came")
+              for service in services if (why := _described_badly(service))]
     for key, path in (("ca_bundle", config.ca_bundle), ("trust_roots", config.trust_roots)):
         why, mend = unreadable(path)
         if why:
             wrong.append((f"{key}: {why}: issuer and judge have to read it", mend or f"correct {key} in {configuration.ETC}/certdrop.toml"))
     return lines_of("configuration", wrong, f"{len(names)} sites" if len(names) != 1 else f"site {names[0]}") + _roots(config)
+
+
+def _described_badly(service: str) -> str:
+    """What the keeper would say of services.d/NAME.toml; "" where nothing."""
+    path, described = f"{configuration.ETC}/services.d/{service}.toml", Service()
+    try:
+        configuration.fill(path, described, {key: key for key in vars(described)})
+    except configuration.Missing:
+        return f"{path} does not exist; it says how to test and reload {service}"
+    except configuration.Wrong as error:
+        return str(error)
+    good = all(command[:1] and os.path.isabs(command[0]) for command in (described.test, described.reload))
+    return "" if good else f"{path}: test and reload must name a program by its absolute path, then its arguments"
 
 
 def _roots(config: configuration.Config) -> list[Line]:

@@ -56,7 +56,7 @@ class Route:
         self.to = [to] if isinstance(to, str) else [str(part) for part in to] if isinstance(to, list) else []
         if not self.to or not all(_ADDRESS.fullmatch(part) for part in self.to):
             raise configuration.Wrong(f'{path}: mail.to: give a list of mail addresses or local users, such as ["root"]')
-        self.host = host_name()
+        self.name, self.host = host_name(), mail_name()
         self.sender = text("from", f"_certdrop-watch@{self.host}")
         if not _ADDRESS.fullmatch(self.sender):
             raise configuration.Wrong(f"{path}: mail.from: give one mail address")
@@ -162,13 +162,23 @@ def beat(route: Route) -> None:
 
 
 def host_name() -> str:
-    """The host's name in mail: /etc/mailname, else the node's."""
+    """The host's own name: its mail's domain may be that of all hosts of a company."""
+    return _plain(os.uname().nodename)
+
+
+def mail_name() -> str:
+    """The domain of the addresses of this host: /etc/mailname, else its own name."""
     try:
         with open("/etc/mailname", encoding="ascii") as stream:
             name = stream.readline().strip()
     except (OSError, ValueError):
         name = ""
-    return next((known for known in (name, os.uname().nodename) if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,250}", known)), "localhost")
+    return _plain(name, os.uname().nodename)
+
+
+def _plain(*names: str) -> str:
+    """The first of these that is a name."""
+    return next((known for known in names if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,250}", known)), "localhost")
 
 
 def password() -> str:

@@ -94,7 +94,7 @@ def _guarded(work: Any) -> int:
 def send_test(route: courier.Route) -> int:
     """--test: send a message now, and say where it went."""
     try:
-        courier.deliver(route, f"[certdrop] {route.host}: a test", "This is a test: mail of certdrop-watch goes this way.\n")
+        courier.deliver(route, f"[certdrop] {route.name}: a test", "This is a test: mail of certdrop-watch goes this way.\n")
     except courier.Undelivered as error:
         print(f"certdrop-watch: {error}; mail does not go out", file=sys.stderr)       # whoever asks is told, terminal or not
         return os.EX_TEMPFAIL
@@ -205,7 +205,7 @@ def _reader_failed(route: courier.Route, how: str) -> int:
         told = 0
     if abs(time.time() - told) >= alarm.DAILY:
         try:
-            courier.deliver(route, f"[certdrop] {route.host}: nobody watches the certificates", text + ".\nRun certdrop-watch and certdrop-status by hand.\n")
+            courier.deliver(route, f"[certdrop] {route.name}: nobody watches the certificates", text + ".\nRun certdrop-watch and certdrop-status by hand.\n")
             os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644))
             os.utime(stamp, follow_symlinks=False)
         except (courier.Undelivered, OSError) as error:
@@ -235,7 +235,7 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     after = Mouth(int(now), before.failed if problems else "", before.told, before.mailed)
     if kind:
         tails = {who: tail(f"{events.LOGS}/{who}.log") for who in runs}
-        subject, body = letter.write(kind, problems, runs, tails, route.host, now)
+        subject, body = letter.write(kind, problems, runs, tails, route.name, now)
         after.failed = ask(pipes, {"do": "mail", "subject": subject, "body": body})
         journal.info(events.MAIL_FAILED if after.failed else events.MAILED, kind=kind, problems=len(problems), error=after.failed)
         if not after.failed:
