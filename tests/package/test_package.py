@@ -308,10 +308,11 @@ def test_installing_again_ends_while_directory_and_log_are_held_in_the_kernel(in
         with held.holding(start, mine, how, str(path)):
             run(*DPKG, "-i", DEB)
         path.chmod(0o777)
+        assert held.device() == ""                 # which the installation denied to certdrop's users
         with held.holding(start, mine, how, str(path)):
             assert f"certdrop: {path} cannot be made a " in run(*DPKG, "-i", DEB)
         run("/usr/share/certdrop/setup")
-        assert layout_deviations() == "[]"
+        assert layout_deviations() == "[]" and held.device() == ""
 
 
 def test_a_log_with_a_second_name_is_rotated(installed: None) -> None:
