@@ -7,6 +7,7 @@ there (read out of the message, see `follow`) is carried out; then `certdrop ren
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import pathlib
@@ -18,6 +19,8 @@ from typing import NamedTuple
 import pytest
 import world as stage
 from conftest import SPOOL, STATE, Done, Host
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 NGINX = pathlib.Path("/etc/nginx")
 BLOCK = NGINX / "sites-enabled" / "zz-mine"
@@ -171,10 +174,13 @@ def clock(host: Host, name: str) -> Iterator[None]:
     pebble = host.world.pebble
     expired = stage.Authority().issue("pebble", pebble.host)
     bundle, key = stage.Authority().bundle, stage.Authority().key
-    subprocess.run(["openssl", "req", "-new", "-key", expired[1], "-subj", f"/CN={pebble.host}", "-out", "/tmp/world/old.csr"], check=True)
-    stage.write("/tmp/world/old.ext", f"subjectAltName=DNS:{pebble.host},DNS:localhost\nextendedKeyUsage=serverAuth\n")
-    subprocess.run(["openssl", "x509", "-req", "-in", "/tmp/world/old.csr", "-CA", bundle, "-CAkey", key, "-days", "-1", "-set_serial", "7",
-                    "-extfile", "/tmp/world/old.ext", "-out", expired[0]], check=True, stderr=subprocess.DEVNULL)
+    good, issuer = (x509.load_pem_x509_certificate(pathlib.Path(path).read_bytes()) for path in (expired[0], bundle))
+    past = datetime.datetime.utcnow().replace(microsecond=0) - datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(issuer.subject, good.subject, good.public_key(), 7, past - datetime.timedelta(days=30), past)
+    for extension in good.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    signed = builder.sign(serialization.load_pem_private_key(pathlib.Path(key).read_bytes(), None), hashes.SHA256())
+    pathlib.Path(expired[0]).write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     pebble.stop()
     pebble.launch([stage.pebble_program("pebble"), "-config", stage.write("/tmp/world/pebble.json", pebble._config()), "-dnsserver", pebble.options.dns],
                   pebble._environment())

@@ -272,7 +272,7 @@ def test_full_when_the_ledger_is_written(host: Host, name: str, gate: Gate) -> N
         before = host.live(name)
         room.fill()
         gate.opened.set()
-        assert f"{FULL}: '{STATE}/issuer/" in end(process, os.EX_TEMPFAIL)
+        assert f"certdrop-issue: {STATE}/issuer/{name}.json: {FULL}; " in end(process, os.EX_TEMPFAIL)
         assert host.live(name) > before and host.served(name) == host.on_disk(name)
         room.empty()
         host.run(*TICK, user="_certdrop", code=0)

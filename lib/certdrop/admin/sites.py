@@ -134,7 +134,7 @@ def refuse(domains: list[str], name: str) -> None:
     except site.Wrong as error:
         meant = [name for text in domains for name in what_is_meant(text)]
         could = meant != domains and meant and all(site.is_host_name(one) or site.is_address(one) for one in meant)
-        why = next((why for sign, why in NO_NAME if re.search(sign, domain)), "")
+        why = next((why for sign, why in NO_NAME if re.search(sign, domain) and domain.count(":") < 2), "")       # more look like an address
         raise Refused((f"{domain!a:.80}: no host name: {why}" if why else str(error)) + "; nothing was added" +
                       (f"; try: certdrop add {' '.join(dict.fromkeys(meant))}" if could else "")) from error
     if len(set(domains)) != len(domains):
