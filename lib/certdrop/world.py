@@ -20,6 +20,11 @@ from certdrop import jail
 # With less, a run could fail half-way, and a good reply would be blamed for it.
 _ENOUGH = {"AS": 1 << 30, "CPU": 300, "DATA": 1 << 30, "FSIZE": 1 << 24, "NOFILE": 64, "NPROC": 32, "STACK": 1 << 20}
 
+
+class Unfit(OSError):
+    """The caller handed on what would have a run fail half-way, and what cannot be undone here."""
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 # The C library has no names for these: the numbers of ioprio_set, keyctl, set_mempolicy, sched_setattr. Others than these have the generic ones.
 _NUMBERS = {"x86_64": (251, 250, 238, 314), "i386": (289, 288, 276, 351), "arm": (314, 311, 321, 380), "powerpc64le": (273, 271, 261, 355),
@@ -116,7 +121,7 @@ _KEPT = {"memory that is never both written and executed (PR_SET_MDWE)": (66, 1)
 
 
 def make_own_world() -> None:
-    """Shed all of it. To be called as root, before any lock. Raises OSError where something cannot be shed that a run could fail by, half-way."""
+    """Shed all of it. To be called as root, before any lock. Raises Unfit where something cannot be shed that a run could fail by, half-way."""
     _reset_limits()
     for undo in SHED.values():
         try:
@@ -126,7 +131,13 @@ def make_own_world() -> None:
     for name, (option, bits) in _KEPT.items():
         found = _libc.prctl(option, 0, 0, 0, 0)
         if found > 0 and found & bits:
-            raise OSError(f"the caller handed on {name}, and that cannot be undone here")
+            raise Unfit(f"the caller handed on {name}, and that cannot be undone here")
+    try:
+        os.execv("", ["-"])                            # no program: what comes is ENOENT, or what every program would meet
+    except FileNotFoundError:
+        pass
+    except PermissionError:                            # sudo's noexec, by seccomp or LD_PRELOAD
+        raise Unfit("the caller lets this run start no program (noexec); put into sudoers: Defaults:_certdrop !noexec") from None
 
 
 def _reset_limits() -> None:
@@ -141,4 +152,4 @@ def _reset_limits() -> None:
             hard = resource.getrlimit(number)[1]
             resource.setrlimit(number, (hard, hard))
             if hard != most and hard < _ENOUGH.get(name, 0):
-                raise OSError(f"the caller's limit RLIMIT_{name}={hard} is too low for a run, and cannot be raised here") from None
+                raise Unfit(f"the caller's limit RLIMIT_{name}={hard} is too low for a run, and cannot be raised here") from None

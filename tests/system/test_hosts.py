@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from typing import Iterator
 
 import pytest
-from conftest import Host
+from between import HOST, PORT, Between
+from conftest import STATE, Host
+
+import world as stage
 
 MARK = pathlib.Path("/tmp/their-python-ran")
 PROGRAMS = {"certdrop": ("rotate", "--due"), "certdrop-install": (), "certdrop-issue": ("--plan",), "certdrop-account": ("show",), "certdrop-status": (),
@@ -116,3 +123,241 @@ def test_a_service_that_is_described_badly(host: Host, text: str) -> None:
     finally:
         path.write_text(before)
     host.run("certdrop-install", code=0)
+
+
+# ---- a clone of the host, with the same account
+
+@pytest.fixture
+def between(host: Host) -> Iterator[Between]:
+    """The CA, by way of something in between."""
+    made = Between(host.world.pebble)
+    host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
+    yield made
+    made.close()
+
+
+@contextmanager
+def on_a_clone(host: Host) -> Iterator[None]:
+    """What is done here is done on a clone: the account's files are then as they were."""
+    for part in ("account", "issuer"):
+        shutil.copytree(f"{STATE}/{part}", f"/root/{part}")
+    yield
+    for part, pattern in (("account", "*"), ("issuer", "account@*")):
+        for path in pathlib.Path(f"{STATE}/{part}").glob(pattern):
+            path.unlink()
+        for path in pathlib.Path(f"/root/{part}").glob(pattern):
+            shutil.copy(path, f"{STATE}/{part}/{path.name}")
+            shutil.chown(f"{STATE}/{part}/{path.name}", "_certdrop", "_certdrop")
+        shutil.rmtree(f"/root/{part}")
+
+
+def account(host: Host) -> str:
+    found = re.search(r"^account: +(https://\S+)$", host.run("certdrop-account", "show").text, re.M)
+    assert found
+    return found[1]
+
+
+def test_a_clone_changed_the_accounts_key(host: Host, between: Between) -> None:
+    """The next order is placed by another account, and says so to nobody in particular, in the log, and where the CA then refuses by a CAA record."""
+    name = host.add(host.name())
+    before = account(host)
+    with on_a_clone(host):
+        host.run("certdrop-account", "rollover", code=0)
+    text = host.run("certdrop-issue", "--force", "--no-install", name, code=0).text
+    after = account(host)
+    assert before != after and text.count("\n") == 1 and all(word in text for word in (before, after, f"accounturi={before}", "a clone of this host")), text
+    told = [json.loads(line) for line in stage.read("/var/log/certdrop/issuer.log").splitlines() if "account-replaced" in line][-1]
+    assert (told["account"], told["before"]) == (after, before)
+    assert f"accounturi={after};" in host.run("certdrop-account", "show", code=0).text
+    forget_reply(host, name)
+    between.odd["order-plz"] = [(403, "caa", {})] * 2
+    done = host.run("certdrop-issue", "--force", "--no-install", name)
+    assert done.code == 65, [line for _, line in between.asked[-20:]]
+    error = host.status(name)["last_error"]
+    assert f"accounturi={before} forbids that: certdrop-account show prints the new record" in error and "caa: said by" in error
+    between.odd.clear()
+    assert host.run("certdrop-issue", "--force", "--no-install", name, code=0).text == ""
+
+
+def forget_reply(host: Host, name: str) -> None:
+    """Have the issuer ask again."""
+    os.unlink(f"/var/spool/certdrop/replies/{name}@{host.next(name):04d}.pem")
+
+
+def test_a_clone_changed_the_key_and_no_other_account_can_be_made(host: Host, between: Between) -> None:
+    """Both are said, and the account is not forgotten: when another can be made, that is told."""
+    name = host.add(host.name())
+    before = account(host)
+    with on_a_clone(host):
+        host.run("certdrop-account", "rollover", code=0)
+    refuses = [True]
+    terms = json.dumps({"type": "urn:ietf:params:acme:error:userActionRequired", "detail": "new terms"}).encode()
+    between.rewrite = lambda path, body, said: (403, said[1], terms) if said[0] == 201 and "sign-me-up" in path and refuses else said
+    host.run("certdrop-issue", "--force", "--no-install", name)
+    error = host.status(name)["last_error"]
+    assert before in error and "a clone of this host" in error and "userActionRequired: new terms" in error, error
+    refuses.clear()
+    assert f"accounturi={before}" in host.run("certdrop-issue", "--force", "--no-install", name, code=0).text
+
+
+def test_a_clone_deactivated_the_account(host: Host, between: Between) -> None:
+    """It is said what the account is, and what to do; and that helps."""
+    name = host.add(host.name())
+    before = account(host)
+    with on_a_clone(host):
+        host.run("certdrop-account", "deactivate", "--yes", code=0)
+    host.run("certdrop-issue", "--force", "--no-install", name)
+    error = host.status(name)["last_error"]
+    assert f"the account {before} is deactivated" in error and "sudo certdrop-account deactivate" in error, error
+    host.run("certdrop-account", "deactivate", "--yes", code=0)
+    text = host.run("certdrop-issue", "--force", "--no-install", name, code=0).text
+    assert account(host) != before and f"accounturi={before}" in text
+
+
+# ---- what keeps a principal from its work
+
+MOUNTED = "/root/state"
+
+
+@contextmanager
+def read_only(host: Host, path: str = STATE) -> Iterator[None]:
+    """A directory's file system takes no writes any more, as after an error."""
+    shutil.rmtree(MOUNTED, ignore_errors=True)
+    host.run("cp", "-a", path, MOUNTED, code=0)
+    host.run("mount", "-t", "tmpfs", "-o", "mode=755", "state", path, code=0)
+    try:
+        host.run("cp", "-a", f"{MOUNTED}/.", path, code=0)
+        host.run("mount", "-o", "remount,ro", path, code=0)
+        yield
+    finally:
+        host.run("umount", path, code=0)
+
+
+def nagios(host: Host) -> str:
+    return host.run("certdrop-status", "--nagios").text
+
+
+def aged(path: str, hours: float) -> None:
+    """A stamp as it will be in so many hours."""
+    moment = time.time() - hours * 3600
+    os.utime(path, (moment, moment))
+
+
+def test_a_state_that_is_read_only(host: Host) -> None:
+    """Is seen by looking: by status in all forms and by mail, once; and no more when it can be written."""
+    name = host.add(host.name())
+    host.run("certdrop-watch", user="_certdrop-watch", code=0)
+    words = f"{STATE} is read-only: nothing can be renewed"
+    assert words not in nagios(host)
+    aged(f"{STATE}/watcher/state.json", 1)
+    with open(f"{STATE}/watcher/state.json", encoding="ascii") as stream:
+        noted = {**json.load(stream), "ran": int(time.time()) - 3600}
+    stage.write(f"{STATE}/watcher/state.json", json.dumps(noted))
+    shutil.chown(f"{STATE}/watcher/state.json", "_certdrop-watch", "_certdrop-watch")
+    before = len(host.world.mail.messages())
+    with read_only(host):
+        assert words in nagios(host) and nagios(host).startswith("CERTDROP CRITICAL")
+        assert f"certdrop-status: {words}" in host.run("certdrop-status", code=2).text and words in host.status(name)["host"]
+        for program, user in (("certdrop-install", ""), ("certdrop-issue", "_certdrop")):
+            done = host.run(program, *["--cron"] * bool(user), user=user, code=75)
+            assert done.text == "", done
+        host.run("certdrop-watch", user="_certdrop-watch", code=0)
+        (mail,) = host.world.mail.messages()[before:]
+        assert words in mail.subject and "dmesg" in mail.body
+    assert words not in nagios(host) and not host.status(name)["host"]
+
+
+def test_noexec_in_sudoers(host: Host) -> None:
+    """The run that sudo starts may start nothing: no reply is refused for it, what is to be done is said, root's own run installs, and the advice helps."""
+    name = host.add(host.name())
+    host.run("certdrop", "rotate", "--next", name, code=0)
+    number = host.next(name)
+    stage.write("/etc/sudoers.d/zz-hardened", "Defaults noexec\n", 0o440)
+    try:
+        os.utime(f"{STATE}/keeper/{name}.json")
+        notes = json.loads(stage.read(f"{STATE}/keeper/{name}.json"))
+        stage.write(f"{STATE}/keeper/{name}.json", json.dumps({**notes, "installed_at": 0}))
+        host.run("certdrop-issue", "--force", name, code=0)
+        assert host.live(name) < number and not host.status(name)["last_error"]
+        told = host.run("certdrop-status").text
+        assert "Defaults:_certdrop !noexec" in told and "Defaults:_certdrop !noexec" in nagios(host), told
+        host.run("certdrop-install", code=0)
+        assert host.live(name) == number and host.served(name) == host.on_disk(name)
+        (line,) = re.findall(r"put into sudoers: (\S+ \S+)[;)]", host.run("certdrop-status").text)
+        stage.write("/etc/sudoers.d/zz-hardened", f"Defaults noexec\n{line}\n", 0o440)
+        (command,) = re.findall(r"\(to try it: (.*?)\)", told)
+        host.run("/bin/sh", "-c", command, code=0)
+        assert "noexec" not in host.run("certdrop-status").text
+    finally:
+        os.unlink("/etc/sudoers.d/zz-hardened")
+    host.run("certdrop", "remove", name)
+
+
+def test_runs_that_stop_at_once(host: Host) -> None:
+    """A directory is gone: after hours of that, it is not called silence of cron's, and it is over with the next good run."""
+    name = host.add(host.name())
+    host.run("certdrop-install", code=0)
+    os.rename("/var/spool/certdrop/replies", "/var/spool/certdrop/replies.away")
+    try:
+        host.run("certdrop-install", code=75)
+        host.run("certdrop-issue", "--cron", user="_certdrop", code=75)
+        told = host.run("certdrop-status").text
+        assert "the keeper's last run did nothing: " in told and "replies" in told and "the issuer's last run did nothing: " in told, told
+        for who in ("keeper", "issuer"):
+            aged(f"{STATE}/{who}/last-run", 7)
+        told = host.run("certdrop-status").text
+        assert "it should run every" not in told
+        before = len(host.world.mail.messages())
+        host.run("certdrop-watch", user="_certdrop-watch", code=0)
+        (mail,) = host.world.mail.messages()[before:]
+        assert "the keeper does nothing: its runs stop" in mail.body and "the issuer does nothing" in mail.body
+        assert "cron" not in mail.body.split("The last lines")[0]
+    finally:
+        os.rename("/var/spool/certdrop/replies.away", "/var/spool/certdrop/replies")
+    host.run("certdrop-install", code=0)
+    host.run("certdrop-issue", "--cron", user="_certdrop", code=0)
+    assert "did nothing" not in host.run("certdrop-status").text and not host.status(name)["host"]
+
+
+def tick(host: Host, who: str) -> str:
+    """What cron would mail of a run."""
+    if who == "keeper":
+        return host.run("certdrop-install", code=0).text
+    return host.run("certdrop-issue", "--cron", user="_certdrop", code=0).text
+
+
+def test_each_tells_of_the_others(host: Host) -> None:
+    """Root's hourly run and the issuer's say once a day who was not seen to run; not on the first day, nor where the host slept."""
+    host.add(host.name())
+    daily = {"keeper": f"{STATE}/keeper/silence", "issuer": f"{STATE}/issuer/account-looked-at"}
+    seen = {"keeper": f"{STATE}/keeper/last-run", "issuer": f"{STATE}/issuer/last-run", "watcher": f"{STATE}/watcher/state.json"}
+    host.run("certdrop-watch", user="_certdrop-watch", code=0)
+    for who, stamp in daily.items():
+        if os.path.exists(stamp):
+            os.unlink(stamp)
+        others = [other for other in seen if other != who]
+        for other in others:
+            aged(seen[other], 40)
+        assert tick(host, who) == "", "the first day"
+        assert tick(host, who) == ""
+        aged(stamp, 24.5)
+        for other in others:
+            aged(seen[other], 25)
+        assert tick(host, who) == "", "seen"
+        aged(stamp, 40)
+        for other in others:
+            aged(seen[other], 40)
+        assert tick(host, who) == "", "the host slept"
+        aged(stamp, 24.5)
+        text = tick(host, who)
+        assert [line for line in text.splitlines() if "was not seen to run for more than a day" in line] == text.splitlines() != []
+        assert sorted(re.findall(r": the (\w+) was not seen", text)) == sorted(others), text
+        assert tick(host, who) == "", "told today"
+        aged(stamp, 24.5)
+        os.unlink(seen["watcher"])
+        for other in others:
+            if other != "watcher":
+                os.utime(seen[other])
+        assert re.findall(r": the (\w+) was not seen", tick(host, who)) == ["watcher"], "it never ran"
+        host.run("certdrop-watch", user="_certdrop-watch", code=0)
+    assert '"not-seen-to-run"' in stage.read("/var/log/certdrop/issuer.log")

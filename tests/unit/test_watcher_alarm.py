@@ -115,6 +115,29 @@ def test_silence_of_keeper_and_issuer_is_told() -> None:
     assert [] == alarm.of_host(Run(int(NOW - 3600), 65), Run(int(NOW - 600), 75), [site], [], NOW)
     assert ["keeper:exit"] == [problem.key for problem in alarm.of_host(Run(int(NOW), 70), Run(int(NOW)), [site], [], NOW)]
     assert [] == alarm.of_host(Run(), Run(), [], [], NOW)
+    never = alarm.of_host(Run(int(NOW)), Run(), [site], [], NOW)
+    assert ["issuer:silent"] == [problem.key for problem in never] and ("why", "it has not run yet") in never[0].facts
+
+
+def test_what_stops_the_runs_is_told_in_place_of_silence() -> None:
+    """Not before it lasts; and that sudo's run does not begin, and that nothing can be written, at once."""
+    site = verdict.judge(evidence.Evidence("a.org", configured_at=int(NOW - 30 * DAY)), None, NOW, Thresholds())
+    well = Run(int(NOW))
+    for quiet, keys in ((3600, []), (4 * 3600, ["keeper:stopped"])):
+        found = alarm.of_host(Run(int(NOW - quiet), stopped="no room"), well, [site], [], NOW)
+        assert [problem.key for problem in found] == keys and not any("cron" in text for problem in found for _, text in problem.facts)
+    assert [("keeper:asked", False)] == [(one.key, one.grave) for one in alarm.of_host(Run(int(NOW), asked="noexec"), well, [site], [], NOW)]
+    assert [("host:read-only", True), ("host:read-only", False)] == [
+        (one.key, one.grave) for one in alarm.of_host(well, well, [site], [], NOW, ["/var/lib/certdrop", "/var/log/certdrop"])]
+
+
+def test_once_a_day_without_a_note() -> None:
+    """Where nothing can be noted: in the first hour, then each 24 hours later."""
+    problem = alarm.Problem("host:read-only", "read-only", [])
+    before = evidence.Mouth(int(NOW - 3590))
+    told = [hour for hour in range(80) if alarm.decide(before, [problem], NOW + 3600 * hour, True)]
+    assert told == [0, 24, 48, 72] and alarm.decide(before, [problem], NOW, True) == alarm.PROBLEM
+    assert alarm.decide(before, [], NOW, True) == ""
 
 
 @pytest.mark.parametrize("spoil, said", [

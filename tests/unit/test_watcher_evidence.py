@@ -296,4 +296,4 @@ def test_damage_is_one_sites_own(world: World, entry: str, data: Any) -> None:
         assert (verdict.DAMAGED, verdict.CRITICAL) == (found.state, found.severity) and str(path) in found.last_error
     table.render([found], time.time(), 80, False)
     table.page(found, time.time())
-    report.as_json([found], [])
+    report.as_json([found], [], [])

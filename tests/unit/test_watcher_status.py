@@ -259,7 +259,7 @@ FIELDS: dict[str, Any] = {
     "served": (bool, type(None)), "refused_by_browsers": bool, "generation": int, "proven_generation": int, "next_generation": int,
     "key": str, "key_created": str,
     "key_burnt": bool, "next_key_created": str, "next_key_spki_sha256": str, "last_error": MAYBE, "since": MAYBE, "next_try": MAYBE, "disorder": list,
-    "revocations": list, "silent": dict}
+    "revocations": list, "silent": dict, "host": list}
 
 
 def test_json_is_as_documented(world: World) -> None:

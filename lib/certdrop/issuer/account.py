@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 JOSE = "application/jose+json"
 NONCES = 3                         # tries at a request whose nonce is refused (RFC 8555 section 6.5); then the CA is left alone
+LOST = ("the CA knows no account {} by this host's key any more: its key was changed on a clone of this host, it was deactivated, "
+        "or the CA lost it")
+FORBIDS = "a CAA record with accounturi={} forbids that: certdrop-account show prints the new record"
 NEEDED = ("newNonce", "newAccount", "newOrder")        # of a directory
 SIGNED = ("newAccount", "newOrder", "revokeCert", "keyChange")         # what is sent there is signed
 
@@ -37,7 +40,8 @@ class Account:
         self.lock = threading.RLock()
         self.registered_now = False
         self.doubted = False                   # whether the CA was asked again which account this is, in this run
-        self.known: dict[str, object] = {}     # directory, directory_at, account, contact, changing (the key)
+        self.is_over = False                   # whether the CA said that the account is deactivated, in this run
+        self.known: dict[str, object] = {}     # directory, directory_at, account, contact, changing (the key), before (the account that the CA lost)
         self._entry = f"account@{jose.entry(directory_url)}.json"
         self._keep = keep
         if keep:
@@ -52,7 +56,7 @@ class Account:
         """The CA does not know the account of this URL: the next session registers again, and asks for the directory again."""
         with self.lock:
             if self.known.get("account") == account:
-                self.known = {}
+                self.known = {"before": account}
                 self._save()
 
     def is_here(self, url: object) -> bool:
@@ -64,7 +68,7 @@ class Account:
         fit = {"directory": self.as_directory(found.get("directory")) is not None,
                "directory_at": spool.is_credible(found.get("directory_at"), spool.FRESH, time.time()),
                "account": self.is_here(found.get("account")), "contact": isinstance(found.get("contact"), list),
-               "changing": isinstance(found.get("changing"), bool)}
+               "changing": isinstance(found.get("changing"), bool), "before": self.is_here(found.get("before"))}
         self.known = {key: value for key, value in found.items() if fit.get(key)}
 
     def as_directory(self, found: object) -> dict[str, object] | None:
@@ -120,7 +124,7 @@ class Session:
             if not known:
                 answer = self.post(self.url("newAccount"), self._registration(), "")
                 place = self._place(answer)
-                account.registered_now = answer.status == 201
+                account.registered_now = answer.status == 201 or account.known.get("before", place) != place
                 update = answer.status == 200 and bool(account.contact)
             if update:
                 self.post(place, {"contact": account.contact}, place)
@@ -140,7 +144,8 @@ class Session:
                 account.key.exchange()
             place = self._place(answer)
             break
-        account.note(account=place, changing=False)
+        known = account.known.get("account")
+        account.note(account=place, changing=False, **({"before": known} if known and not place else {}))
         return place
 
     def _place(self, answer: Answer) -> str:
@@ -153,7 +158,7 @@ class Session:
         return place
 
     def is_another(self, known: str) -> bool:
-        """Whether the CA knows our key by another account's URL than this one; asked once in a run. Then the right one is noted."""
+        """Whether the CA knows our key by another account's URL than this one, or by none; asked once in a run. Then the right one is noted."""
         account = self.account
         with account.lock:
             if account.doubted:
@@ -161,7 +166,8 @@ class Session:
             account.doubted = True
             try:
                 return self.find() != known
-            except Trouble:
+            except Trouble as trouble:
+                account.is_over = trouble.problem == "unauthorized"        # what a CA says of the key of an account that is deactivated
                 return False
 
     def _registration(self) -> dict[str, object]:

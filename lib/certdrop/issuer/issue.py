@@ -29,6 +29,8 @@ ACCOUNT = ["/usr/sbin/certdrop-account", "rollover", "--due"]
 INSTALL = 900                      # seconds for root to look at the spool
 LONGEST = 7200.0                   # seconds for a run away from the terminal where it was started
 DAY = 86400.0
+LATE = 7200.0                      # seconds that a daily look may be late; later, the host slept
+STOPPED = "stopped"                # issuer/: why the last run did not come to its end
 REPLY = b"r"                       # the network part: a reply is in the spool; at its end b"1" or b"0", whether root should look
 TOGETHER = 2.0                     # seconds after a reply for others to come: root looks at them together
 TICK = 600                         # seconds from one run by cron to the next
@@ -56,9 +58,9 @@ def main(argv: list[str]) -> int:
         os.chdir("/")
         return _run(options)
     except (KeyError, PermissionError) as error:
-        return say(f"{_plainly(error)}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM, True, options.apart)
+        return _stop(f"{_plainly(error)}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM, True, options.apart)
     except (OSError, MemoryError) as error:
-        return say(f"{_plainly(error)}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud, options.apart)
+        return _stop(f"{_plainly(error)}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud, options.apart)
     except KeyboardInterrupt:
         return os.EX_TEMPFAIL
 
@@ -81,7 +83,7 @@ def _run(options: Options) -> int:
         if waits and options.install and not options.plan and not options.dry_run:
             _have_root_look()
         if options.cron:
-            _have_account_looked_at()
+            _do_daily()
         pause = following - time.time() + 1                        # to the site's own second
         if not options.cron or not 1 < pause < end - time.monotonic():
             return code
@@ -171,23 +173,24 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
             os.write(writer, b"1" if waits else b"0")
             sys.stdout.flush()
         except site.Wrong as error:
-            code = say(f"{error}; the live certificates stay", os.EX_CONFIG, True, options.apart)
+            code = _stop(f"{error}; the live certificates stay", os.EX_CONFIG, True, options.apart)
         except (OSError, MemoryError) as error:
             if getattr(error, "errno", 0) == errno.EPERM:      # modes say EACCES: a system call was refused that this part is not known to need
-                code = say(f"{error}; the live certificates stay; certdrop-check says which walls stand; please report this", os.EX_SOFTWARE)
+                code = _stop(f"{error}; the live certificates stay; certdrop-check says which walls stand; please report this", os.EX_SOFTWARE)
             else:
-                code = say(f"{_plainly(error)}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud, options.apart)
+                code = _stop(f"{_plainly(error)}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud, options.apart)
         except KeyboardInterrupt:
             code = os.EX_TEMPFAIL
         except ImportError as error:
             from certdrop.start import incomplete
             code = incomplete("certdrop-issue", error)
+            _stop(str(error), code, False)
         except Exception as error:
             if type(error).__name__ == "Moved":
-                say(f"{error}; the live certificates stay", os.EX_SOFTWARE)
+                _stop(f"{error}; the live certificates stay", os.EX_SOFTWARE)
             else:
                 import traceback
-                say(f"internal error; the live certificates stay; please report this\n{traceback.format_exc()}", os.EX_SOFTWARE)
+                _stop(f"internal error; the live certificates stay; please report this\n{traceback.format_exc()}", os.EX_SOFTWARE)
         finally:
             os._exit(code)
     os.close(writer)
@@ -220,15 +223,18 @@ def _hear(reader: int, install: bool) -> bool:
             look_at = look_at or time.monotonic() + TOGETHER
 
 
-def _have_account_looked_at() -> None:
-    """Once a day: certdrop-account alone may have the account's key changed, and knows when."""
-    stamp, now = site.STATE + "/issuer/account-looked-at", time.time()
+def _do_daily() -> None:
+    """Once a day: certdrop-account alone may have the account's key changed, and knows when; and whether root and watcher run."""
+    stamp, now, age = site.STATE + "/issuer/account-looked-at", time.time(), DAY + LATE
     try:
-        if now - DAY < os.stat(stamp, follow_symlinks=False).st_mtime <= now:
+        age = now - os.stat(stamp, follow_symlinks=False).st_mtime
+        if 0 <= age < DAY:
             return
     except FileNotFoundError:
         os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
     os.utime(stamp, follow_symlinks=False)
+    if 0 <= age < DAY + LATE:                  # else certdrop is new, or the host slept: then it is not known
+        _tell_silences(now)
     import subprocess
 
     from certdrop import jail
@@ -236,6 +242,19 @@ def _have_account_looked_at() -> None:
         subprocess.run(ACCOUNT, stdin=subprocess.DEVNULL, env=jail.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
     except (OSError, subprocess.TimeoutExpired):
         pass                                   # tomorrow again
+
+
+def _tell_silences(now: float) -> None:
+    """Say who of root and the watcher was not seen to run for more than a day."""
+    for who, entry, follows in (("keeper", "keeper/last-run", "no certificate is installed"), ("watcher", "watcher/state.json", "nobody is told of trouble")):
+        try:
+            seen = now - os.lstat(f"{site.STATE}/{entry}").st_mtime
+        except OSError:
+            seen = 2 * DAY
+        if seen > DAY + 2 * LATE:              # the look before may be that old
+            from certdrop import events
+            events.Log("issuer").write(events.SILENT, who=who)
+            say(f"the {who} was not seen to run for more than a day; without it {follows}; sudo certdrop-check says what keeps it from that", os.EX_OK)
 
 
 def _have_root_look() -> None:
@@ -253,6 +272,17 @@ def _plainly(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or "no memory"
+
+
+def _stop(text: str, code: int, loud: bool = True, apart: bool = False) -> int:
+    """Say it, and leave it for those who would ask why nothing runs; returns the code."""
+    try:
+        from certdrop.issuer import notes
+        if os.geteuid():                       # root writes nothing there
+            notes.put(STOPPED, text.encode("utf-8", "replace"))
+    except (OSError, MemoryError, ImportError):
+        pass                                   # a disk that is full, or read-only: who asks sees that
+    return say(text, code, loud, apart)
 
 
 def say(text: str, code: int, loud: bool = True, apart: bool = False) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from certdrop import TERMINAL, VERSION, become, events, roots, site, spool, words
 from certdrop.issuer import jose, orders, signer, turn
-from certdrop.issuer.account import Account, Session, as_object
+from certdrop.issuer.account import FORBIDS, LOST, Account, Session, as_object
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.trouble import REFUSED, VALIDATION, Trouble
 
@@ -199,9 +199,9 @@ class Counter:
         print(f"terms of service: {events.clean(terms, 300) if isinstance(terms, str) else 'the CA names none'}", flush=True)
         if not agreed:
             raise words.Declined("nobody is there to be asked; --yes agrees")
-        place = self.session.kid()
-        self.log.write(events.REGISTERED, account=place)
-        say("registered", os.EX_OK)
+        place, before = self.session.kid(), str(self.account.known.get("before") or "")
+        self.log.write(events.REPLACED if before else events.REGISTERED, account=place, **({"before": before} if before else {}))
+        say("registered" + (f", in place of {before}; {FORBIDS.format(before)}" if before else ""), os.EX_OK)
         return self.show()
 
     def show(self) -> int:
@@ -216,7 +216,8 @@ class Counter:
             place, found = remembered, {}
         else:
             code = os.EX_OK if place else os.EX_DATAERR
-        facts["account"] = place or "none: certdrop-account register makes it, or the first order does"
+        before = str(self.account.known.get("before") or "")
+        facts["account"] = place or (f"none: {LOST.format(before)}; " if before else "none: ") + "certdrop-account register makes it, or the first order does"
         if found:
             contact = found.get("contact")
             facts["status"] = str(found.get("status"))

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from certdrop import events, roots, site, spool
 from certdrop.issuer import ari, budget, log, ports, revoke
-from certdrop.issuer.account import Account, Session
+from certdrop.issuer.account import FORBIDS, LOST, Account, Session
 from certdrop.issuer.keyring import Key, make_key
 from certdrop.issuer.opening import Opening
 from certdrop.issuer.options import Options
@@ -197,18 +197,43 @@ class Network:
 
     def _by_our_account(self, work: Callable[[], None]) -> None:
         """Do it; once more, where it turns out that the account is another one. Raises what work raises."""
-        session, before = self._session(), self.account.known.get("account")
+        session, before = self._session(), str(self.account.known.get("account") or "")
         try:
             work()
+            return
         except AccountUnknown:                 # a CA that lost its accounts, also in mid-order: once more, with a new one
             self.account.forget(str(self.account.known.get("account")))
-            session.kid()
-            work()
-        except Trouble as trouble:             # what is kept may be no account of ours
-            doubtful = trouble.problem in ("malformed", "unauthorized") and trouble.kind == REFUSED
-            if not doubtful or not session.is_another(str(before or self.account.known.get("account"))):
+        except Trouble as trouble:             # what is kept may be no account of ours, or none any more
+            before = before or str(self.account.known.get("account"))
+            doubtful = not trouble.names and trouble.problem in ("malformed", "unauthorized") and trouble.status
+            another = bool(doubtful) and session.is_another(before)
+            if self.account.is_over and trouble.problem == "unauthorized":
+                raise Trouble(REFUSED, f"the account {before} is deactivated, here, on a clone of this host or by the CA; sudo certdrop-account deactivate "
+                              f"sets its key aside, and the next order makes another account; {trouble.text}", problem="unauthorized") from trouble
+            if not another:
                 raise
+        try:
+            session.kid()
+            self._registered(session)
             work()
+        except Trouble as trouble:
+            if self.account.known.get("before") == before and not self.account.known.get("account"):
+                trouble.text = f"{LOST.format(before)}, and no other could be made: {trouble.text}"
+            raise
+
+    def _registered(self, session: Session) -> str:
+        """The account's URL. Where it was registered now that is told; loudly where it takes another's place, for a CAA record may name that."""
+        place, account = session.kid(), session.account
+        with account.lock:
+            new, account.registered_now = account.registered_now, False
+        before = account.known.get("before")
+        if new and before:
+            self.log.warning(events.REPLACED, account=place, before=before)
+            log.say(f"{LOST.format(before)}; registered another: {place}; {FORBIDS.format(before)}", True)
+        elif new:
+            self.log.info(events.REGISTERED, account=place)
+            log.say(f"registered an account at {self.config.directory_url}: {place}", self.options.loud)
+        return place
 
     def _was_cut_off(self, task: Task) -> bool:
         """Whether runs that had placed an order for this site ended before they could tell, so often that this one has to wait."""
@@ -237,18 +262,16 @@ class Network:
         self._spend(order.names, bool(replaces))
         begin, before = time.monotonic(), session.transport.requests - session.ahead
         session.ahead = 0
-        account = session.kid()
-        if session.account.registered_now:
-            session.account.registered_now = False
-            self.log.info(events.REGISTERED, account=account)
-            log.say(f"registered an account at {self.config.directory_url}: {account}", self.options.loud)
+        self._registered(session)
         self.budget.note(budget.BEGUN, task.name, time.time())
         try:
             reply = order.place(self._module()).encode("ascii", "replace")
         except Trouble as trouble:
             for name in trouble.names if trouble.kind == VALIDATION else ():
                 self.budget.note(budget.FAILED, name, time.time())
-            trouble.text = "; ".join([trouble.text, *order.warnings])
+            gone = session.account.known.get("before")
+            caa = [f"the account is a new one; {FORBIDS.format(gone)}"] if gone and "caa: " in trouble.text else []
+            trouble.text = "; ".join([*caa, trouble.text, *order.warnings])
             if order.unreplaced and order.unreplaced.status < 500 and task.certificate:
                 ledger.unreplaced = task.certificate.sha256            # the next try names nothing
             raise

@@ -5,14 +5,16 @@ Runs as: root. Trusts: of a caller through sudo, nothing. Reads and writes: noth
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 
 from certdrop import VERSION, events, jail, site, spool, world
-from certdrop.keeper import install, lock
+from certdrop.keeper import install, lock, notes, reader
 from certdrop.keeper.run import Run, say
 
+STOPPED, ASKED = "stopped", "stopped-asked"                # keeper/: why the last run did not come to its end, root's own and one that the issuer asked for
 HELP = "usage: certdrop-install   (no arguments: takes what the spool holds, judges, installs, reloads; see certdrop-install(8))\n"
 
 
@@ -37,7 +39,8 @@ def main(argv: list[str]) -> int:
         return os.EX_USAGE
     asked_by_issuer = os.environ.get("SUDO_USER") == spool.ISSUER
     watched = sys.stderr is not None and sys.stderr.isatty()
-    return guard("certdrop-install", lambda: as_root(lambda: _install(asked_by_issuer, watched)), quiet=not watched)
+    return guard("certdrop-install", lambda: as_root(lambda: _install(asked_by_issuer, watched)), quiet=not watched,
+                 stamp=ASKED if asked_by_issuer else STOPPED)
 
 
 def _install(asked_by_issuer: bool, watched: bool) -> int:
@@ -46,6 +49,10 @@ def _install(asked_by_issuer: bool, watched: bool) -> int:
         with lock.Lock(patient=False, queue="waiting-issuer" if asked_by_issuer else "waiting"):
             run = Run("certdrop-install", asked_by_issuer, talk)
             install.reconcile(run)
+            if asked_by_issuer:
+                notes.put(ASKED, b"")
+            else:
+                run.said += reader.silences(run)
     except lock.Busy as busy:
         if talk:
             say([f"certdrop-install: another keeper is at work ({busy}); it does what there is to do"])
@@ -65,11 +72,13 @@ def as_root(work: Callable[[], int]) -> int:
     return work()
 
 
-def guard(program: str, work: Callable[[], int], quiet: bool = False) -> int:
+def guard(program: str, work: Callable[[], int], quiet: bool = False, stamp: str = "") -> int:
     """The exit code of some work; what it raises becomes one line and the right code, and a traceback only where it is our bug.
 
-    `quiet`, nothing is said of what a later run mends by itself: it is logged.
+    `quiet`, nothing is said of what a later run mends by itself: it is logged. It is noted under keeper/`stamp`; of a run that the issuer asked for,
+    what its world forbids.
     """
+    lasts = stamp == STOPPED
     try:
         return work()
     except Usage as error:
@@ -83,6 +92,8 @@ def guard(program: str, work: Callable[[], int], quiet: bool = False) -> int:
         code = os.EX_NOPERM
     except lock.Busy as error:
         text, code = f"another keeper is at work ({error}); try again later", os.EX_TEMPFAIL
+    except world.Unfit as error:
+        text, code, lasts = f"{error}; nothing was done", os.EX_TEMPFAIL, stamp != ""
     except OSError as error:
         text, code = f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL
     except ImportError:
@@ -93,4 +104,7 @@ def guard(program: str, work: Callable[[], int], quiet: bool = False) -> int:
     if not quiet or code != os.EX_TEMPFAIL:
         say([f"{program}: {text}"])
     events.Log("keeper").write("error", text=text)
+    if lasts:
+        with contextlib.suppress(OSError):
+            notes.put(stamp, text.encode("utf-8", "replace"))
     return code

@@ -2,19 +2,21 @@
 
 Whoever may write there can hold the directory, or a file, in the kernel: a process that looks then waits, and cannot be killed. So a child does,
 which has nothing of root's that others wait for (no lock, no pipe, and by Landlock no other file), and is left behind where it does not answer in time.
-Runs as: root. Trusts: its own child. Reads: replies/. Writes: keeper/readers, keeper/looked.
+Once a day it looks whether issuer and watcher run, by the times of stamps in their directories.
+Runs as: root. Trusts: its own child. Reads: replies/. Writes: keeper/readers, keeper/looked, keeper/silence.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import select
 import signal
 import struct
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from certdrop import jail, site, spool
 from certdrop.keeper import integrity, notes
@@ -23,6 +25,9 @@ from certdrop.keeper.run import Run
 DEADLINE = 5.0                     # seconds for one reply
 MOST = 8                           # children that may hang, of all runs: each has a byte of keeper/readers locked, until the kernel lets it go
 SETTLED = 2e9                      # nanoseconds after which a directory's time of change tells whether it was changed since
+
+DAY = 86400
+STAMPS = {"watcher": "watcher/state.json", "issuer": "issuer/last-run"}
 
 _NOTHING, _REPLY, _REFUSED = b"-+!"
 _HEAD = struct.Struct(">BI")       # one of these, and how many bytes follow
@@ -43,7 +48,7 @@ def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | N
         for at in range(len(entries)):
             end = time.monotonic() + DEADLINE
             if child[1] < 0 and failed < MOST:
-                child = _start(run, entries[at:])
+                child = _start(run, [functools.partial(_answer, entry, run.issuer) for entry in entries[at:]])
             while child[1] >= 0 and not _is_whole(data):
                 more = os.read(child[1], 1 << 16) if select.select([child[1]], [], [], max(0.0, end - time.monotonic()))[0] else b""
                 data += more
@@ -64,8 +69,32 @@ def _is_whole(data: bytes) -> bool:
     return len(data) >= _HEAD.size and len(data) >= _HEAD.size + _HEAD.unpack_from(data)[1]
 
 
-def _start(run: Run, entries: list[str]) -> tuple[int, int]:
-    """A child that reads these in turn, and the descriptor that it answers by. Raises OSError."""
+def silences(run: Run) -> list[str]:
+    """Once a day: which of issuer and watcher were not seen to run for more than one. Not where the host slept, or certdrop is new: then it is not known."""
+    due = f"{site.STATE}/keeper/silence"
+    age = time.time() - os.stat(due).st_mtime if os.path.exists(due) else 2.0 * DAY
+    if 0 <= age < DAY:
+        return []
+    notes.put("silence", b"")
+    if age > DAY + 7200 or not run.sights:
+        return []
+    child, seen = _start(run, [_tell_seen]), b""
+    while select.select([child[1]], [], [], DEADLINE)[0] and (more := os.read(child[1], 9)):
+        seen += more
+    _leave(*child)
+    return [f"{run.program}: the {who} was not seen to run for more than a day; sudo certdrop-check says what keeps it from that"
+            for who in STAMPS if who[:1].encode() not in seen]
+
+
+def _tell_seen() -> None:
+    for who, stamp in STAMPS.items():
+        with contextlib.suppress(OSError):
+            if time.time() - os.lstat(f"{site.STATE}/{stamp}").st_mtime < DAY + 4 * 3600:      # root's look before may be that old
+                os.write(1, who[:1].encode())
+
+
+def _start(run: Run, work: list[Callable[[], None]]) -> tuple[int, int]:
+    """A child that does these in turn, and the descriptor that it answers by. Raises OSError."""
     parent, (answers, writer) = os.getpid(), os.pipe()
     child = os.fork()
     if child:
@@ -80,8 +109,8 @@ def _start(run: Run, entries: list[str]) -> tuple[int, int]:
         with contextlib.suppress(jail.Unconfined):
             jail.landlock(read=(spool.replies(),))
         if any(map(_is_free, range(MOST))):
-            for entry in entries:
-                _answer(entry, run.issuer)
+            for one in work:
+                one()
     finally:
         os._exit(0)
 

@@ -88,13 +88,22 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
     return problems
 
 
-def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str], now: float) -> list[Problem]:
-    """What is to be told of the principals."""
-    problems = []
+def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str], now: float, read_only: list[str] | None = None) -> list[Problem]:
+    """What is to be told of the principals, and of where they write."""
+    problems = [Problem("host:read-only", text, [("you can", "read what the kernel says (dmesg), mend the disk or the file system, and mount it read-write")],
+                        severity == verdict.CRITICAL)
+                for severity, text in verdict.of_host({}, read_only or [])]
+    if keeper.asked:
+        problems.append(Problem("keeper:asked", "the run that the issuer asks root for does not begin",
+                                [("why", keeper.asked), ("certdrop", "installs certificates by root's own hourly run"),
+                                 ("you can", f"mend that, then run {verdict.ASKING}")]))
     for who, run, job in (("keeper", keeper, "certdrop-install"), ("issuer", issuer, "certdrop-issue")):
         silent, quiet = verdict.silence(run, [site.evidence for site in sites], now, verdict.OFTEN[who])
         last = f"its last run was at {events.stamp(run.at)}" if run.at else f"it {table.ran_last(run, now)}"
-        if silent:
+        if silent and run.stopped:
+            problems.append(Problem(f"{who}:stopped", f"the {who} does nothing: its runs stop", [("why", run.stopped), ("last", last), (
+                "certdrop", "does nothing without it: no certificate is renewed"), ("you can", f"mend what the error names, then run {job} by hand")], True))
+        elif silent:
             problems.append(Problem(f"{who}:silent", table.silence(who, quiet),
                                     [("why", last), ("certdrop", "does nothing without it: no certificate is renewed"),
                                      ("you can", f"see whether cron runs, look at /etc/cron.d/certdrop, run {job} by hand")], True))
@@ -106,8 +115,11 @@ def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str],
     return problems
 
 
-def decide(before: Mouth, problems: list[Problem], now: float) -> str:
-    """PROBLEM, REMINDER or WELL where a mail is due, else nothing."""
+def decide(before: Mouth, problems: list[Problem], now: float, forgets: bool = False) -> str:
+    """PROBLEM, REMINDER or WELL where a mail is due, else nothing. Who `forgets` what was told counts the hours since he could note anything."""
+    if forgets and problems and before.at:
+        hours = round((now - before.at) / 3600)
+        return "" if hours % 24 != 1 else PROBLEM if hours == 1 else REMINDER
     if not problems:
         return WELL if before.told else ""
     if any(problem.key not in before.told for problem in problems):

@@ -17,7 +17,7 @@ from datetime import timezone
 from certdrop import jail, roots, spool
 from certdrop import site as configuration
 from certdrop.browsers import Browsers
-from certdrop.events import clean
+from certdrop.events import LOGS, clean
 from certdrop.watcher import order
 from certdrop.watcher.principal import USER
 
@@ -124,6 +124,8 @@ class Run:
     at: int | None = None
     exit: int | None = None
     ahead: bool = False                        # by a clock that stood ahead of today's: then it is not known when
+    stopped: str = ""                          # why its run did not come to its end, since then
+    asked: str = ""                            # of the keeper: why the run that the issuer asked for did not begin
 
 
 @dataclass
@@ -187,15 +189,16 @@ class Reader:
     def last_run(self, principal: str) -> Run:
         """When `keeper` or `issuer` last ran: the time the stamp was written, not what it says."""
         owner = ROOT if principal == "keeper" else self.issuer
+        stopped, asked = (_first_line(f"{configuration.STATE}/{principal}", entry, owner) for entry in ("stopped", "stopped-asked"))
         try:
             found = os.lstat(f"{configuration.STATE}/{principal}/last-run")
         except OSError:
-            return Run()
+            return Run(stopped=stopped[0], asked=asked[0])
         if found.st_uid != owner:
-            return Run()
+            return Run(stopped=stopped[0], asked=asked[0])
         said = self._json(principal, "last-run", owner, None)
         ahead = found.st_mtime > time.time() + SLACK
-        return Run(None if ahead else int(found.st_mtime), number(said, "exit", 255), ahead)
+        return Run(None if ahead else int(found.st_mtime), number(said, "exit", 255), ahead, stopped[0] if stopped[1] > found.st_mtime else "", asked[0])
 
     def watcher(self) -> Mouth:
         """What the watcher noted of itself."""
@@ -320,6 +323,21 @@ def load_parser() -> None:
         pass
 
 
+def read_only() -> list[str]:
+    """Those of certdrop's directories that are on a file system which takes no writes, as the kernel remounts ext4 after an error. By the file
+    system's own options, not the mount's: the units of systemd have mounts read-only for themselves."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as stream:
+            mounts = {words[4]: words[-1].split(",") for words in map(str.split, stream)}       # of those at one point, the last is seen
+    except OSError:
+        return []
+    found = []
+    for path in (configuration.STATE, spool.SPOOL, LOGS):
+        at = max((point for point in mounts if f"{path}/".startswith(f"{point.rstrip('/')}/")), key=len, default="")
+        found += [path] if "ro" in mounts.get(at, ()) else []
+    return found
+
+
 def as_object(data: bytes) -> dict[str, object]:
     """The JSON object in data. Raises ValueError, also where it is nested without end."""
     try:
@@ -350,6 +368,14 @@ def _trouble(note: object, what: str) -> Trouble | None:
         return None
     return Trouble(text(note, what, 40), number(note, "number"), number(note, "since"), number(note, "tries") or 1,
                    number(note, "next_try"), text(note, "error"))
+
+
+def _first_line(folder: str, name: str, owner: int) -> tuple[str, float]:
+    """What a principal left there, cleaned, and when; nothing where it left nothing that can be used."""
+    try:
+        return clean(_read(folder, name, owner).decode("utf-8", "replace").partition("\n")[0], TEXT), os.lstat(f"{folder}/{name}").st_mtime
+    except (OSError, spool.Refused):
+        return "", 0.0
 
 
 def _burnt() -> set[str]:

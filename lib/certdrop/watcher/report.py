@@ -15,10 +15,10 @@ from certdrop.watcher.verdict import Silence, Verdict
 _WORDS = {verdict.OK: "OK", verdict.WARNING: "WARNING", verdict.CRITICAL: "CRITICAL", verdict.UNKNOWN: "UNKNOWN"}
 
 
-def as_json(sites: list[Verdict], silences: list[Silence]) -> str:
+def as_json(sites: list[Verdict], silences: list[Silence], host: list[tuple[int, str]]) -> str:
     """A list with an object for each site."""
     silent = {one.who: int(one.quiet) for one in silences if one.severity}
-    return json.dumps([{**_object(site), "silent": silent} for site in sites], indent=1)
+    return json.dumps([{**_object(site), "silent": silent, "host": [text for _, text in host]} for site in sites], indent=1)
 
 
 def _object(site: Verdict) -> dict[str, object]:
@@ -58,14 +58,15 @@ def _object(site: Verdict) -> dict[str, object]:
     }
 
 
-def as_nagios(sites: list[Verdict], code: int, silences: list[Silence], mute: list[str]) -> str:
+def as_nagios(sites: list[Verdict], code: int, silences: list[Silence], host: list[str], mute: list[str]) -> str:
     """One line with performance data (Monitoring Plugins' guidelines, section 2.6)."""
     bad = sorted((site for site in sites if site.severity), key=lambda site: -site.severity)
     why = {site.evidence.name: "; ".join(table.shorten(text, 90) for text in _words(site)) for site in bad[:3]}
     said = [f"{site.evidence.name} {site.state}" + (f" ({why[site.evidence.name]})" if why[site.evidence.name] else "") for site in bad[:3]]
     if len(bad) > 3:
         said.append(f"and {len(bad) - 3} more")
-    said[:0] = [table.silence(one.who, one.quiet) for one in silences if one.severity] + [table.shorten(text, 100) for text in mute]
+    said[:0] = [table.shorten(text, 300) for text in host]
+    said[len(host):len(host)] = [table.silence(one.who, one.quiet) for one in silences if one.severity] + [table.shorten(text, 100) for text in mute]
     days = [site.days_left for site in sites if site.days_left is not None]
     text = "; ".join(said) or f"{len(sites)} site{'' if len(sites) == 1 else 's'}" + (f", the nearest end in {min(days):.1f} days" if days else "")
     shares = [site.left for site in sites if site.left is not None]

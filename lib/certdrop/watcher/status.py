@@ -16,7 +16,7 @@ from typing import TextIO
 from certdrop import VERSION, events, shown
 from certdrop import site as configuration
 from certdrop.watcher import handshake, report, table, verdict
-from certdrop.watcher.evidence import Evidence, Reader, Run
+from certdrop.watcher.evidence import Evidence, Reader, Run, read_only
 from certdrop.watcher.places import Place, Places
 from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
@@ -119,13 +119,15 @@ def show(options: Options, out: TextIO) -> int:
     sites = together(look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now))
     keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
     watcher = reader.watcher()
-    silences = verdict.silences({"keeper": keeper, "issuer": issuer, "watcher": Run(watcher.at)}, [site.evidence for site in sites], now)
+    runs = {"keeper": keeper, "issuer": issuer, "watcher": Run(watcher.at)}
+    silences = verdict.silences(runs, [site.evidence for site in sites], now)
+    host = verdict.of_host(runs, read_only())
     mute = verdict.WARNING if watcher.mute else verdict.OK
-    code = max([mute, *(one.severity for one in silences), *(site.severity for site in sites)])
+    code = max([mute, *(severity for severity, _ in host), *(one.severity for one in silences), *(site.severity for site in sites)])
     if options.form == "json":
-        print(report.as_json(sites, silences), file=out)
+        print(report.as_json(sites, silences, host), file=out)
     elif options.form == "nagios":
-        print(report.as_nagios(sites, code, silences, watcher.mute), file=out)
+        print(report.as_nagios(sites, code, silences, [text for _, text in host], watcher.mute), file=out)
     elif options.form == "prometheus":
         out.write(report.as_prometheus(sites, keeper, issuer, watcher.at, now))
     elif options.names:
@@ -136,8 +138,10 @@ def show(options: Options, out: TextIO) -> int:
         colour = at_terminal(out) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         print("\n".join(table.render(sites, now, _width(out), colour)), file=out)
         print(table.summary(sites, keeper, issuer, watcher, now), file=out)
+    for _, text in host if options.form == "table" else ():
+        print(f"certdrop-status: {text}", file=sys.stderr)
     for one in silences if options.form == "table" else ():
-        if one.severity:
+        if one.severity and not runs[one.who].stopped:
             print(f"certdrop-status: {table.silence(one.who, one.quiet)}; it should run every {table.span(verdict.OFTEN[one.who])}: "
                   "sudo certdrop-check says what keeps it from that", file=sys.stderr)
     return code

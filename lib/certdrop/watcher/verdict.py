@@ -28,6 +28,7 @@ QUIET = 3 * 3600                   # seconds without a run of a principal (the s
 TOO_QUIET = DAY
 OFTEN = {"keeper": 3600, "issuer": 600, "watcher": 3600}       # seconds from one run to the next
 QUIET_SHARE, TOO_QUIET_SHARE = 1 / 8, 1 / 4                    # of what is left of the shortest lifetime, where that is less
+ASKING = "sudo -u _certdrop sudo -n /usr/sbin/certdrop-install"
 FAR = 8 * DAY                      # seconds: nobody puts a next try off for longer
 # The issuer renews when a third of the lifetime is left, a half of a lifetime under ten days. Where its plan is known, that counts.
 BACKSTOP, SHORT_BACKSTOP, SHORT = 1 / 3, 1 / 2, 10 * DAY
@@ -146,6 +147,15 @@ def silence(run: Run, sites: list[Evidence], now: float, often: float = OFTEN["k
     if run.at is None:
         usual = most = TOO_QUIET
     return (CRITICAL if quiet > most else WARNING if quiet > usual else OK), quiet
+
+
+def of_host(runs: dict[str, Run], read_only: list[str]) -> list[tuple[int, str]]:
+    """(severity, sentence) of what keeps all sites from being renewed, or their renewals from being seen."""
+    found = [(CRITICAL if path != events.LOGS else WARNING, f"{path} is read-only: {'nothing can be renewed' if path != events.LOGS else 'nothing is logged'}")
+             for path in read_only]
+    found += [(WARNING, f"the {who}'s last run did nothing: {run.stopped}") for who, run in runs.items() if run.stopped]
+    found += [(WARNING, f"the run that the issuer asked root for did not begin: {run.asked} (to try it: {ASKING})") for run in runs.values() if run.asked]
+    return found
 
 
 def _served(found: Evidence, shown: set[str] | None) -> bool | None:

@@ -223,15 +223,16 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
     reader = Reader()
     places = Places()
     own = spool.open_directory(configuration.STATE + "/watcher")
+    read_only = evidence.read_only()
     disorder = layout.deviations()             # root's table, and owners and modes: nothing that others wrote
     for wall in shut_in(ports(reader, places), reader.browsers):
         journal.warning(events.UNCONFINED, error=wall)
     before = reader.watcher()
     sites = look_twice(reader, places, now)
     runs = {"keeper": reader.last_run("keeper"), "issuer": reader.last_run("issuer")}
-    problems = alarm.of_host(runs["keeper"], runs["issuer"], sites, disorder, now)
+    problems = alarm.of_host(runs["keeper"], runs["issuer"], sites, disorder, now, read_only)
     problems += [problem for site in sites for problem in alarm.of_site(site, now)]
-    kind = alarm.decide(before, problems, now)
+    kind = alarm.decide(before, problems, now, configuration.STATE in read_only)
     after = Mouth(int(now), before.failed if problems else "", before.told, before.mailed)
     if kind:
         tails = {who: tail(f"{events.LOGS}/{who}.log") for who in runs}
@@ -245,7 +246,8 @@ def read_and_write(pipes: tuple[int, int], route: courier.Route) -> int:
         after.heartbeat = ask(pipes, {"do": "heartbeat"}).removeprefix(courier.NO_BEAT)
         journal.info("heartbeat-failed" if after.heartbeat else "heartbeat", error=after.heartbeat)
     noted = {"ran": after.at, "failed": after.failed, "told": after.told, "mailed": after.mailed, "heartbeat": after.heartbeat}
-    spool.write(own, "state.json", json.dumps(noted).encode(), 0o644)
+    if configuration.STATE not in read_only:       # else that is told, and what was told is not known
+        spool.write(own, "state.json", json.dumps(noted).encode(), 0o644)
     journal.info("looked", sites=len(sites), problems=len(problems))
     transmit(pipes[1], {"do": "done"})
     if at_terminal(sys.stdout):
