@@ -159,7 +159,7 @@ def _diff(survey: Survey, make: bool) -> int:
     text, remarks = survey.nginx.diff(survey.replaced, {one.site or one.name: one.pair.domains for one in [*survey.here, *survey.taken] if one.pair})
     sys.stdout.flush()
     if make:
-        if text:
+        if text or import_apply.begun():
             kept = import_apply.apply(survey.nginx.changes, text)
             say([f"{PROGRAM}: {path}: changed" for path, _, _ in survey.nginx.changes])
             say([f"{PROGRAM}: nginx passed its test and was reloaded; patch -R -p0 -d / < {kept} undoes the change; certdrop-status shows what is served"])

@@ -134,6 +134,7 @@ def _apply(plans: list[Plan], service: services.Service) -> None:
                 say(one, f"linked {one.link} to it")
         service.test()
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)      # what is begun is taken back, whoever is in a hurry
         for path in reversed(made):
             _unlink(path)
         if isinstance(error, services.Failed):

@@ -62,16 +62,19 @@ def take_away(path: str, service: services.Service) -> None:
             if os.path.islink(link) and os.path.realpath(link) == path:
                 links[link] = os.readlink(link)
     aside = f"{os.path.dirname(path)}/.{os.path.basename(path)}.certdrop-removed"
-    for link in links:
-        os.unlink(link)
-    os.rename(path, aside)
     try:
+        os.rename(path, aside)
+        for link in links:
+            os.unlink(link)
         service.test()
-    except services.Failed as error:
-        os.rename(aside, path)
+    except (services.Failed, OSError) as error:
+        if os.path.lexists(aside):
+            os.rename(aside, path)
         for link, target in links.items():
-            os.symlink(target, link)
-        raise Refused(f"{path}: stays: without it {error}; nothing was changed") from error
+            if not os.path.lexists(link):
+                os.symlink(target, link)
+        why = f"{path}: {error.strerror}" if isinstance(error, OSError) else f"without it {error}"
+        raise Refused(f"{path}: stays: {why}; nothing was changed") from error
     os.unlink(aside)
     try:
         service.reload()
