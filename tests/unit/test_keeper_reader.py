@@ -127,6 +127,20 @@ def test_a_change_of_just_now_is_not_believed_to_be_the_last(run: Any, monkeypat
     assert 2 == len(run.forked)
 
 
+def test_a_change_is_no_older_for_being_read_slowly(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reply that came while a child looked at the others may have the time that was seen before; it is found by the next run."""
+    read = spool.read
+    monkeypatch.setattr(reader, "SETTLED", 0.3e9)
+
+    def slowly(fd: int, entry: str, owner: int) -> bytes:
+        time.sleep(0.1)
+        return read(fd, entry, owner)
+    monkeypatch.setattr(spool, "read", slowly)
+    put("x", b"")
+    assert [None] * 4 == said(run) == said(run)
+    assert 2 == len(run.forked)
+
+
 def test_the_child_holds_nothing_that_others_wait_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three descriptors, and none of root's: no lock, no pipe that somebody reads to its end."""
     lock = os.open(site.STATE + "/keeper/lock", os.O_RDWR | os.O_CREAT)

@@ -38,6 +38,7 @@ def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | N
 
     Where neither requests/ nor replies/ was changed since there was no reply to any request, nobody looks.
     """
+    now = time.time_ns()                       # before anybody looks: what changes while a child reads may have the time of a change before
     changed = [os.fstat(fd).st_ctime_ns for fd in (run.requests, run.replies)]
     with contextlib.suppress(OSError, integrity.Damaged):
         if integrity.read(f"{site.STATE}/keeper/looked") == repr(changed).encode():
@@ -60,7 +61,7 @@ def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | N
             yield said if kind == _REPLY else None if kind == _NOTHING else spool.Refused(said.decode() or "busy")
     finally:
         _leave(*child)
-    if not found and len(entries) == sum((kind == "csr") for posted in run.posted.values() for _, kind in posted) and max(changed) < time.time_ns() - SETTLED:
+    if not found and len(entries) == sum((kind == "csr") for posted in run.posted.values() for _, kind in posted) and max(changed) < now - SETTLED:
         with contextlib.suppress(OSError):
             notes.put("looked", repr(changed).encode(), 0o600)
 
