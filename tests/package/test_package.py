@@ -324,10 +324,22 @@ def test_a_log_with_a_second_name_is_rotated(installed: None) -> None:
         run("logrotate", "-f", "/etc/logrotate.d/certdrop", "-s", "/tmp/logrotate.status")
         assert (log.read_text(), log.with_suffix(".log.1").read_text(), other.read_text()) == ("", "line\n", "line\n")
         run("sh", "-c", "echo more >>/var/log/certdrop/issuer.log; logrotate -f /etc/logrotate.d/certdrop -s /tmp/logrotate.status")
-        assert run("zcat", "/var/log/certdrop/issuer.log.2.gz") == other.read_text() == "line\n"
+        assert log.with_suffix(".log.2").read_text() == other.read_text() == "line\n"
         assert layout_deviations() == "[]"
     finally:
         other.unlink()
+
+
+def test_a_log_without_end_is_rotated(installed: None) -> None:
+    """Who owns it can have it be as long as a file may be, at no cost: no rotation of root's reads it to its end."""
+    log, status = pathlib.Path("/var/log/certdrop/issuer.log"), "/tmp/logrotate.endless"
+    for _ in range(3):
+        with log.with_name("keeper.log").open("a") as stream:
+            stream.write("line\n")
+        run("runuser", "-u", "_certdrop", "--", "truncate", "-s", "8T", str(log))
+        run("logrotate", "-f", "/etc/logrotate.d/certdrop", "-s", status)
+    assert run("zcat", "/var/log/certdrop/keeper.log.2.gz") == "line\n"
+    assert (log.stat().st_size, [log.with_suffix(f".log.{number}").stat().st_size for number in (1, 2, 3)]) == (0, [8 << 40] * 3)
 
 
 def test_reinstalling_over_kept_keys_goes_on(installed: None) -> None:
