@@ -361,3 +361,87 @@ def test_each_tells_of_the_others(host: Host) -> None:
         assert re.findall(r": the (\w+) was not seen", tick(host, who)) == ["watcher"], "it never ran"
         host.run("certdrop-watch", user="_certdrop-watch", code=0)
     assert '"not-seen-to-run"' in stage.read("/var/log/certdrop/issuer.log")
+
+
+# ---- half an upgrade
+
+DPKG = ("/var/lib/dpkg/updates", "/var/lib/dpkg/info", "/var/lib/dpkg/status")
+LIBRARY = f"/usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
+DIST = "/usr/lib/python3/dist-packages"
+
+
+@contextmanager
+def lacking(host: Host, path: str) -> Iterator[None]:
+    """A module, or all that is in a package, is not there, as while apt replaces it."""
+    if os.path.isdir(path):
+        host.run("mount", "-t", "tmpfs", "none", path, code=0)
+    else:
+        os.rename(path, path + ".dpkg-tmp")
+    try:
+        yield
+    finally:
+        host.run("umount", path, code=0) if os.path.isdir(path) else os.rename(path + ".dpkg-tmp", path)
+
+
+def dpkg(at_work: bool) -> None:
+    """dpkg changed something just now; or days ago."""
+    moment = time.time() - (0 if at_work else 3 * 86400)
+    for path in DPKG:
+        os.utime(path, (moment, moment))
+
+
+def half(name: str) -> str:
+    """Where a module lies."""
+    places = (f"{LIBRARY}/lib-dynload", f"{name}.cpython-*-linux-gnu.so"), (DIST, name), (DIST, f"{name}.py")
+    return str(next(found for place, pattern in places for found in pathlib.Path(place).glob(pattern)))
+
+
+@pytest.mark.parametrize("module", ["_ctypes", "_ssl", "cryptography", "OpenSSL", "structlog", "acme_tiny"])
+def test_half_an_upgrade(host: Host, module: str) -> None:
+    """Whatever is missing, and wherever it is loaded: a line that names it, 75, nobody's refusal; nothing in cron's mail while dpkg is at work.
+
+    When it is back, the next runs renew.
+    """
+    name = host.add(host.name())
+    before, ledger = host.live(name), f"{STATE}/issuer/{name}.json"
+    with lacking(host, half(module)):
+        dpkg(at_work=False)
+        for program, argv in PROGRAMS.items():
+            done = host.run(program, *(name if word == "their.example.org" else word for word in argv))
+            assert "Traceback" not in done.text and "internal error" not in done.text, done
+            assert done.code in (0, 1, 2, os.EX_TEMPFAIL, os.EX_CONFIG * (program == "certdrop-check")), (program, done)
+            if done.code == os.EX_TEMPFAIL:
+                assert module.partition(".")[0] in done.text and done.text.count("\n") <= 2, (program, done)
+        host.run("certdrop", "rotate", "--next", name)
+        for at_work in (False, True):
+            dpkg(at_work)
+            done = host.run("certdrop-issue", "--force", name, "--no-install", user="_certdrop")
+            assert done.code in (0, os.EX_TEMPFAIL) and "Traceback" not in done.text, done
+            assert (done.text == "") if at_work or not done.code else module in done.text, (at_work, done)
+        with open(ledger, encoding="ascii") as stream:
+            assert "count" not in json.load(stream)
+    dpkg(at_work=False)
+    host.run("certdrop", "rotate", "--next", name, code=0)
+    host.run("certdrop-issue", "--force", name, "--no-install", code=0)
+    number = host.next(name)
+    with lacking(host, half(module)):
+        for at_work in (False, True):
+            dpkg(at_work)
+            done = host.run("certdrop-install")
+            assert done.code in (0, os.EX_TEMPFAIL) and "Traceback" not in done.text, done
+            assert not at_work or done.text == "", done
+    with open(f"{STATE}/keeper/{name}.json", encoding="ascii") as stream:
+        notes = json.load(stream)
+    assert not notes["refused"] and not notes["install"], notes
+    host.run("certdrop-issue", "--cron", user="_certdrop", code=0)
+    host.run("certdrop-install", code=0)
+    assert host.live(name) == number > before and host.served(name) == host.on_disk(name) and host.status(name)["state"] == "serving"
+
+
+def test_the_signer_cannot_load_what_it_needs(host: Host) -> None:
+    """It is said what, not that the signer ended."""
+    host.add(host.name())
+    dpkg(at_work=False)
+    with lacking(host, half("cryptography")):
+        done = host.run("certdrop-account", "show", code=os.EX_TEMPFAIL)
+    assert "cryptography" in done.text and "the signer has ended" not in done.text, done

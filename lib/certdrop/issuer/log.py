@@ -9,7 +9,7 @@ import os
 import time
 from typing import Any
 
-import structlog
+from structlog import PrintLogger, processors, wrap_logger
 
 from certdrop import events, words
 from certdrop.issuer import due
@@ -46,9 +46,9 @@ def _clean(_: Any, __: str, fields: Any) -> Any:
 
 def logger() -> Any:
     """A structlog logger whose lines share this run's id."""
-    bound = structlog.wrap_logger(
-        structlog.PrintLogger(_File()),  # type: ignore[arg-type]
-        processors=[structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True, key="time"), _clean, structlog.processors.JSONRenderer()])
+    bound = wrap_logger(
+        PrintLogger(_File()),  # type: ignore[arg-type]
+        processors=[processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True, key="time"), _clean, processors.JSONRenderer()])
     return bound.bind(run=f"{int(time.time()):x}-{os.getpid():x}")
 
 

@@ -48,10 +48,10 @@ class Moved(Exception):
 
 
 def load() -> types.ModuleType:
-    """A private copy of acme_tiny. Raises Moved where one of its ports is not where it was."""
+    """A private copy of acme_tiny. Raises Moved where one of its ports is not where it was, ImportError where there is none."""
     spec = importlib.util.find_spec("acme_tiny")
     if spec is None or spec.loader is None:
-        raise Moved("acme_tiny is not installed; apt install acme-tiny")
+        raise ImportError("acme_tiny is not installed; apt install acme-tiny")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     missing = [name for name in (*_WORLD, "get_crt", "LOGGER") if not hasattr(module, name)]

@@ -84,11 +84,15 @@ def _run(sock: socket.socket, parent: int, config: site.Config, may: frozenset[s
         return b""
     message = following()
     if message:
-        from certdrop.issuer import desk       # 100 ms, which a run that places no order can spare
         try:
+            from certdrop.issuer import desk   # 100 ms, which a run that places no order can spare
             desk.serve(sock, config, may, log, message, following)
         except OSError:
             pass                               # the other end is gone
+        except ImportError as error:           # apt replaces it just now
+            while message:
+                sock.send(b"!" + f"it cannot load what it needs: {error}".encode("ascii", "backslashreplace")[:1000])
+                message = following()
         except Exception as error:
             log.write(events.FAILED, kind="internal", error=f"the signer: {error!r}")
 

@@ -32,4 +32,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ImportError as error:       # before the first case: no reply's fault
+        os.write(1, f"lacks {error}".encode("ascii", "replace")[:250] + b"\n")

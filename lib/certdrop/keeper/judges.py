@@ -14,7 +14,7 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from certdrop import jail, spool
+from certdrop import events, jail, spool
 
 if TYPE_CHECKING:
     import subprocess
@@ -51,19 +51,21 @@ class Judge:
         self.end()
 
     def ask(self, *parts: bytes) -> str:
-        """The answer's line; "" where there is none in time (and then this judge is ended)."""
+        """The answer's line; "" where there is none in time (and then this judge is ended). Raises OSError where it cannot load what it needs."""
+        said = answer = ""
         try:
             self.start()
-            if not self._ready and self._line() != "ready":
-                self.end()
-                return ""
-            self._ready = True
-            self._send(struct.pack(f">I{len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts))
-            answer = self._line()
+            said = "ready" if self._ready else self._line()
+            if said == "ready":
+                self._ready = True
+                self._send(struct.pack(f">I{len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts))
+                answer = self._line()
         except OSError:
             answer = ""
         if not answer:
             self.end()
+        if said.startswith("lacks "):          # nobody's fault, and over when apt is done
+            raise OSError(f"the judge cannot load what it needs: {events.clean(said[6:])}")
         return answer
 
     def end(self) -> None:

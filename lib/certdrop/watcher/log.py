@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any, MutableMapping
 
-import structlog
+from structlog import BoundLogger, processors, wrap_logger
 
 from certdrop import events
 
@@ -38,8 +38,8 @@ class File:
 def open_log() -> Any:
     """A structlog logger whose lines share an id of this run."""
     run = f"{int(time.time()):x}-{os.getpid():x}"
-    return structlog.wrap_logger(File(f"{events.LOGS}/watcher.log"), wrapper_class=structlog.BoundLogger,
-                                 processors=[_formed, structlog.processors.JSONRenderer()], run=run)
+    return wrap_logger(File(f"{events.LOGS}/watcher.log"), wrapper_class=BoundLogger,
+                       processors=[_formed, processors.JSONRenderer()], run=run)
 
 
 def _formed(_logger: object, _method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
