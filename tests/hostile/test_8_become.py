@@ -159,6 +159,13 @@ def test_112_who_stops_what_holds_the_token(ground: Ground) -> None:
     assert "check_token" not in subprocess.run(["ps", "ax"], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
+def test_113_who_stops_all_of_its_own(ground: Ground) -> None:
+    """Goal: the same, by stopping whatever begins as this user: as what tries whether it could have FUSE."""
+    with ground.attacker(lambda: os.kill(-1, signal.SIGSTOP)):
+        for _ in range(5):
+            assert "fuse" in ground.run("certdrop-check", "--offline", timeout=60).text
+
+
 def test_114_output_that_nobody_reads(ground: Ground) -> None:
     """Goal: hold root's programs up by not reading what they say: a terminal that is stopped, a pipe that is full. 30 s, and they end."""
     ground.run("certdrop-status", code=None)

@@ -93,3 +93,26 @@ def test_132_no_file_system_of_ones_own(ground: Ground, mine: str) -> None:
         assert not any(can(user, opens) for user in users) and can("www-data", opens)
     finally:
         held.device()
+
+
+def test_133_times_that_are_set_back(ground: Ground) -> None:
+    """Goal: have root believe for ever that there is no reply: the directory's times are what they were, and its entries come and go in every way."""
+    def reads() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{STATE}/keeper/readers")
+        ground.install(code=0)
+        return os.path.exists(f"{STATE}/keeper/readers")
+    stage.wait_for(lambda: not reads(), 10, "a run that looks for nothing")
+    before, live = os.stat(REPLIES), ground.live(OTHER)
+    ground.reply(OTHER)
+    entry, aside = ground.entry(OTHER), f"{REPLIES}/aside"
+
+    def deed() -> None:
+        os.rename(entry, aside)
+        os.link(aside, entry)
+        os.unlink(aside)
+        os.utime(REPLIES, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.utime(entry, (0, 0))
+    ground.act(deed)
+    assert os.stat(REPLIES).st_mtime_ns == before.st_mtime_ns
+    assert reads() and ground.live(OTHER) == live + 1

@@ -158,3 +158,16 @@ def _is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.mark.parametrize("ago, told", [(3600, []), (2 * 86400, ["issuer"]), (-30, []), (-30 * 86400, ["issuer"])])
+def test_a_moment_that_has_not_come_is_no_sign_of_life(run: Any, tmp_path: pathlib.Path, ago: float, told: list[str]) -> None:
+    """Whoever owns the stamp can give it any time: one far ahead would else say for ever that the issuer runs."""
+    run.sights, run.program = {"a": None}, "certdrop-install"
+    (tmp_path / "keeper/silence").touch()
+    os.utime(tmp_path / "keeper/silence", (0, time.time() - 90000))
+    for stamp, when in (("watcher/state.json", 60.0), ("issuer/last-run", ago)):
+        (tmp_path / stamp).parent.mkdir()
+        (tmp_path / stamp).touch()
+        os.utime(tmp_path / stamp, (0, time.time() - when))
+    assert told == [line.split()[2] for line in reader.silences(run)]

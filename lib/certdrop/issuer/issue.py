@@ -251,7 +251,7 @@ def _tell_silences(now: float) -> None:
             seen = now - os.lstat(f"{site.STATE}/{entry}").st_mtime
         except OSError:
             seen = 2 * DAY
-        if seen > DAY + 2 * LATE:              # the look before may be that old
+        if not -spool.STEP <= seen <= DAY + 2 * LATE:          # the look before may be that old; a moment that has not come says nothing
             from certdrop import events
             events.Log("issuer").write(events.SILENT, who=who)
             say(f"the {who} was not seen to run for more than a day; without it {follows}; sudo certdrop-check says what keeps it from that", os.EX_OK)

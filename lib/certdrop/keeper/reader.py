@@ -90,7 +90,8 @@ def silences(run: Run) -> list[str]:
 def _tell_seen() -> None:
     for who, stamp in STAMPS.items():
         with contextlib.suppress(OSError):
-            if time.time() - os.lstat(f"{site.STATE}/{stamp}").st_mtime < DAY + 4 * 3600:      # root's look before may be that old
+            seen, now = os.lstat(f"{site.STATE}/{stamp}").st_mtime, time.time()
+            if spool.is_credible(seen, spool.HAPPENED, now) and now - seen < DAY + 4 * 3600:      # root's look before may be that old
                 os.write(1, who[:1].encode())
 
 

@@ -6,7 +6,7 @@ Runs as: anyone; namespaces() and fuse() as root, in children of their own. Trus
 from __future__ import annotations
 
 import os
-import pwd
+import subprocess
 from collections.abc import Callable
 
 from certdrop import jail, spool, syscalls
@@ -15,6 +15,7 @@ from certdrop.watcher.check_line import OK, WARNING, Line, verdict
 LINKS = {"protected_hardlinks": "any user can give another's file a second name, and so a place in its own directory",
          "protected_symlinks": "links in /tmp lead root's programs astray"}
 FUSE = "/dev/fuse"
+PATIENCE = 5.0                     # seconds for each of them
 USERS = (spool.ISSUER, "_certdrop-judge", "_certdrop-watch")
 
 
@@ -54,30 +55,40 @@ def namespaces() -> list[Line]:
 
 def fuse() -> list[Line]:
     """Whether certdrop's users can make file systems of their own, and so hold in the kernel what others wait for: tried as each of them."""
-    able = [user for user in USERS if _in_child(lambda: _opens_fuse(user))]
+    tried = {user: _opens_fuse(user) for user in USERS}
+    able, late = ([user for user, opens in tried.items() if opens is what] for what in (True, None))
     if able:
         return [Line(WARNING, "fuse", f"{' and '.join(able)} can open {FUSE}: who takes over one of them can make nginx wait in the kernel (SECURITY.md)",
                      "systemd-tmpfiles --create certdrop.conf; without systemd, setfacl -m u:USER:--- " + FUSE + " for each, after each boot")]
+    if late:
+        return [Line(WARNING, "fuse", f"what tries as {' and '.join(late)} whether {FUSE} can be opened does not end within {PATIENCE:.0f} s",
+                     f"see what else runs as {late[0]}: it may stop what begins there")]
     return [Line(OK, "fuse", f"certdrop's users cannot open {FUSE}" if os.path.exists(FUSE) else f"there is no {FUSE}")]
 
 
-def _opens_fuse(user: str) -> bool:
-    found = pwd.getpwnam(user)
-    os.setgroups([])
-    os.setgid(found.pw_gid)
-    os.setuid(found.pw_uid)
-    os.close(os.open(FUSE, os.O_RDWR | os.O_CLOEXEC))
-    return True
+def _opens_fuse(user: str) -> bool | None:
+    """By a program of that user's, with nothing of root's; None where it does not end: others of that user can stop it."""
+    from certdrop import become
+    try:
+        process = become.start(user, ["/usr/bin/python3", "-IS", "-c", f"open({FUSE!r}, 'r+b', 0)"])
+    except KeyError:
+        return False
+    try:
+        return process.wait(PATIENCE) == 0
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        become.kill(process)
 
 
 def _in_child(attempt: Callable[[], bool]) -> bool:
-    """Whether something that changes a process can be done: a child does it, and ends."""
+    """Whether something that changes a process can be done: a child does it, as root, so nobody stops it, and ends."""
     child = os.fork()
     if child == 0:
         done = False
         try:
             done = attempt()
-        except (OSError, KeyError):
+        except OSError:
             pass
         finally:
             os._exit(0 if done else 1)
