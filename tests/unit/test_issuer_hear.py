@@ -51,7 +51,7 @@ def test_a_clock_that_is_set_back_makes_no_sleep_of_a_day(monkeypatch):
     from types import SimpleNamespace
     options = SimpleNamespace(cron=True, install=False, plan=False, dry_run=False)
     slept, clock = [], [1_800_000_000.0]
-    monkeypatch.setattr(issue, "_have_account_looked_at", lambda: None)
+    monkeypatch.setattr(issue, "_do_daily", lambda: None)
     monkeypatch.setattr(issue.time, "sleep", slept.append)
     monkeypatch.setattr(issue.time, "time", lambda: clock[0])
 
