@@ -11,10 +11,11 @@ from conftest import CONFIG, SPOOL, STATE, Host, stage
 
 
 def inventory() -> str:
-    """Every name, type, owner, mode and link below certdrop's directories, but for the stamp of the last run and locks."""
+    """Every name, type, owner, mode and link below certdrop's directories, but for the stamps of runs (the last one, one that stopped) and locks."""
+    passed_over = ("/last-run", "/stopped", "/lock", "/waiting", "/agenda", "/parsed")
     argv = ["find", "/etc/certdrop", STATE, SPOOL, "-type", "d", "-printf", "%p %M %u:%g\\n", "-o", "-printf", "%p %M %u:%g %s %l\\n"]
     found = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return "\n".join(sorted(line for line in found.splitlines() if not any(part in line for part in ("/last-run", "/lock", "/waiting", "/agenda", "/parsed"))))
+    return "\n".join(sorted(line for line in found.splitlines() if not any(part in line for part in passed_over)))
 
 
 @pytest.fixture
