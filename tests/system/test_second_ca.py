@@ -100,7 +100,7 @@ def test_what_the_ca_refuses_is_told(host: Host, second: SecondCA, site: str) ->
     name = host.name()
     host.world.dns.set_servfail(name)
     done = host.run("certdrop", "add", name, code=os.EX_TEMPFAIL)
-    assert f"{name}: the CA says" in done.text, done
+    assert f"{name}: the CA could not validate {name}; " in done.text and "; the CA says " in done.text, done
     assert host.status(name)["state"] == "failing"
     host.run("certdrop", "remove", name, code=0)
     host.world.dns.clear_servfail(name)
