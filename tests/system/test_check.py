@@ -103,6 +103,8 @@ def test_walls_that_only_root_can_try(host: Host, well: str) -> None:
     """The judge's namespaces; and FUSE, which certdrop's users must not have: what is advised, helps."""
     lines = check(host, "--offline", well)
     assert "each judge has namespaces of its own: processes, IPC, network" in said(lines, "ok", "sandbox")
+    by_all = json.loads(host.run("certdrop-check", "--offline", "--json", well, user="_certdrop-judge").text)
+    assert [line for line in by_all if "Landlock" in line["why"]] == [line for line in lines if "Landlock" in line["why"]] != []
     if os.path.exists("/dev/fuse"):
         os.unlink("/dev/fuse")
         os.mknod("/dev/fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))

@@ -139,6 +139,26 @@ def test_no(fresh: Host, key: str) -> None:
     assert not os.path.exists(CONFIG) and not os.path.exists(f"/etc/certdrop/sites.d/{name}.toml")
 
 
+@pytest.mark.parametrize("answer", ["n\n", "\x03"])
+def test_roots_of_a_ca_that_is_not_taken(fresh: Host, answer: str) -> None:
+    """They are not kept: who named a wrong file is asked for it again."""
+    directory, wrong = fresh.world.pebble.directory_url, fresh.world.pebble.root()
+    for _ in range(2):
+        shell = Terminal(f"certdrop add {fresh.name()}")
+        shell.answer(r"CA \[letsencrypt\]: ", directory)
+        shell.answer("root certificates .*: ", wrong)        # the CA's own server has a certificate of another one
+        shell.until(r"all the same\? \[y/N\] ")
+        assert ["ca.stage.test:14000.pem"] == os.listdir("/etc/certdrop/roots.d")
+        shell.type(answer)
+        if answer == "n\n":
+            shell.until(r"CA \[letsencrypt\]: ")
+            assert [] == os.listdir("/etc/certdrop/roots.d")
+            shell.type("\x04")
+        assert "nothing was added" in shell.until(r"ended:\d+\r?\n")
+        shell.close()
+        assert [] == os.listdir("/etc/certdrop/roots.d")
+
+
 def test_a_ca_that_cannot_be_reached(fresh: Host) -> None:
     """It is said, and another can be named."""
     shell = Terminal(f"certdrop add {fresh.name()}")

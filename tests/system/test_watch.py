@@ -195,6 +195,9 @@ def test_odd_callers(quiet: Host, shell: str, code: int, said: str) -> None:
 
 
 def test_not_everybody_has_a_mail_sent(host: Host) -> None:
-    """--test is for root (or the watcher itself): it sends mail in this host's name."""
+    """--test is for root (or the watcher itself): it sends mail in this host's name. So does a run: nobody else's, which sees nothing, raises an alarm."""
+    before = len(host.world.mail.messages())
     done = host.run("certdrop-watch", "--test", user="_certdrop-judge", code=os.EX_NOPERM)
     assert "--test must be run as root" in done.text
+    done = host.run("certdrop-watch", user="_certdrop-judge", code=os.EX_NOPERM)
+    assert "certdrop-watch: must be run as root" in done.text and before == len(host.world.mail.messages())

@@ -61,7 +61,15 @@ def test_a_block_that_is_needed_is_put_back(place: pathlib.Path) -> None:
     with pytest.raises(Refused, match="stays: without it nonsense; nothing was changed"):
         own_block.take_away(path, nginx(refuse))
     assert before == all_of(place)
-    own_block.take_away(path, nginx(lambda: None))
+    assert "reloaded" == own_block.take_away(path, nginx(lambda: None))
+    assert [] == all_of(place)
+
+
+def test_a_reload_that_failed_is_told(place: pathlib.Path) -> None:
+    """As where nginx does not run; the block is gone all the same."""
+    path = linked(place)
+    service = types.SimpleNamespace(test=lambda: None, reload=refuse)
+    assert "was not reloaded: nonsense" == own_block.take_away(path, service)     # type: ignore[arg-type]
     assert [] == all_of(place)
 
 

@@ -451,6 +451,28 @@ def test_the_filter_is_seen_in_a_process() -> None:
     assert OK == check_kernel.calls(True, True, "").level
 
 
+@pytest.mark.skipif(jail.landlock_abi() == 0 or bool(syscalls.missing()), reason="this kernel has no Landlock, or nothing filters here")
+def test_landlock_is_asked_for_outside_of_the_filter() -> None:
+    """Which refuses the question: who is shut in does not take that for a kernel that has none."""
+    def say() -> None:
+        jail.give_up_privileges()
+        syscalls.Filter(syscalls.DOCTOR).enter()
+        os.write(writer, "\n".join(line.why for line in check_kernel.look(True)).encode())
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            say()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    assert "seen in a process that is shut in" in said and "Landlock" not in said
+    assert "Landlock, ABI" in check_kernel.look(False)[0].why and "Landlock, ABI" in check_kernel.landlock()[0].why
+
+
 def test_a_missing_filter_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the package that brings it; and so does the status."""
     monkeypatch.setattr(syscalls, "seccomp", None)

@@ -351,7 +351,17 @@ def test_table_fits_80_columns_with_anything(world: World) -> None:
      "unauthorized: 203.0.113.5: 404"),
     ("example.org: the CA says connection: 203.0.113.5: Fetching http://example.org/.well-known/acme-challenge/" + "t" * 43
      + ": Timeout during connect (likely firewall problem)", "connection: 203.0.113.5: Timeout during connect (likely firewall problem)"),
-    ("/var/lib/certdrop/issuer: No space left on device", "/var/lib/certdrop/issuer: No space left on device")])
+    ("/var/lib/certdrop/issuer: No space left on device", "/var/lib/certdrop/issuer: No space left on device"),
+    ("example.org: the CA says unauthorized: Non-200 status code from HTTP: http://example.org:80/.well-known/acme-challenge/" + "t" * 43
+     + " returned 404; http://example.org/.well-known/acme-challenge/" + "t" * 43 + ", asked for from here, answers with status 404",
+     "unauthorized: Non-200 status code from HTTP: returned 404"),
+    ("example.org: the CA says connection: Get \"http://example.org:80/.well-known/acme-challenge/" + "t" * 43 + "\": dial tcp 192.0.2.1:80: connect: "
+     "connection refused; http://example.org/.well-known/acme-challenge/" + "t" * 43 + ", asked for from here, cannot be fetched from here (Connection "
+     "refused)", "connection: dial tcp 192.0.2.1:80: connect: connection refused"),
+    ("example.org: the CA says unauthorized: from http://example.org:80/.well-known/acme-challenge/" + "t" * 43 + " came 502; "
+     "http://example.org/.well-known/acme-challenge/" + "t" * 43 + ", asked for from he...", "unauthorized: from came 502"),
+    ("http://example.org/.well-known/acme-challenge/" + "t" * 43 + ", asked for from here, answers with status 404",
+     "asked for from here, answers with status 404")])
 def test_a_row_shows_the_reason(said: str, shown: str) -> None:
     """Not again the site's name, the URL, or who said it."""
     assert table.brief(said, ["example.org"]) == shown

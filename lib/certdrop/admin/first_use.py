@@ -80,9 +80,14 @@ def _ask(options: dict[str, str]) -> None:
         options["--ca"] = _answer("CA [letsencrypt]: ", refuse_ca) or "letsencrypt"
         config = site.Config()
         config.directory = options["--ca"]
-        if config.directory not in site.DIRECTORIES:
-            _offer_roots(config)
-        if _agree(config):
+        copied = config.directory not in site.DIRECTORIES and _offer_roots(config)
+        taken = False
+        try:
+            taken = _agree(config)
+        finally:
+            if copied and not taken:               # who named a wrong file is asked again
+                os.unlink(config.own_roots)
+        if taken:
             break
     print("The CA may write to you about your account. Leave it empty for none.", file=sys.stderr)
     contact = _answer("Mail address: ", refuse_contact)
@@ -90,10 +95,10 @@ def _ask(options: dict[str, str]) -> None:
         options["--contact"] = contact
 
 
-def _offer_roots(config: site.Config) -> None:
-    """Take a file of roots for a CA that may be a private one."""
+def _offer_roots(config: site.Config) -> bool:
+    """Take a file of roots for a CA that may be a private one. Whether there is one now that was not there."""
     if os.path.exists(config.own_roots):
-        return
+        return False
 
     def refuse(path: str) -> None:
         import ssl                             # for a private CA's file alone
@@ -108,6 +113,7 @@ def _offer_roots(config: site.Config) -> None:
         with open(path, "rb") as stream:
             write(config.own_roots, stream.read(spool.MAX_REPLY), 0o644)
         print(f"copied to {config.own_roots}", file=sys.stderr)
+    return bool(path)
 
 
 def _agree(config: site.Config) -> bool:

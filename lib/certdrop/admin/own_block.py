@@ -53,8 +53,8 @@ def _is_unmodified(path: str, name: str) -> bool:
     return any(blocks([found], build, which) == text for build in builds for which in ((PLAIN, TLS), (TLS,), (PLAIN,)))
 
 
-def take_away(path: str, service: services.Service) -> None:
-    """Remove the file and what links to it; where the service does not pass its test then, put both back. Raises Refused."""
+def take_away(path: str, service: services.Service) -> str:
+    """Remove the file and what links to it; where the service does not pass its test then, put both back. How the reload went. Raises Refused."""
     links = {}
     for folder in (ETC_NGINX + "/sites-enabled", ETC_NGINX + "/conf.d"):
         for entry in os.listdir(folder) if os.path.isdir(folder) else []:
@@ -78,5 +78,6 @@ def take_away(path: str, service: services.Service) -> None:
     os.unlink(aside)
     try:
         service.reload()
-    except services.Failed:
-        pass                               # it does not run: it comes without it
+    except services.Failed as error:
+        return f"was not reloaded: {error}"        # where it does not run, it comes without the block
+    return "reloaded"

@@ -256,8 +256,7 @@ def remove(name: str, agreed: bool) -> int:
                             "take the site out of it first")
                     where = f" at {', '.join(places[:5])}{' ...' if len(places) > 5 else ''}" if places else ""
                     raise Refused(f"{name}: still in use: {service.name}'s configuration names {live}/{name}/{where}; {what}")
-                own.take_away(block, service)
-                run.tell(name, f"{block}: removed; {service.name} reloaded")
+                run.tell(name, f"{block}: removed; {service.name} {own.take_away(block, service)}")
         if os.path.lexists(f"{live}/{name}"):
             os.rename(f"{live}/{name}", f"{live}/.{name}.aside")
             try:

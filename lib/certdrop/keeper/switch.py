@@ -354,7 +354,7 @@ def _is_back(run: Run, change: Change, used: dict[str, services.Service], judge:
 
 def _not_served(run: Run, change: Change, failed: dict[str, str]) -> None:
     if change.sight.proven is None and not change.was_served:
-        _installed(run, change, f"nothing serves it yet (certdrop-nginx {change.name} prints a server block)")
+        _installed(run, change, f"nothing serves it yet (certdrop-nginx {change.name} --write puts a server block in place)")
         return
     services_named = ", ".join(change.wanted.services)
     follows = "it stays in place"

@@ -129,7 +129,7 @@ def seen_as_root(sites: list[configuration.Site], issuing: bool) -> Parts:
     lines, seen = check_nginx.look(sites)
     if issuing:
         return {"nginx": lines, "seen": seen, "keys": None}
-    return {"users": check_users.as_root(), "walls": [*check_kernel.namespaces(), *check_kernel.fuse()], "cron": check_cron.as_root(),
+    return {"users": check_users.as_root(), "walls": check_kernel.walls(), "cron": check_cron.as_root(),
             "nginx": lines, "seen": seen, "clients": check_clients.look(sites), "keys": check_keys.fingerprints([found.name for found in sites])}
 
 
@@ -150,7 +150,7 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
         yield [*check_users.look(), *by_root("users")]
         if parts is None:
             yield [Line(WARNING, "root", "only root can see what sudo, sshd and nginx are told, locked passwords, and other clients", "sudo certdrop-check")]
-        yield [*check_kernel.look(), *by_root("walls")]
+        yield [*by_root("walls"), *check_kernel.look(parts is not None)]
         yield [*check_cron.look(), *by_root("cron"), *check_sites.runs(), *check_mail.look(parts is not None)] if _site_names() else []
     yield by_root("nginx")
     token, seen = (parts or {}).get("token"), check_nginx.Seen(*parts["seen"]) if parts and parts["seen"] else None

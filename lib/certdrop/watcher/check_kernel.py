@@ -19,8 +19,8 @@ PATIENCE = 5.0                     # seconds for each of them
 USERS = (spool.ISSUER, "_certdrop-judge", "_certdrop-watch")
 
 
-def look() -> list[Line]:
-    """All of it."""
+def look(by_root: bool) -> list[Line]:
+    """All that anyone can see; without Landlock's line where root's doctor has it (landlock), as its filter refuses who is shut in the question."""
     wrong = []
     for name, why in LINKS.items():
         try:
@@ -31,7 +31,12 @@ def look() -> list[Line]:
         if value == "0":
             wrong.append((f"fs.{name} is 0: {why}", f"sysctl -w fs.{name}=1, and in /etc/sysctl.d"))
     links = verdict("links", wrong, "protected by the kernel (fs.protected_hardlinks, fs.protected_symlinks)", WARNING)
-    return [sandbox(jail.landlock_abi()), calls(*observed()), *links]
+    return [*([] if by_root else landlock()), calls(*observed()), *links]
+
+
+def landlock() -> list[Line]:
+    """Whether the kernel has it: to be asked before a filter is in force."""
+    return [sandbox(jail.landlock_abi())]
 
 
 def sandbox(abi: int) -> Line:
@@ -41,6 +46,11 @@ def sandbox(abi: int) -> Line:
                     "key, and the judge is held by limits alone", "run a kernel of Debian 12 or later; lsm= on its command line must name landlock")
     missing = "" if abi >= 6 else "; this kernel leaves it signals and abstract sockets" + ("" if abi >= 4 else ", and all TCP ports")
     return Line(OK, "sandbox", f"Landlock, ABI {abi} (kernel {os.uname().release}){missing}")
+
+
+def walls() -> list[Line]:
+    """What root has to look at."""
+    return [*landlock(), *namespaces(), *fuse()]
 
 
 def namespaces() -> list[Line]:

@@ -104,7 +104,9 @@ def brief(error: str, names: list[str]) -> str:
     """An error without what the reader of a row knows: that it is the CA's word, which URL a challenge has, and the site's only name."""
     if len(names) == 1:
         error = error.replace(f"{names[0]}: {SAYS}", SAYS, 1)
-    error = re.sub(r"(?:Fetching |Invalid response from )?https?://[^\s/]+/\.well-known/acme-challenge/[^\s:;,]*(: )?", "", error)
+    if SAYS in error:                          # what the issuer saw itself says hardly more, and may be cut
+        error = re.sub(r"; https?://[^;]*", "", error)
+    error = re.sub(r'(?:Fetching |Invalid response from |Get ")?https?://[^\s/]+/\.well-known/acme-challenge/[^\s:;,"]*"?(?:: |, | )?', "", error)
     return error.replace(SAYS, "", 1)
 
 

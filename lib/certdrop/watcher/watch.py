@@ -58,8 +58,8 @@ def main(argv: list[str]) -> int:
     if argv == ["--help"]:
         print(HELP)
         return os.EX_OK
-    if argv == ["--test"] and os.geteuid() not in (0, _uid()):
-        return _refuse("--test must be run as root; try sudo: it sends mail in this host's name")
+    if argv in ([], ["--test"]) and os.geteuid() not in (0, _uid()):
+        return _refuse(f"{'--test ' if argv else ''}must be run as root; try sudo: it sends mail in this host's name")
     work = {"--test": send_test, "--check": check, "--deliver": deliver}.get(argv[0], run) if argv else run
     try:
         return as_watcher("certdrop-watch", argv, lambda: _guarded(work), os.EX_SOFTWARE)
