@@ -186,6 +186,16 @@ def test_what_nginx_lacks(host: Host) -> None:
     one_key_for_ever = tuple(map(int, version.split("."))) < (1, 23, 2)      # Debian 12's; Debian 13's nginx renews the tickets' keys
     assert ("session tickets" in settings) is one_key_for_ever, (version, settings)
     assert [word in settings for word in ("TLSv1 is weak", "weak ciphers: RC4-SHA", "ssl_stapling does nothing")] == [True] * 3, settings
+    put = f"put into the server block at {at}:6, in place of such lines of its own: include /etc/nginx/snippets/certdrop-tls.conf;"
+    assert put in settings and "take that line out" in settings, settings
+    own = " ssl_protocols TLSv1 TLSv1.2; ssl_ciphers RC4-SHA:HIGH; ssl_stapling on;"
+    weak = pathlib.Path("/etc/nginx/conf.d/weak.conf")                     # as Debian 12's nginx.conf has it
+    for inherited in ("", "ssl_protocols TLSv1 TLSv1.2 TLSv1.3;\n"):
+        weak.write_text(inherited)
+        (SITES / "broken.conf").write_text("\n".join(blocks).replace(own, " include /etc/nginx/snippets/certdrop-tls.conf;") + "\n")
+        assert host.world.nginx.test()[0]
+        assert "" == said(check(host, "--offline", names[4]), "warning", "TLS settings")
+    weak.unlink()
     (SITES / "broken.conf").unlink()
     for name in names:
         host.run("certdrop", "remove", name, code=0)

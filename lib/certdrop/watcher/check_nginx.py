@@ -191,12 +191,12 @@ def tls(config: Configuration, sites: list[configuration.Site], version: tuple[i
     servers = [server for server in config.servers if any(one.file in includes for one in server.inside)]
     if not servers:
         return []
-    wrong: dict[tuple[str, str], None] = {}
-    mend = "include /etc/nginx/snippets/certdrop-tls.conf; there, or mend that line"
+    wrong: dict[str, str] = {}                 # what mends it: in the block, as what http says may be there once only
     for server in servers:
         for why in _settings(config, server, version):
-            wrong[(clean(why, 300), mend)] = None
-    return verdict("TLS settings", list(wrong), f"of {len(servers)} server blocks are as the guideline's intermediate level has them", WARNING)
+            wrong.setdefault(clean(why, 300), "take that line out" if "ssl_stapling" in why else "put into the server block at "
+                             f"{server.directive.place}, in place of such lines of its own: include /etc/nginx/snippets/certdrop-tls.conf;")
+    return verdict("TLS settings", list(wrong.items()), f"of {len(servers)} server blocks are as the guideline's intermediate level has them", WARNING)
 
 
 def _settings(config: Configuration, server: Server, version: tuple[int, ...]) -> list[str]:
