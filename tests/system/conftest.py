@@ -16,9 +16,11 @@ from typing import Any, Iterator
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "stage"))
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "stage")]
 
 import world as stage  # noqa: E402
+from between import HOST, PORT, Between  # noqa: E402
 
 STATE = "/var/lib/certdrop"
 SPOOL = "/var/spool/certdrop"
@@ -72,6 +74,13 @@ class Host:
             self.serve(domains[0])
         self.run("certdrop", "renew", domains[0], code=0)
         return domains[0]
+
+    def waiting(self) -> str:
+        """A site that waits for its first certificate, served; its name."""
+        name = self.name()
+        self.run("certdrop", "add", name, "--no-issue", code=0)
+        self.serve(name)
+        return name
 
     def live(self, name: str) -> int:
         """The number of the live generation."""
@@ -144,3 +153,12 @@ def host(session_host: Host) -> Iterator[Host]:
     if not session_host.world.nginx.pid():
         session_host.world.nginx.start()
     session_host.configure()
+
+
+@pytest.fixture
+def between(host: Host) -> Iterator[Between]:
+    """The CA, by way of something in between."""
+    made = Between(host.world.pebble)
+    host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
+    yield made
+    made.close()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Iterator
 
 import pytest
-from between import HOST, PORT, Between
+from between import Between
 from conftest import STATE, Host
 
 import world as stage
@@ -126,15 +126,6 @@ def test_a_service_that_is_described_badly(host: Host, text: str) -> None:
 
 
 # ---- a clone of the host, with the same account
-
-@pytest.fixture
-def between(host: Host) -> Iterator[Between]:
-    """The CA, by way of something in between."""
-    made = Between(host.world.pebble)
-    host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
-    yield made
-    made.close()
-
 
 @contextmanager
 def on_a_clone(host: Host) -> Iterator[None]:

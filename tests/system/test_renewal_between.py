@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from email.utils import formatdate
-from typing import Callable, Iterator
+from typing import Callable
 
 import pytest
 from between import HOST, PORT, Between
@@ -21,15 +21,6 @@ import world as stage
 __all__ = ["gone_afterwards"]
 
 PROXY = 3128
-
-
-@pytest.fixture
-def between(host: Host) -> Iterator[Between]:
-    """The CA, by way of something in between."""
-    made = Between(host.world.pebble)
-    host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
-    yield made
-    made.close()
 
 
 def renew(host: Host, name: str, code: int = 0) -> str:

@@ -100,14 +100,6 @@ def ledger(name: str) -> dict[str, Any]:
     return found
 
 
-def waiting(host: Host) -> str:
-    """A site that waits for its first certificate, served."""
-    name = host.name()
-    host.run("certdrop", "add", name, "--no-issue", code=0)
-    host.serve(name)
-    return name
-
-
 def issue(host: Host, name: str, code: int) -> str:
     """Ask for one site; the line that was said."""
     text = host.run("certdrop-issue", "--verbose", "--no-install", name, code=code).text
@@ -129,7 +121,7 @@ def issue(host: Host, name: str, code: int) -> str:
     (retry_later, "too many requests")])
 def test_a_ca_that_talks_nonsense(host: Host, behave: Callable[[Any, str], None], words: str) -> None:
     """One line that says what came, exit 75, and a back-off; the answer that never ends is cut."""
-    name = waiting(host)
+    name = host.waiting()
     with BadServer(behave):
         host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
         begin = time.monotonic()
@@ -143,7 +135,7 @@ def test_a_ca_that_talks_nonsense(host: Host, behave: Callable[[Any, str], None]
 @pytest.mark.parametrize("behave", [black_hole, dripping])
 def test_a_black_hole(host: Host, behave: Callable[[Any, str], None]) -> None:
     """A CA that accepts and never answers, or sends a line now and then, is left after 30 seconds."""
-    name = waiting(host)
+    name = host.waiting()
     with BadServer(behave):
         host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
         begin = time.monotonic()
@@ -153,7 +145,7 @@ def test_a_black_hole(host: Host, behave: Callable[[Any, str], None]) -> None:
 
 def test_a_tls_certificate_that_does_not_verify(host: Host) -> None:
     """Another name, and another root: neither is spoken to."""
-    name = waiting(host)
+    name = host.waiting()
     with BadServer(lambda c, _: answer(c, b"{}"), certificate="other.stage.test"):
         host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
         assert "does not verify" in issue(host, name, os.EX_TEMPFAIL)
@@ -164,7 +156,7 @@ def test_a_tls_certificate_that_does_not_verify(host: Host) -> None:
 
 def test_no_ca_at_all(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """Nobody listens: said at once; the next try is a failure's, and with the CA back all is well."""
-    name = waiting(host)
+    name = host.waiting()
     ca.stop()
     assert "refused" in issue(host, name, os.EX_TEMPFAIL)
     assert host.run("certdrop-issue", "--cron").text == ""
@@ -177,14 +169,14 @@ def test_no_ca_at_all(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
 def test_nonces_are_refused(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """As many good nonces refused as Pebble does by itself: the order passes all the same."""
     restart(host, nonce_reject=5)
-    host.run("certdrop", "renew", waiting(host), code=0)
+    host.run("certdrop", "renew", host.waiting(), code=0)
 
 
 @pytest.mark.parametrize("reuse", [0, 100])
 def test_authorizations_reused_or_not(host: Host, ca: stage.Pebble, reuse: int) -> None:  # noqa: F811
     """Whether the CA remembers a validation or not, a renewal passes."""
     restart(host, authz_reuse=reuse)
-    name = waiting(host)
+    name = host.waiting()
     host.run("certdrop", "renew", name, code=0)
     host.run("certdrop", "renew", "--force", name, code=0)
     assert host.live(name) == 3
@@ -193,12 +185,12 @@ def test_authorizations_reused_or_not(host: Host, ca: stage.Pebble, reuse: int) 
 def test_slow_validations(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """A CA that takes its time, and says how long to wait."""
     restart(host, sleep=3, retry_after=(1, 1))
-    host.run("certdrop", "renew", waiting(host), code=0)
+    host.run("certdrop", "renew", host.waiting(), code=0)
 
 
 def test_a_ca_that_forgot_us(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """Accounts lost between orders: registered again, once, in the same run."""
-    name = waiting(host)
+    name = host.waiting()
     host.run("certdrop", "renew", name, code=0)
     restart(host)
     host.run("certdrop", "renew", name, code=0)
@@ -207,7 +199,7 @@ def test_a_ca_that_forgot_us(host: Host, ca: stage.Pebble) -> None:  # noqa: F81
 
 def test_a_ca_that_is_restarted_in_mid_order(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """The order is lost with the account; the next try gets its certificate."""
-    name = waiting(host)
+    name = host.waiting()
     restart(host, sleep=5)
     before = len(ca.requests())
     done: list[str] = []
@@ -224,7 +216,7 @@ def test_a_ca_that_is_restarted_in_mid_order(host: Host, ca: stage.Pebble) -> No
 
 def test_a_name_that_fails_does_not_stop_the_others(host: Host) -> None:
     """Two sites, one of which resolves to nothing: the other one is issued; the CA's own words and the name are told."""
-    bad, good = waiting(host), waiting(host)
+    bad, good = host.waiting(), host.waiting()
     host.world.dns.set_servfail(bad)
     done = host.run("certdrop-issue", "--verbose", "--no-install", bad, good, code=os.EX_TEMPFAIL)
     host.world.dns.clear_servfail(bad)
@@ -236,7 +228,7 @@ def test_a_name_that_fails_does_not_stop_the_others(host: Host) -> None:
 
 def test_failures_are_under_a_back_off(host: Host) -> None:
     """cron does not try again before its time; an administrator's word does; then the budget refuses, and names its key."""
-    name = waiting(host)
+    name = host.waiting()
     host.configure(limits="{failed_per_name_and_hour = 2}")
     host.world.dns.set_servfail(name)
     issue(host, name, os.EX_TEMPFAIL)
@@ -255,7 +247,7 @@ def test_failures_are_under_a_back_off(host: Host) -> None:
 
 def test_killed_in_mid_order(host: Host, ca: stage.Pebble) -> None:  # noqa: F811
     """kill -9 leaves a token; the next run removes it, and gets the certificate."""
-    name = waiting(host)
+    name = host.waiting()
     restart(host, sleep=5)
     process = subprocess.Popen(["/usr/sbin/certdrop-issue", "--no-install", name], start_new_session=True, user="_certdrop", group="_certdrop", extra_groups=[])
     stage.wait_for(lambda: os.listdir(SPOOL + "/challenges"), 20, "a token")

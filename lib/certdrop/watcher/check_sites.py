@@ -11,13 +11,13 @@ import os
 import stat
 import time
 
-from certdrop import events, roots
+from certdrop import described, events, roots
 from certdrop import site as configuration
 from certdrop.watcher import status, verdict
 from certdrop.watcher.check_line import FAILED, OK, WARNING, Line
 from certdrop.watcher.check_line import verdict as lines_of
 from certdrop.watcher.evidence import Reader
-from certdrop.watcher.places import Places, Service
+from certdrop.watcher.places import Places
 
 SILENT = 2 * 3600                  # seconds after which a run was due, be it the first
 
@@ -46,24 +46,23 @@ def look(names: list[str]) -> list[Line]:
 
 def _described_badly(service: str) -> str:
     """What the keeper would say of services.d/NAME.toml; "" where nothing."""
-    path, described = f"{configuration.ETC}/services.d/{service}.toml", Service()
+    path = described.path(service)
     try:
-        configuration.fill(path, described, {key: key for key in vars(described)})
+        found = described.read(service)
     except configuration.Missing:
         return f"{path} does not exist; it says how to test and reload {service}"
     except configuration.Wrong as error:
         return str(error)
-    good = all(command[:1] and os.path.isabs(command[0]) for command in (described.test, described.reload))
+    good = all(command[:1] and os.path.isabs(command[0]) for command in (found.test, found.reload))
     return "" if good else f"{path}: test and reload must name a program by its absolute path, then its arguments"
 
 
 def _roots(config: configuration.Config) -> list[Line]:
     """Files of roots that nobody reads, as those whose name is not the CA's."""
     place, used = configuration.ETC + "/roots.d", (config.own_roots, config.trust_roots, config.ca_bundle)
-    found = sorted(os.listdir(place)) if os.access(place, os.R_OK | os.X_OK) else []
     return [Line(WARNING, "roots", f"{place}/{entry}: no configured CA uses it; the roots of {roots.ca_named(config)} are looked for in {config.own_roots}",
                  "rename it to that, where it is this CA's; else remove it")
-            for entry in found if f"{place}/{entry}" not in used and not entry.startswith(".")]
+            for entry in sorted(_entries(place)) if f"{place}/{entry}" not in used and not entry.startswith(".")]
 
 
 def untrusted(sites: list[configuration.Site], config: configuration.Config) -> list[Line]:

@@ -9,20 +9,14 @@ import socket
 import sys
 import time
 
+from certdrop import described
 from certdrop import site as configuration
+from certdrop.described import Service
 
 PATIENCE = 10.0                    # seconds for the DNS, in a run
 MOST = 16                          # addresses of a port that are asked
 
 Place = tuple[str, int, str]       # address, port, preface: "", "proxy-protocol", or a protocol that has STARTTLS
-
-
-class Service:
-    """What services.d/NAME.toml says of asking; the rest of it is the keeper's."""
-
-    def __init__(self) -> None:
-        self.port, self.starttls = 443, ""
-        self.unit, self.test, self.reload, self.show = "", list[str](), list[str](), list[str]()
 
 
 class Places:
@@ -73,10 +67,8 @@ class Places:
     def service(self, name: str) -> Service | None:
         """A service's description; None where there is none to use."""
         if name not in self.known:
-            described = Service()
             try:
-                configuration.fill(f"{configuration.ETC}/services.d/{name}.toml", described, {key: key for key in vars(described)})
-                self.known[name] = described
+                self.known[name] = described.read(name)
             except configuration.Wrong:
                 self.known[name] = None        # the keeper says so
         return self.known[name]
