@@ -401,7 +401,7 @@ def test_half_an_upgrade(host: Host, module: str) -> None:
             done = host.run(program, *(name if word == "their.example.org" else word for word in argv))
             assert "Traceback" not in done.text and "internal error" not in done.text, done
             assert done.code in (0, 1, 2, os.EX_TEMPFAIL, os.EX_CONFIG * (program == "certdrop-check")), (program, done)
-            if done.code == os.EX_TEMPFAIL:
+            if done.code == os.EX_TEMPFAIL and (done.text or program != "certdrop-install"):       # root's run leaves to the next what waits, and says nothing
                 assert module.partition(".")[0] in done.text and done.text.count("\n") <= 2, (program, done)
         host.run("certdrop", "rotate", "--next", name)
         for at_work in (False, True):

@@ -141,7 +141,8 @@ def test_a_change_of_account(host: Host, between: Between, status: int, problem:
     host.run("certdrop", "renew", "--force", name, code=0)
     between.of_another_account = status, problem
     host.run("certdrop", "renew", "--force", name, code=0)
-    assert "replaces" in between.orders[-1]                                # by the same account it is a replacement
+    log = stage.read("/var/log/certdrop/issuer.log")[-1500:]
+    assert "replaces" in between.orders[-1], (between.orders, log)         # by the same account it is a replacement
     change(host)
     live, before = host.live(name), len(between.orders)
     host.run("certdrop", "renew", "--force", name, code=0)
