@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from certdrop import TERMINAL, jail, words
+from certdrop import TERMINAL, jail, terminal, words
 
 SEEN = "CERTDROP_SEEN"             # set where standard input is what root saw
 KILLED = 5.0                       # seconds for a process that was killed to be gone
@@ -51,7 +51,7 @@ def run(user: str, argv: list[str], patience: float, seen: bytes = b"", out: int
                 pass                           # it died, as its exit code says, or was stopped
             process.stdin.close()
         streams = {stream.fileno(): fd for stream, fd in ((process.stdout, out), (process.stderr, 2)) if stream}
-        jail.relay(process.pid, streams, words.LineByLine(colours).cleaned, outlives, end)
+        jail.relay(process.pid, streams, terminal.LineByLine(colours).cleaned, outlives, end)
         return process.wait(max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise Stopped(f"no end within {patience:.0f} s") from None

@@ -20,8 +20,8 @@ def run(program: str, module: str, quick: bool = False, colours: bool = False) -
     try:
         main = __import__(module, fromlist=["main"]).main
         if not quick:
-            from certdrop import words
-            sys.exit(words.program(main, sys.argv[1:], colours))
+            from certdrop import terminal
+            sys.exit(terminal.program(main, sys.argv[1:], colours))
         code = main(sys.argv[1:])
         try:
             print(end="", flush=True)

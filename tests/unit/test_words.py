@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from certdrop import jail, words
+from certdrop import jail, terminal, words
 
 LIB = str(Path(words.__file__).resolve().parents[1])
 
@@ -45,7 +45,7 @@ def test_relay_shows_both_streams_whole(tmp_path: Path) -> None:
     program = ("import os, time\nfor fd, part in ((1, b'one\\n\\x1b[3'), (2, b'x' * 65537), (1, b'2mgreen\\x1b[0m\\nlast'), (2, b'\\xff\\n')):\n"
                "    while part: part = part[os.write(fd, part):]\n    time.sleep(0.1)")
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        jail.relay(child.pid, {child.stdout.fileno(): files[0].fileno(), child.stderr.fileno(): files[1].fileno()}, words.LineByLine(True).cleaned)
+        jail.relay(child.pid, {child.stdout.fileno(): files[0].fileno(), child.stderr.fileno(): files[1].fileno()}, terminal.LineByLine(True).cleaned)
     one, two = (Path(shown.name).read_text(encoding="utf-8") for shown in files)
     assert one == "one\n\x1b[32mgreen\x1b[0m\nlast"
     assert two == "x" * 65537 + "\N{REPLACEMENT CHARACTER}\n"
@@ -58,7 +58,7 @@ def test_relay_does_not_wait_for_what_is_left_behind() -> None:
     program = "import os, time\nif os.fork() == 0:\n    end = time.monotonic() + 8\n    while time.monotonic() < end: os.write(1, b'still\\n')"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child, open(os.devnull, "wb") as null:
         begin = time.monotonic()
-        assert jail.relay(child.pid, {child.stdout.fileno(): null.fileno()}, words.LineByLine(False).cleaned)
+        assert jail.relay(child.pid, {child.stdout.fileno(): null.fileno()}, terminal.LineByLine(False).cleaned)
         assert time.monotonic() - begin < 4
 
 
@@ -100,7 +100,7 @@ words.say("lost")
 def test_what_agrees(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], typed: str, answer: bool) -> None:
     """Only yes, on a line that was ended: Ctrl-D in the middle of one is none."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    assert words.agrees("Shall it be?") is answer
+    assert terminal.agrees("Shall it be?") is answer
     assert capfd.readouterr().err.startswith("Shall it be? [y/N] ")
 
 
@@ -110,14 +110,14 @@ def test_interrupted_at_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
         def readline(self, *_: object) -> str:
             raise KeyboardInterrupt
     monkeypatch.setattr(sys, "stdin", Interrupted())
-    assert words.agrees("Shall it be?") is False
-    with pytest.raises(words.Declined):
-        words.ask("Mail address: ")
+    assert terminal.agrees("Shall it be?") is False
+    with pytest.raises(terminal.Declined):
+        terminal.ask("Mail address: ")
 
 
 def test_a_program_whose_output_is_not_taken() -> None:
     """Says so by its code; a reader who has seen enough is no failure."""
-    program = f"import sys; sys.path.insert(0, {LIB!r})\nfrom certdrop import words\nsys.exit(words.program(lambda _: print('x') or 0, []))"
+    program = f"import sys; sys.path.insert(0, {LIB!r})\nfrom certdrop import terminal\nsys.exit(terminal.program(lambda _: print('x') or 0, []))"
     with open("/dev/full", "wb") as full:
         assert subprocess.run([sys.executable, "-c", program], stdout=full, check=False).returncode == os.EX_IOERR
     reader, writer = os.pipe()

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 
-from certdrop import VERSION, roots, site, words
+from certdrop import VERSION, roots, site, terminal
 from certdrop.admin import dhparam, first_use, revoke, sites
 from certdrop.keeper.command import Refused, Usage, as_root, guard
 from certdrop.keeper.revoke import REASONS
@@ -69,8 +69,8 @@ def _checked(argv: list[str]) -> int:
                                          "--no-issue" not in options))
     if verb == "remove" and os.geteuid() == 0 and "--yes" not in options and sys.stdin.isatty() and sys.stderr.isatty():
         block = sites.own_block(names[0])
-        if not words.agrees(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted{', and its server block in ' * bool(block)}{block}. "
-                            "Remove it?"):
+        if not terminal.agrees(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted{', and its server block in ' * bool(block)}{block}. "
+                               "Remove it?"):
             raise Refused(f"{names[0]!a:.80}: not agreed; nothing was changed")
         options["--yes"] = "yes"
     if verb == "revoke" and os.geteuid() == 0:

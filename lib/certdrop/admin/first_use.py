@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 
-from certdrop import events, jail, roots, site, spool, words
+from certdrop import events, jail, roots, site, spool, terminal
 from certdrop.keeper.command import Refused, Usage
 
 ACCOUNT = "/usr/sbin/certdrop-account"
@@ -177,8 +177,8 @@ def _answer(question: str, refuse: object = None) -> str:
     """What is typed, asked again until `refuse` has nothing against it; empty is always taken. Raises Refused at Ctrl-C and Ctrl-D."""
     while True:
         try:
-            text = words.ask(question)
-        except words.Declined:
+            text = terminal.ask(question)
+        except terminal.Declined:
             raise Refused("not agreed; nothing was added") from None
         if text and callable(refuse):
             try:

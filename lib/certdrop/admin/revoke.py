@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from certdrop import events, site, spool, words
+from certdrop import events, site, spool, terminal
 from certdrop.admin import sites
 from certdrop.keeper import install, lock, notes, revoke, state
 from certdrop.keeper.command import Refused
@@ -31,7 +31,7 @@ def ask(name: str, number: int | None, reason: str, agreed: bool) -> int:
         return number
     if not sys.stdin.isatty():
         raise Refused(f"{name}: nobody is there to be asked; --yes agrees")
-    if not words.agrees(f"The certificate of generation {number:04d} of {name}, valid until {end}, is revoked for ever ({reason}). Revoke it?"):
+    if not terminal.agrees(f"The certificate of generation {number:04d} of {name}, valid until {end}, is revoked for ever ({reason}). Revoke it?"):
         raise Refused(f"{name}: not agreed; nothing was changed")
     return number
 

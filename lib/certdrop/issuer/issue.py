@@ -165,9 +165,9 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
         code = os.EX_SOFTWARE
         try:
             os.close(reader)
-            from certdrop import jail, words
+            from certdrop import jail, terminal
             jail.end_with(parent)              # which has the lock
-            words.begin()
+            terminal.begin()
             from certdrop.issuer import orders
             code, waits = orders.run(options, pending, listed, stale, agenda, revocations, lambda: os.write(writer, REPLY))
             os.write(writer, b"1" if waits else b"0")

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from certdrop import TERMINAL, VERSION, become, events, roots, site, spool, words
+from certdrop import TERMINAL, VERSION, become, events, roots, site, spool, terminal, words
 from certdrop.issuer import jose, orders, signer, turn
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session, as_object
 from certdrop.issuer.transport import Gate, Transport, context
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
         return _do(options)
     except site.Wrong as error:
         return say(str(error), os.EX_CONFIG)
-    except words.Declined as error:
+    except terminal.Declined as error:
         return say(f"{error}; nothing was changed", os.EX_USAGE, not _asked_elsewhere())
     except Trouble as trouble:
         return say(trouble.text, os.EX_DATAERR if trouble.kind in (REFUSED, VALIDATION) else os.EX_TEMPFAIL, not options.due)
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> int:
 
 
 def _elsewhere(options: Options, argv: list[str]) -> int:
-    """The same by _certdrop, and away from this terminal. What is to be agreed to is asked here: that process hears no answer. Raises words.Declined."""
+    """The same by _certdrop, and away from this terminal. What is to be agreed to is asked here: that process hears no answer. Raises terminal.Declined."""
     if options.verb == "deactivate" and not options.yes:
         ask(f"The account at {_config(options).directory_url} ends for ever: no certificate can be renewed, nor revoked, by it any more. Deactivate it?")
         argv = [*argv, "--yes"]
@@ -148,7 +148,7 @@ def _do(options: Options) -> int:
     if options.due and not _is_due(config):
         return os.EX_OK
     if options.verb == "deactivate" and not options.yes:
-        raise words.Declined("nobody is there to be asked; --yes agrees")
+        raise terminal.Declined("nobody is there to be asked; --yes agrees")
     if turn.take("certdrop-account", not options.due, first=options.verb not in ("show", "terms")) is None:
         return os.EX_TEMPFAIL                  # a run of certdrop-issue; the next day is early enough
     may = {"rollover": {signer.ROLL_OVER}, "deactivate": {signer.DEACTIVATE, signer.FIND}}.get(options.verb, {signer.FIND})
@@ -198,7 +198,7 @@ class Counter:
         terms = meta.get("termsOfService") if isinstance(meta, dict) else None
         print(f"terms of service: {events.clean(terms, 300) if isinstance(terms, str) else 'the CA names none'}", flush=True)
         if not agreed:
-            raise words.Declined("nobody is there to be asked; --yes agrees")
+            raise terminal.Declined("nobody is there to be asked; --yes agrees")
         place, before = self.session.kid(), str(self.account.known.get("before") or "")
         self.log.write(events.REPLACED if before else events.REGISTERED, account=place, **({"before": before} if before else {}))
         say("registered" + (f", in place of {before}; {FORBIDS.format(before)}" if before else ""), os.EX_OK)
@@ -310,11 +310,11 @@ def thumbprint(jwk: dict[str, str]) -> str:
 
 
 def ask(question: str) -> None:
-    """Raise words.Declined unless somebody is there and says yes."""
+    """Raise terminal.Declined unless somebody is there and says yes."""
     if not sys.stdin.isatty():
-        raise words.Declined("nobody is there to be asked; --yes agrees")
-    if not words.agrees(question):
-        raise words.Declined("not agreed")
+        raise terminal.Declined("nobody is there to be asked; --yes agrees")
+    if not terminal.agrees(question):
+        raise terminal.Declined("not agreed")
 
 
 def say(text: str, code: int, loud: bool = True) -> int:

@@ -1,0 +1,121 @@
+"""How a program prints and asks: its standard streams, what another process said, line by line, and questions to a person.
+
+Root's runs by cron and sudo use none of it. Every line is written by words.py.
+Runs as: every principal. Trusts: nothing of what is shown. Reads: standard input, for an answer. Writes: standard output and error.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+
+from certdrop.words import at_terminal, clean, put, say
+
+KEPT = 1 << 16                     # bytes of standard output that are kept back where nobody watches
+LINE = 1 << 16                     # bytes that are shown as a line, though it has not ended
+
+
+class LineByLine:
+    """Makes of what another process wrote, as it came, what is shown: whole lines, cleaned."""
+
+    def __init__(self, colours: bool) -> None:
+        self._colours = colours
+        self._kept: dict[int, bytes] = {}
+
+    def cleaned(self, stream: int, data: bytes) -> bytes:
+        """The lines that have ended by now, or grown too long; without data, what is left."""
+        lines, end, rest = (self._kept.pop(stream, b"") + data).rpartition(b"\n")
+        if not data or len(rest) > LINE:
+            end, rest = end + rest, b""
+        self._kept[stream] = rest
+        return clean((lines + end).decode("utf-8", "replace"), self._colours).encode("utf-8", "replace")
+
+
+class Lines(io.TextIOBase):
+    """A standard stream: what is printed goes out cleaned, as lines end where somebody watches. Raises OSError as put() does."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, fd: int, colours: bool) -> None:
+        self._fd, self._colours, self._kept = fd, colours, ""
+
+    def writable(self) -> bool:
+        """It is for nothing else."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor below."""
+        return self._fd
+
+    def isatty(self) -> bool:
+        """Whether a person is there."""
+        return at_terminal(self._fd)
+
+    def write(self, text: str) -> int:
+        """Keep it, until the line ends or it is much."""
+        self._kept += text
+        if len(self._kept) > KEPT or ("\n" in text and (self._fd == 2 or self.isatty())):
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        kept, self._kept = self._kept, ""
+        if kept:
+            try:
+                put(self._fd, clean(kept, self._colours).encode("utf-8", "replace"))
+            except OSError:
+                if self._fd != 2:              # an error that nobody hears of is told by the code
+                    raise
+
+
+def begin(colours: bool = False) -> None:
+    """Have all that is printed go through here."""
+    vars(sys).update(stdout=Lines(1, colours), stderr=Lines(2, colours))       # no assignment: releases of mypy differ on whether that needs an excuse
+
+
+def program(main: Callable[[list[str]], int], argv: list[str], colours: bool = False) -> int:
+    """A whole program: its words written here, its exit code; 75 where it was interrupted, 74 where its output was not taken."""
+    begin(colours)
+    try:
+        code = main(argv)
+    except KeyboardInterrupt:
+        code = os.EX_TEMPFAIL
+    except (BrokenPipeError, TimeoutError):
+        code = os.EX_IOERR                     # a traceback would not be read either
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            pass                               # whoever read has seen enough
+        except OSError:
+            code = code or os.EX_IOERR
+    return code
+
+
+class Declined(Exception):
+    """Somebody was asked, and left with Ctrl-C or Ctrl-D, which agrees to nothing; or nobody was there."""
+
+
+def ask(question: str) -> str:
+    """What a person answers, on one line. To be asked only by a process that nobody else has a hand in. Raises Declined."""
+    try:
+        put(2, clean(question).encode("utf-8", "replace"))
+        answer = sys.stdin.readline()
+    except (KeyboardInterrupt, OSError, UnicodeDecodeError):
+        answer = ""
+    if not answer.endswith("\n"):
+        say("")                                # the terminal is still on the question's line
+        raise Declined("not agreed")
+    return answer.strip()
+
+
+def agrees(question: str) -> bool:
+    """Whether a person says yes."""
+    try:
+        return ask(f"{question} [y/N] ").lower() in ("y", "yes")
+    except Declined:
+        return False
