@@ -38,7 +38,7 @@ UNITS = $(sort $(wildcard systemd/*))
 PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
 SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make)
-SHELL_SCRIPTS = tests/second_ca/fetch lib/setup .ci/closed .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
+SHELL_SCRIPTS = tests/second_ca/fetch setup/setup .ci/closed .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
 DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 gcc git iproute2 libc6-dev lintian make mandoc mount \
@@ -46,9 +46,9 @@ DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-pytho
 	python3-structlog shellcheck spin systemd ucf util-linux zsh
 
 # All code that cron or sudo can have run as root, and the judge that root starts.
-ROOT_CODE = lib/certdrop/start.py lib/certdrop/spool.py lib/certdrop/site.py lib/certdrop/jail.py lib/certdrop/world.py lib/certdrop/events.py lib/certdrop/words.py \
+ROOT_CODE = lib/certdrop/start.py lib/certdrop/spool.py lib/certdrop/config/site.py lib/certdrop/walls/jail.py lib/certdrop/walls/world.py lib/certdrop/events.py lib/certdrop/words.py \
 	lib/certdrop/shown.py \
-	$(sort $(wildcard lib/certdrop/keeper/*.py lib/certdrop/judge/*.py)) lib/certdrop/trust.py lib/certdrop/syscalls.py
+	$(sort $(wildcard lib/certdrop/keeper/*.py lib/certdrop/judge/*.py)) lib/certdrop/trust/verify.py lib/certdrop/walls/syscalls.py
 ROOT_LINES_AIM = 700
 SECONDS_OF_FUZZING = 3600
 
@@ -161,8 +161,8 @@ install-files:
 	install -m 755 $(SBIN) $(SBINDIR)
 	install -m 755 $(BIN) $(BINDIR)
 	ln -sf ../bin/certdrop-check $(SBINDIR)/certdrop-check    # where it was
-	install -m 755 lib/setup $(wildcard lib/migrate-*) $(SHAREDIR)
-	install -m 644 lib/certdrop/layout $(SHAREDIR)/certdrop
+	install -m 755 setup/setup $(wildcard setup/migrate-*) $(SHAREDIR)
+	install -m 644 setup/layout $(SHAREDIR)
 	for module in $(MODULES); do install -D -m $$([ -x $$module ] && echo 755 || echo 644) $$module $(SHAREDIR)/$${module#lib/} || exit 1; done
 	install -m 644 $(SNIPPETS) $(SHAREDIR)/nginx
 	for page in $(MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
@@ -181,7 +181,7 @@ install-files:
 	[ "$(PREFIX)" = /usr ] || sed -i 's#/usr/{local/,}#$(PREFIX)/#g' $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop
 	[ "$(PREFIX)$(SYSCONFDIR)" = /usr/etc ] || sed -i 's#/usr/\(sbin\|bin\|share\)/certdrop#$(PREFIX)/\1/certdrop#g; s#/etc/certdrop#$(SYSCONFDIR)/certdrop#g' \
 		$(addprefix $(SBINDIR)/,$(notdir $(SBIN))) $(addprefix $(BINDIR)/,$(notdir $(BIN))) $(patsubst lib/%,$(SHAREDIR)/%,$(MODULES)) \
-		$(SHAREDIR)/certdrop/layout $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop \
+		$(SHAREDIR)/layout $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop \
 		$(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop
 
 # The package leaves this to ucf, which asks before it replaces what an administrator edited.

@@ -19,7 +19,7 @@ from typing import Sequence
 
 sys.path.insert(0, "/usr/share/certdrop")
 
-from certdrop import site  # noqa: E402
+from certdrop.config import site  # noqa: E402
 from certdrop.keeper import generations, state  # noqa: E402
 from certdrop.keeper.judges import Accepted  # noqa: E402
 from cryptography import x509  # noqa: E402

@@ -67,7 +67,7 @@ def main() -> int:
     threading.setprofile(begin)
     begin()
     if program.endswith("issue"):
-        from certdrop.issuer.issue import main as work
+        from certdrop.issuer.command import main as work
     else:
         from certdrop.keeper.command import main as work
     code = work(arguments)

@@ -10,12 +10,10 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 import clients
-
-if TYPE_CHECKING:
-    from parts import Place
+from setting import Place
 
 HERE = pathlib.Path(__file__).resolve().parent
 SYSCALLS = ("fsync", "rename", "renameat", "connect", "execve", "openat", "clone", "clone3", "vfork", "fork")
@@ -32,7 +30,7 @@ KINDS = (
 )
 
 
-def profile(place: "Place", certdrop: "clients.Certdrop", rounds: int) -> dict[str, Any]:
+def profile(place: Place, certdrop: clients.Certdrop, rounds: int) -> dict[str, Any]:
     """Numbers for the report."""
     clients.call("certdrop-issue", "--cron")           # what is asked once, about the first site, is not to be seen here
     numbers: dict[str, Any] = {"acts": _acts(place, rounds), "imports": {}, "syscalls": {}, "kinds": {}}
@@ -111,7 +109,7 @@ def _kinds(argv: list[str], user: str) -> dict[str, Any]:
     return {"wall": wall, "kinds": kinds, "dear": rows[:15]}
 
 
-def _acts(place: "Place", rounds: int) -> dict[str, float]:
+def _acts(place: Place, rounds: int) -> dict[str, float]:
     """Milliseconds, medians: what single acts cost."""
     import ssl
     import socket

@@ -27,13 +27,18 @@ from cryptography.hazmat.primitives import hashes  # noqa: E402
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat  # noqa: E402
 from OpenSSL import crypto  # noqa: E402
 
-from certdrop import events, site, spool  # noqa: E402
-from certdrop.admin import import_booth, import_nginx, import_pairs  # noqa: E402
-from certdrop.issuer import ari, desk, mandate, trouble  # noqa: E402
-from certdrop.issuer.jose import b64  # noqa: E402
+from certdrop import events, spool  # noqa: E402
+from certdrop.config import site  # noqa: E402
+from certdrop.importer import examiner  # noqa: E402
+from certdrop.importer import nginx as import_nginx  # noqa: E402
+from certdrop.importer import pairs as import_pairs  # noqa: E402
+from certdrop.issuer import ari, trouble  # noqa: E402
 from certdrop.judge import chain, served  # noqa: E402
 from certdrop.keeper import judges  # noqa: E402
-from certdrop.watcher import alarm, evidence, report, table, verdict  # noqa: E402
+from certdrop.signer import policy, service  # noqa: E402
+from certdrop.signer.jose import b64  # noqa: E402
+from certdrop.status import report, table  # noqa: E402
+from certdrop.watcher import alarm, evidence, verdict  # noqa: E402
 
 NAMES = ["example.org", "www.example.org"]
 NOW = time.time()
@@ -285,7 +290,7 @@ def _examined(task: bytes, *parts: bytes) -> None:
     """Whatever it is, the answer is one line of a form, and tells why not."""
     store = crypto.X509Store()                             # its time is set for expired chains
     store.add_cert(crypto.X509.from_cryptography(CA.root[0]))
-    found = import_booth.answer(task, list(parts), store)
+    found = examiner.answer(task, list(parts), store)
     insist(import_pairs._PAIR.fullmatch(found) or import_pairs._ACCOUNT.fullmatch(found) or found.removeprefix("no ") in import_pairs.WHY, found)
 
 
@@ -316,10 +321,10 @@ def moved_blocks(data: bytes) -> None:
 # ---- the signer
 
 ACME, POSTED = "https://ca.example.org:14000", "a.example@0002.csr"
-_DESK: list[desk.Desk] = []
+_DESK: list[service.Desk] = []
 
 
-def _desk() -> desk.Desk:
+def _desk() -> service.Desk:
     """The signer's, with one request of root's; made when it is first needed."""
     if not _DESK:
         builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
@@ -330,7 +335,7 @@ def _desk() -> desk.Desk:
             os.makedirs(f"{ROOM}/{path}")
         pathlib.Path(f"{ROOM}/spool/requests/{POSTED}").write_bytes(builder.sign(forger.new_key(), hashes.SHA256()).public_bytes(Encoding.PEM))
         site.STATE, spool.SPOOL = f"{ROOM}/var", f"{ROOM}/spool"
-        _DESK.append(desk.Desk(config, frozenset()))
+        _DESK.append(service.Desk(config, frozenset()))
     spool.SPOOL = f"{ROOM}/spool"
     return _DESK[0]
 
@@ -376,7 +381,7 @@ def request(data: bytes) -> None:
     text = f"{b64(header)}.{b64(payload)}".encode()
     try:
         _desk().mandate.key_for(POSTED, text)
-    except mandate.Refused:
+    except policy.Refused:
         return
     _is_innocent(text)
 

@@ -26,7 +26,8 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "lib")]
 import forger  # noqa: E402
 import witness  # noqa: E402
 
-from certdrop import jail, spool  # noqa: E402
+from certdrop import spool  # noqa: E402
+from certdrop.walls import jail  # noqa: E402
 
 
 def _system() -> Any:

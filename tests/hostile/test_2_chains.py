@@ -1,4 +1,4 @@
-"""Attacks 21 to 44: every way of lying in a chain, through the real keeper and the real judge. tests/unit/test_judge_chain.py has more."""
+"""Attacks 21 to 44: every way of lying in a chain, through the real keeper and the real judge. tests/unit/judge/test_chain.py has more."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ from conftest import OTHER, PLAYGROUND, Ground, stage
 from test_3_sudo import called, is_installed
 from test_4_beyond import replaced
 
-from certdrop import world
+from certdrop.walls import world
 
 INSTALL = "/usr/sbin/certdrop-install"
 YEARS = 2 ** 62                    # nanoseconds
 LOOK = '''
 import ctypes, fcntl, json, os, resource, signal, struct, sys
 sys.path[:0] = ["/usr/share/certdrop"]
-from certdrop import world
+from certdrop.walls import world
 libc = ctypes.CDLL(None)
 
 

@@ -54,7 +54,7 @@ def replaced(path: str, text: str, mode: int = 0o755) -> Iterator[None]:
 BOOTH = '''
 import ctypes, json, mmap, os, resource, signal, socket, sys, threading
 sys.path[:0] = ["/usr/share/certdrop"]
-from certdrop import jail
+from certdrop.walls import jail
 from certdrop.judge import booth
 jail.give_up_privileges()
 libc = ctypes.CDLL(None, use_errno=True)
@@ -143,7 +143,7 @@ def test_70_code_in_the_booth(ground: Ground) -> None:
 
 
 def landlock_abi() -> int:
-    from certdrop import jail
+    from certdrop.walls import jail
     return jail.landlock_abi()
 
 

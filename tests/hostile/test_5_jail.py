@@ -14,12 +14,12 @@ from typing import Any, Iterator
 import pytest
 from conftest import OTHER, PLAYGROUND, SECRETS, STATE, VICTIM, Ground, stage
 
-from certdrop import jail
+from certdrop.walls import jail
 
 PROGRAM = '''
 import ctypes, json, mmap, os, resource, signal, socket, subprocess, sys, time
 sys.path.insert(0, "/usr/share/certdrop")
-from certdrop import site
+from certdrop.config import site
 from certdrop.issuer import network, orders, ports
 ports.load()
 libc = ctypes.CDLL(None, use_errno=True)
@@ -230,7 +230,7 @@ def test_95_without_landlock(inside: Any, ground: Ground) -> None:
     tries = [["read", "/etc/passwd"], ["read", f"{STATE}/live/{VICTIM}/privkey.pem"], ["sudo", ""], ["setuid", 0], ["write", f"{STATE}/keeper/x"],
              ["write", "/var/spool/certdrop/requests/x"], ["read", f"{SECRETS}/x"]]
     with ground.stands(other=False, recovers=False):
-        assert inside(*tries, without="from certdrop import jail; jail.landlock_abi = lambda: 0") == [["read", "/etc/passwd"]]
+        assert inside(*tries, without="from certdrop.walls import jail; jail.landlock_abi = lambda: 0") == [["read", "/etc/passwd"]]
         assert inside.abi == 0
     assert OTHER
 
@@ -258,7 +258,7 @@ def test_96_calls_that_landlock_does_not_know(inside: Any, ground: Ground) -> No
 def test_97_without_the_filter(inside: Any, ground: Ground) -> None:
     """Goal: see what is left without python3-seccomp: it runs, and Landlock holds files and ports all the same."""
     tries = [["read", f"{STATE}/live/{VICTIM}/privkey.pem"], ["tcp", 2525], ["exec", "/bin/true"], ["keyctl", 0], ["fork", 0]]
-    assert inside(*tries, without="from certdrop import syscalls; syscalls.seccomp = None") == [["keyctl", 0], ["fork", 0]]
+    assert inside(*tries, without="from certdrop.walls import syscalls; syscalls.seccomp = None") == [["keyctl", 0], ["fork", 0]]
 
 
 def test_98_the_walls_of_a_run(inside: Any, ground: Ground) -> None:

@@ -19,7 +19,7 @@ REAL = "/usr/share/certdrop/certdrop/judge/__main__.py"
 ATTACK = '''
 import ctypes, json, os, resource, signal, struct, sys
 sys.path[:0] = ["/usr/share/certdrop"]
-from certdrop import jail
+from certdrop.walls import jail
 from certdrop.judge import booth
 BEGIN
 booth.say("ready")

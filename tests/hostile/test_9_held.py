@@ -11,7 +11,8 @@ import held
 import pytest
 from conftest import OTHER, PLAYGROUND, REPLIES, STATE, VICTIM, Ground, stage
 
-from certdrop import jail, spool
+from certdrop import spool
+from certdrop.walls import jail
 
 
 @pytest.fixture

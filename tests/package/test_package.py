@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT / "tests/stage"), str(ROOT / "lib")]
 
 import held  # noqa: E402
 
-from certdrop import jail  # noqa: E402
+from certdrop.walls import jail  # noqa: E402
 
 DEB = os.environ.get("CERTDROP_DEB") or str(max((ROOT / "dist").glob("certdrop_*_all.deb"), key=os.path.getmtime))
 DPKG = ("dpkg", "--force-unsafe-io", "--no-triggers")
@@ -45,7 +45,7 @@ def run(*argv: str, code: int | None = 0, env: dict[str, str] | None = None, tim
 
 def layout_deviations() -> str:
     """What the installed table finds wrong."""
-    program = "import sys; sys.path.insert(0, '/usr/share/certdrop')\nfrom certdrop import layout\nprint(layout.deviations())"
+    program = "import sys; sys.path.insert(0, '/usr/share/certdrop')\nfrom certdrop.config import layout\nprint(layout.deviations())"
     return run("/usr/bin/python3", "-c", program).strip()
 
 
@@ -91,7 +91,7 @@ def add_site(name: str = "a.test") -> None:
 def test_owners_and_modes_are_the_tables(installed: None) -> None:
     """Every row of the table, and nothing else in those places."""
     assert layout_deviations() == "[]"
-    rows = {line.split()[0] for line in (ROOT / "lib/certdrop/layout").read_text().splitlines() if line.startswith("/")}
+    rows = {line.split()[0] for line in (ROOT / "setup/layout").read_text().splitlines() if line.startswith("/")}
     made = {str(path) for place in (STATE, SPOOL, pathlib.Path("/var/log/certdrop"), pathlib.Path("/etc/certdrop")) for path in [place, *place.rglob("*")]}
     assert {path for path in made - rows if not path.startswith("/etc/certdrop/services.d/")} == set()
 
@@ -361,7 +361,7 @@ def newer(tmp_path: pathlib.Path) -> Iterator[Callable[[str], str]]:
         place = tmp_path / "newer"
         run("rm", "-rf", str(place))
         run("dpkg-deb", "-R", DEB, str(place))
-        for path, old, new in (("usr/share/certdrop/certdrop/layout", "# version 1", "# version 2"), ("DEBIAN/preinst", "layout=1", "layout=2"),
+        for path, old, new in (("usr/share/certdrop/layout", "# version 1", "# version 2"), ("DEBIAN/preinst", "layout=1", "layout=2"),
                                ("DEBIAN/control", "\nVersion: ", "\nVersion: 99:")):
             text = (place / path).read_text()
             assert old in text

@@ -421,10 +421,10 @@ def test_what_another_user_may_change_is_left_alone(trusting: Host, forge: Forge
     assert host.live("theirs.example.org") == 1
 
 
-@pytest.mark.parametrize("program, words", [("import_booth", ["examine", "/dev/null"]), ("import_account", ["x"])])
+@pytest.mark.parametrize("program, words", [("examiner", ["examine", "/dev/null"]), ("account", ["x"])])
 def test_what_parses_and_what_writes_refuse_to_be_root(host: Host, program: str, words: list[str]) -> None:
     """The one is the judge's user, the other the issuer's, or nothing."""
-    host.run("/usr/bin/python3", "-I", "-S", f"/usr/share/certdrop/certdrop/admin/{program}.py", *words, code=os.EX_NOPERM)
+    host.run("/usr/bin/python3", "-I", "-S", f"/usr/share/certdrop/certdrop/importer/{program}.py", *words, code=os.EX_NOPERM)
 
 
 def test_an_untrusted_chain_needs_a_word(host: Host, forge: Forge) -> None:

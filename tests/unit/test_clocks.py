@@ -9,7 +9,7 @@ import os
 import random
 
 import pytest
-from test_issuer_state import Disk, configured, disk, request  # noqa: F401
+from issuer.test_state import Disk, configured, disk, request  # noqa: F401
 
 from certdrop import spool
 from certdrop.issuer import budget, due, ledger, plan, posted
@@ -150,8 +150,8 @@ def main() -> None:
         for ca, trouble in CAS.items():
             for site in SITES:
                 with tempfile.TemporaryDirectory() as top, pytest.MonkeyPatch.context() as patch:
-                    patch.setattr("certdrop.site.STATE", top + "/state")
-                    patch.setattr("certdrop.site.ETC", top + "/etc")
+                    patch.setattr("certdrop.config.site.STATE", top + "/state")
+                    patch.setattr("certdrop.config.site.ETC", top + "/etc")
                     patch.setattr(spool, "SPOOL", top + "/spool")
                     wrong, hours, after = story(World(Disk(top), patch, site), ahead, trouble)
                     print(f"| {clock} | {ca} | {site} | {wrong} | {hours:.1f} | {after} |")

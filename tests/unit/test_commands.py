@@ -74,7 +74,8 @@ def test_the_unit_tests_run_where_no_other_user_can_enter() -> None:
 @pytest.mark.parametrize("umask", [0o002, 0o077])
 def test_a_clone_made_under_any_umask(umask: int, tmp_path: pathlib.Path) -> None:
     """Whoever cloned under 002 or 077, and runs the tests so, has what tests put down read as if it were an administrator's."""
-    for name in ("lib", "tests/unit/configurations", "tests/unit/conftest.py", "tests/unit/test_packaging.py", "tests/unit/test_import_files.py"):
+    for name in ("lib", "tests/unit/configurations", "tests/unit/conftest.py", "tests/unit/test_packaging.py", "tests/unit/importer/__init__.py",
+                 "tests/unit/importer/test_files.py"):
         source, target = ROOT / name, tmp_path / name
         for path in [source, *(source.rglob("*") if source.is_dir() else [])]:
             copy = target / path.relative_to(source)

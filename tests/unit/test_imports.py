@@ -16,67 +16,59 @@ LIB = pathlib.Path(__file__).resolve().parents[2] / "lib" / "certdrop"
 # Modules that open connections, or exist for nothing else.
 NETWORK = {"asyncio", "ftplib", "http", "imaplib", "nntplib", "poplib", "requests", "smtplib", "socket", "socketserver", "ssl",
            "telnetlib", "urllib", "urllib3", "wsgiref", "xmlrpc", "OpenSSL", "dns"}
-PARTS = {"admin", "issuer", "judge", "keeper", "watcher"}
+PARTS = {"admin", "config", "doctor", "importer", "issuer", "judge", "keeper", "nginx", "signer", "status", "trust", "walls", "watcher"}
 NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelve"}
 
-# What a part may use of ours (itself is always allowed), and what it must not use of others'.
+# What a room may use of ours (itself is always allowed): a room, a module at the top, or one module of a room. A module of its own row may that, too.
+READS_NGINX = {"nginx/configuration", "nginx/challenge", "nginx/vacancy", "nginx/run"}
 OURS = {
     "start": {"terminal"},
-    "issuer": {"start", "spool", "site", "jail", "syscalls", "events", "roots", "browsers", "terminal", "words", "become"},
-    "keeper": {"spool", "site", "jail", "world", "events", "words", "shown"},
-    "judge": {"spool", "jail", "syscalls", "trust"},
-    "watcher": {"start", "spool", "site", "jail", "syscalls", "events", "layout", "described", "nginxconf", "nginxrun", "port80", "vacancy", "roots",
-                "browsers", "shown", "words", "become"},
-    "admin": {"spool", "site", "jail", "events", "terminal", "words", "become", "layout", "nginxconf", "nginxrun", "port80", "vacancy", "roots", "keeper"},
+    "issuer": {"start", "spool", "events", "terminal", "words", "config", "walls", "trust", "signer"},
+    "issuer/rehearsal": {"judge"},     # a dry run is told what root's judge would say, by the judge's own code
+    "signer": {"spool", "events", "config", "walls", "issuer/trouble"},
+    "keeper": {"spool", "events", "words", "shown", "config", "walls"},
+    "judge": {"spool", "walls", "trust/verify"},
+    "watcher": {"start", "spool", "events", "shown", "terminal", "words", "config", "walls", "trust"},
+    "watcher/command": {"doctor/line", "doctor/mail"},
+    "status": {"events", "terminal", "words", "config", "walls", "watcher"},
+    "doctor": {"spool", "events", "terminal", "words", "config", "walls", "trust", "watcher"} | READS_NGINX,
+    "nginx": {"spool", "events", "terminal", "words", "config"},
+    "nginx/write": {"keeper", "walls"},
+    "nginx/own": {"keeper"},
+    "importer": {"spool", "events", "terminal", "words", "config", "walls", "keeper"} | READS_NGINX,
+    "importer/examiner": {"judge"},    # what parses for the administrator's tools runs as the judge, with the judge's own code
+    "admin": {"spool", "events", "terminal", "words", "config", "walls", "trust", "keeper", "nginx/own", "nginx/vacancy"},
+    "config": {"spool"},
+    "trust": {"config"},
+    "walls": {"terminal", "words"},
     "spool": set(),
     "events": set(),
-    "jail": {"words"},
-    "world": {"jail"},
-    "syscalls": {"jail"},
-    "words": set(),
     "terminal": {"words"},
-    "become": {"jail", "terminal", "words"},
-    "layout": set(),
-    "nginxconf": set(),
-    "port80": {"spool", "site", "nginxconf"},
-    "vacancy": {"site", "nginxconf", "port80"},
-    "roots": {"site"},
-    "described": {"site"},
-    "nginxrun": {"site", "described"},
-    "trust": set(),
+    "words": set(),
     "shown": set(),
-    "browsers": {"site", "roots", "trust"},
-    "site": {"spool"},
     "__init__": set(),
 }
-# What parses for the administrator's tools runs as the judge, with the judge's own code; a dry run is told what root's judge would say, by the same.
-AS_THE_JUDGE = {"admin/import_booth", "issuer/rehearsal"}
-NAMED_BY_BIN = "module"             # what start.py loads: bin/ says which
+NAMED_BY_BIN = "module"            # what start.py loads: bin/ says which
 NOT_THEIRS = {
     "start": NEVER_AS_ROOT | {"cryptography"},
     "issuer": set(),
+    "signer": {"http", "urllib.request", "ssl", "acme_tiny", "structlog"},
     "keeper": NEVER_AS_ROOT,
     "watcher": {"acme_tiny"},
+    "status": {"acme_tiny", "structlog"},
+    "doctor": {"acme_tiny", "structlog"},
+    "nginx": NEVER_AS_ROOT | {"cryptography"},
+    "importer": set(),
     "admin": set(),
+    "config": NEVER_AS_ROOT | {"cryptography"},
+    "trust": NEVER_AS_ROOT | {"cryptography"},
+    "trust/verify": NETWORK - {"OpenSSL"} | {"structlog"},
+    "walls": NEVER_AS_ROOT | {"cryptography"},
     "spool": NEVER_AS_ROOT | {"cryptography", "json"},
     "events": NEVER_AS_ROOT | {"cryptography", "json", "logging"},
-    "jail": NEVER_AS_ROOT | {"cryptography"},
-    "world": NEVER_AS_ROOT | {"cryptography"},
-    "syscalls": NEVER_AS_ROOT | {"cryptography"},
-    "words": NEVER_AS_ROOT | {"cryptography"},
     "terminal": NEVER_AS_ROOT | {"cryptography"},
-    "become": NEVER_AS_ROOT | {"cryptography"},
-    "layout": NEVER_AS_ROOT | {"cryptography"},
-    "nginxconf": NEVER_AS_ROOT | {"cryptography"},
-    "port80": NEVER_AS_ROOT | {"cryptography"},
-    "vacancy": NEVER_AS_ROOT | {"cryptography"},
-    "roots": NEVER_AS_ROOT | {"cryptography"},
-    "described": NEVER_AS_ROOT | {"cryptography"},
-    "nginxrun": NEVER_AS_ROOT | {"cryptography"},
+    "words": NEVER_AS_ROOT | {"cryptography"},
     "shown": NEVER_AS_ROOT | {"cryptography", "json"},
-    "trust": NETWORK - {"OpenSSL"} | {"structlog"},
-    "browsers": NEVER_AS_ROOT | {"cryptography"},
-    "site": NEVER_AS_ROOT | {"cryptography"},
     "__init__": NEVER_AS_ROOT,
 }
 # Each of the judge's modules needs one thing for its one task; all else that is not in Python's own library, or opens connections, is refused.
@@ -101,29 +93,27 @@ def imports(source: str) -> set[str]:
 def test_each_program_starts_its_own_part():
     """What start.py loads stands in bin/, one for each."""
     named = {path.name: path.read_text().rpartition("run(")[2].split('"')[1:4:2] for path in (LIB.parents[1] / "bin").iterdir()}
-    parts = {"certdrop": "admin", "certdrop-import": "admin", "certdrop-nginx": "admin", "certdrop-install": "keeper", "certdrop-issue": "issuer",
-             "certdrop-account": "issuer", "certdrop-check": "watcher", "certdrop-status": "watcher", "certdrop-watch": "watcher"}
+    parts = {"certdrop": "admin", "certdrop-import": "importer", "certdrop-nginx": "nginx", "certdrop-install": "keeper", "certdrop-issue": "issuer",
+             "certdrop-account": "issuer", "certdrop-check": "doctor", "certdrop-status": "status", "certdrop-watch": "watcher"}
     assert {name: (program, module.split(".")[1]) for name, (program, module) in named.items()} == {name: (name, part) for name, part in parts.items()}
 
 
 def offences(part: str, module: str, source: str) -> list[str]:
-    """What of a source's imports the table does not allow. `part` is a directory (or a module at the top), `module` the file's own name."""
-    found = []
+    """What of a source's imports the tables do not allow. `part` is a room (or a module at the top), `module` the file's own name."""
+    found, own = [], f"{part}/{module}"
+    allowed = OURS[part] | OURS.get(own, set()) | {part, "VERSION", "TERMINAL"}
     for name in sorted(imports(source)):
         first, *rest = name.split(".")
         if first == "certdrop":
-            used = rest[0] if rest else ""
-            as_judge = {"judge"} if f"{part}/{module}" in AS_THE_JUDGE else set()
-            if used not in OURS[part] | {part, "VERSION", "TERMINAL"} | as_judge:
-                found.append(f"{part}/{module} uses {name}")
+            if not {"/".join(rest[:1]), "/".join(rest[:2])} & allowed:
+                found.append(f"{own} uses {name}")
         elif (part, name) == ("start", NAMED_BY_BIN):
             continue
         elif part == "judge":
-            allowed = (set(sys.stdlib_module_names) - NETWORK) | JUDGE.get(module, set())
-            if first not in allowed:
-                found.append(f"{part}/{module} uses {name}")
-        elif first in NOT_THEIRS[part]:
-            found.append(f"{part}/{module} uses {name}")
+            if first not in (set(sys.stdlib_module_names) - NETWORK) | JUDGE.get(module, set()):
+                found.append(f"{own} uses {name}")
+        elif {first, name} & NOT_THEIRS.get(own, NOT_THEIRS[part]):
+            found.append(f"{own} uses {name}")
     return found
 
 
@@ -146,6 +136,29 @@ def test_all_parts_are_looked_at():
     """The table knows every directory and module there is, and the test sees them."""
     seen = {part for part, _, _ in sources()}
     assert PARTS <= seen <= set(OURS)
+    files = {f"{part}/{module}" for part, module, _ in sources()}
+    assert {row for table in (OURS, NOT_THEIRS) for row in table if "/" in row} <= files
+
+
+def test_no_circle() -> None:
+    """No module leads back to itself, by imports wherever they stand."""
+    files = {".".join(path.relative_to(LIB).with_suffix("").parts): imports(path.read_text(encoding="utf-8")) for path in LIB.rglob("*.py")}
+    edges = {name: {target for used in found for target in (used.removeprefix("certdrop."), used.removeprefix("certdrop.").rpartition(".")[0])
+                    if used.startswith("certdrop.") and target in files and target != name} for name, found in files.items()}
+    circles: list[str] = []
+
+    def follow(name: str, way: tuple[str, ...], done: set[str]) -> None:
+        if name in way:
+            circles.append(" -> ".join(way[way.index(name):] + (name,)))
+        elif name not in done:
+            for target in sorted(edges[name]):
+                follow(target, way + (name,), done)
+            done.add(name)
+
+    done: set[str] = set()
+    for name in sorted(edges):
+        follow(name, (), done)
+    assert circles == []
 
 
 @pytest.mark.parametrize("part, module, source", [
@@ -155,26 +168,30 @@ def test_all_parts_are_looked_at():
     ("keeper", "install", "import structlog"),
     ("keeper", "install", "from certdrop.issuer import ledger"),
     ("keeper", "install", "from certdrop import watcher"),
-    ("keeper", "install", "import certdrop.admin.nginx"),
+    ("keeper", "install", "import certdrop.nginx.blocks"),
     ("keeper", "install", "import importlib\nimportlib.import_module('socket')"),
     ("keeper", "install", "__import__('http.client')"),
     ("keeper", "judges", "from certdrop.judge import chain"),
-    ("issuer", "issue", "from certdrop.keeper import notes"),
-    ("issuer", "issue", "from certdrop.judge import chain"),
-    ("issuer", "issue", "import certdrop.watcher"),
-    ("admin", "import_pairs", "from certdrop.judge import chain"),
+    ("issuer", "command", "from certdrop.keeper import notes"),
+    ("issuer", "command", "from certdrop.judge import chain"),
+    ("issuer", "command", "import certdrop.watcher"),
+    ("importer", "pairs", "from certdrop.judge import chain"),
     ("judge", "chain", "import socket"),
     ("judge", "served", "from cryptography import x509"),
     ("judge", "booth", "import ssl"),
     ("judge", "booth", "import structlog"),
-    ("judge", "chain", "from certdrop import site"),
-    ("watcher", "status", "from certdrop.keeper.state import Sight"),
-    ("watcher", "status", "import certdrop.issuer"),
+    ("judge", "chain", "from certdrop.config import site"),
+    ("status", "table", "from certdrop.keeper.state import Sight"),
+    ("watcher", "command", "import certdrop.issuer"),
     ("spool", "spool", "from certdrop import events"),
     ("spool", "spool", "import socket"),
     ("events", "events", "from certdrop import spool"),
     ("events", "events", "import json"),
-    ("site", "site", "from certdrop import jail"),
+    ("config", "site", "from certdrop.walls import jail"),
+    ("doctor", "ca", "from certdrop.nginx import write"),
+    ("signer", "policy", "import ssl"),
+    ("watcher", "alarm", "from certdrop.status import table"),
+    ("trust", "roots", "import OpenSSL"),
 ])
 def test_an_offence_is_found(part, module, source):
     """The test can fail: each of these is what it is for."""
@@ -182,12 +199,12 @@ def test_an_offence_is_found(part, module, source):
 
 
 @pytest.mark.parametrize("part, module, source", [
-    ("keeper", "install", "from certdrop import site, spool\nfrom certdrop.keeper import notes\nimport json"),
+    ("keeper", "install", "from certdrop import spool\nfrom certdrop.config import site\nfrom certdrop.keeper import notes\nimport json"),
     ("judge", "chain", "from OpenSSL import crypto\nfrom certdrop.spool import Refused"),
     ("judge", "served", "import socket, ssl"),
-    ("admin", "import_booth", "from certdrop.judge import booth, chain"),
+    ("importer", "examiner", "from certdrop.judge import booth, chain"),
     ("issuer", "ports", "import http.client, ssl, structlog"),
-    ("site", "site", "from certdrop import spool\nimport tomllib"),
+    ("config", "site", "from certdrop import spool\nimport tomllib"),
 ])
 def test_what_is_allowed_passes(part, module, source):
     """The table does not refuse what the parts are made of."""

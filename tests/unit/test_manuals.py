@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from certdrop import VERSION, site, spool
+from certdrop import VERSION, spool
+from certdrop.config import site
 from certdrop.keeper import revoke
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from certdrop import site
+from certdrop.config import site
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "systemd").iterdir())
@@ -81,7 +81,7 @@ def test_the_units_do_what_cron_does() -> None:
 
 def test_preinst_knows_the_layouts_number() -> None:
     """Which stands in the table."""
-    table = re.findall(r"^# version (\d+)$", (ROOT / "lib/certdrop/layout").read_text(), re.M)
+    table = re.findall(r"^# version (\d+)$", (ROOT / "setup/layout").read_text(), re.M)
     assert re.findall(r"^layout=(\d+)", (ROOT / "debian/preinst").read_text(), re.M) == table
     assert len(table) == 1
 

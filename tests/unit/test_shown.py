@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from certdrop import shown
-from certdrop.watcher import check_dns, places
+from certdrop.watcher import places, resolver
 from certdrop.watcher.places import Places
 
 V4, V6, ALONE = ("127.0.0.1", 443, ""), ("::1", 443, ""), ("192.0.2.7", 8443, "")
@@ -44,17 +44,17 @@ def test_the_words_for_sockets() -> None:
 
 
 @pytest.mark.parametrize("looked, leads4, leads6, leads_alone", [
-    (check_dns.Looked(["198.51.100.1"]), True, False, False),                              # IPv4 alone, perhaps through a router
-    (check_dns.Looked(["192.0.2.7", "2001:db8::1"]), True, True, True),                    # this host's own IPv6 address
-    (check_dns.Looked(["2001:db8::2"]), False, False, False),                              # another host's
-    (check_dns.Looked([], check_dns.NO_NAME), False, False, False),
-    (check_dns.Looked([], check_dns.BROKEN), True, True, True),                            # nobody knows: then it is judged
+    (resolver.Looked(["198.51.100.1"]), True, False, False),                              # IPv4 alone, perhaps through a router
+    (resolver.Looked(["192.0.2.7", "2001:db8::1"]), True, True, True),                    # this host's own IPv6 address
+    (resolver.Looked(["2001:db8::2"]), False, False, False),                              # another host's
+    (resolver.Looked([], resolver.NO_NAME), False, False, False),
+    (resolver.Looked([], resolver.BROKEN), True, True, True),                            # nobody knows: then it is judged
 ])
-def test_where_a_names_addresses_lead(monkeypatch: pytest.MonkeyPatch, looked: check_dns.Looked, leads4: bool, leads6: bool, leads_alone: bool) -> None:
+def test_where_a_names_addresses_lead(monkeypatch: pytest.MonkeyPatch, looked: resolver.Looked, leads4: bool, leads6: bool, leads_alone: bool) -> None:
     """Asked once a name and run."""
     asked: list[str] = []
     monkeypatch.setattr(places, "addresses6", lambda: {"::1", "2001:db8::1"})
-    monkeypatch.setattr(check_dns, "addresses", lambda name: asked.append(name) or looked)
+    monkeypatch.setattr(resolver, "addresses", lambda name: asked.append(name) or looked)
     found = Places()
     assert [found.leads_to("a.test", place) for place in (V4, V6, ALONE)] == [leads4, leads6, leads_alone]
     assert asked == ["a.test"]
@@ -66,7 +66,7 @@ def test_the_dns_is_given_up_after_its_time(monkeypatch: pytest.MonkeyPatch) -> 
     """A resolver that is silent costs a run its deadline once."""
     asked: list[str] = []
     moments = iter([100.0, 100.0, 100.0 + places.PATIENCE + 1])
-    monkeypatch.setattr(check_dns, "addresses", lambda name: asked.append(name) or check_dns.Looked([], check_dns.SILENT))
+    monkeypatch.setattr(resolver, "addresses", lambda name: asked.append(name) or resolver.Looked([], resolver.SILENT))
     found = Places()
     monkeypatch.setattr(time, "monotonic", lambda: next(moments))
     assert found.leads_to("a.test", V6) and found.leads_to("b.test", V6)

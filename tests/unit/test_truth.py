@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from test_watcher_evidence import DAY, World, make_certificate, make_world
-from certdrop import site as configuration
+from watcher.test_evidence import DAY, World, make_certificate, make_world
+from certdrop.config import site as configuration
+from certdrop.doctor import sites as check_sites
 from certdrop.issuer import due
 from certdrop.keeper import notes
-from certdrop.watcher import alarm, check_sites, evidence, letter, places, status, verdict
+from certdrop.status import command as status
+from certdrop.watcher import alarm, evidence, message, places, verdict
 from certdrop.watcher.evidence import Mouth
 from certdrop.watcher.verdict import Thresholds
 
@@ -114,7 +116,7 @@ def test_no_moment_or_duration_that_cannot_be_is_printed(world: World) -> None:
     runs = {"keeper": reader.last_run("keeper"), "issuer": reader.last_run("issuer")}
     problems = [*alarm.of_host(runs["keeper"], runs["issuer"], sites, [], now), *(one for site in sites for one in alarm.of_site(site, now))]
     assert {"example.org:failing", "keeper:silent"} == {problem.key for problem in problems}
-    forms += letter.write(alarm.PROBLEM, problems, {}, {}, "host", now)
+    forms += message.write(alarm.PROBLEM, problems, {}, {}, "host", now)
     for text in forms:
         assert not re.search(r"-\d+[smhdy]\b", text), text
         assert time.strftime("%Y-", time.gmtime(ahead)) not in text and str(ahead)[:6] not in text, text

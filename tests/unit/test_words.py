@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from certdrop import jail, terminal, words
+from certdrop import terminal, words
+from certdrop.walls import jail
 
 LIB = str(Path(words.__file__).resolve().parents[1])
 

@@ -9,10 +9,12 @@ import os
 import re
 import sys
 
-from certdrop import VERSION, roots, site, terminal
+from certdrop import VERSION, terminal
 from certdrop.admin import dhparam, first_use, revoke, sites
+from certdrop.config import site
 from certdrop.keeper.command import Refused, Usage, as_root, guard
 from certdrop.keeper.revoke import REASONS
+from certdrop.trust import roots
 
 VERBS = ("add", "renew", "rotate", "rollback", "revoke", "remove", "dhparam")
 HELP = """\

@@ -15,11 +15,13 @@ import subprocess
 import sys
 import time
 
-from certdrop import jail, site, spool, words
+from certdrop import spool, words
 from certdrop.admin import sites
+from certdrop.config import site
 from certdrop.keeper import lock, notes, services
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import say
+from certdrop.walls import jail
 
 OFFSETS = {2048: 560316, 3072: 2625351, 4096: 5736041}         # X of ffdhe2048, 3072, 4096: RFC 7919, appendix A
 USER = "_certdrop-judge"                                       # owns nothing

@@ -11,8 +11,11 @@ import re
 import subprocess
 import sys
 
-from certdrop import events, jail, roots, site, spool, terminal
+from certdrop import events, spool, terminal
+from certdrop.config import site
 from certdrop.keeper.command import Refused, Usage
+from certdrop.trust import roots
+from certdrop.walls import jail
 
 ACCOUNT = "/usr/sbin/certdrop-account"
 CONFIG = site.ETC + "/certdrop.toml"

@@ -12,8 +12,9 @@ import os
 import sys
 import time
 
-from certdrop import events, site, spool, terminal
+from certdrop import events, spool, terminal
 from certdrop.admin import sites
+from certdrop.config import site
 from certdrop.keeper import install, lock, notes, revoke, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say

@@ -13,13 +13,16 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping
 
-from certdrop import become, events, jail, roots, site, spool
+from certdrop import events, spool
 from certdrop.admin import first_use
-from certdrop.admin import own_block as own
+from certdrop.config import site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
 from certdrop.keeper.state import Sight
+from certdrop.nginx import own
+from certdrop.trust import roots
+from certdrop.walls import become, jail
 
 ISSUE = "/usr/sbin/certdrop-issue"
 WATCH = "/usr/sbin/certdrop-watch"

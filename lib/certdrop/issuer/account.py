@@ -11,15 +11,17 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from certdrop import site, spool
-from certdrop.issuer import jose, notes
-from certdrop.issuer.jose import b64
+from certdrop import spool
+from certdrop.config import site
+from certdrop.issuer import notes
 from certdrop.issuer.transport import Answer, Transport
 from certdrop.issuer.trouble import REFUSED, UNREACHABLE, AccountUnknown, Trouble, from_answer
+from certdrop.signer import jose
+from certdrop.signer.jose import b64
 
 if TYPE_CHECKING:
-    from certdrop.issuer.keyring import Key
-    from certdrop.issuer.signer import Signer
+    from certdrop.signer.keyring import Key
+    from certdrop.signer.process import Signer
 
 JOSE = "application/jose+json"
 NONCES = 3                         # tries at a request whose nonce is refused (RFC 8555 section 6.5); then the CA is left alone

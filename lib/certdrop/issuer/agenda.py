@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 
-from certdrop import site, spool
+from certdrop import spool
+from certdrop.config import site
 from certdrop.issuer.posted import Request, identity, stamp
 
 DAY = 86400.0

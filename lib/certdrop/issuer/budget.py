@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import threading
 
-from certdrop import site, spool
+from certdrop import spool
+from certdrop.config import site
 from certdrop.events import stamp
 from certdrop.issuer import notes
 

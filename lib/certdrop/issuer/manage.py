@@ -15,11 +15,15 @@ import sys
 import time
 from collections.abc import Callable
 
-from certdrop import TERMINAL, VERSION, become, events, roots, site, spool, terminal, words
-from certdrop.issuer import jose, orders, signer, turn
+from certdrop import TERMINAL, VERSION, events, spool, terminal, words
+from certdrop.config import site
+from certdrop.issuer import orders, turn
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session, as_object
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.trouble import REFUSED, VALIDATION, Trouble
+from certdrop.signer import jose, process, protocol
+from certdrop.trust import roots
+from certdrop.walls import become
 
 DAY = 86400
 PATIENCE = 120.0                   # seconds for all that is said with the CA
@@ -151,8 +155,8 @@ def _do(options: Options) -> int:
         raise terminal.Declined("nobody is there to be asked; --yes agrees")
     if turn.take("certdrop-account", not options.due, first=options.verb not in ("show", "terms")) is None:
         return os.EX_TEMPFAIL                  # a run of certdrop-issue; the next day is early enough
-    may = {"rollover": {signer.ROLL_OVER}, "deactivate": {signer.DEACTIVATE, signer.FIND}}.get(options.verb, {signer.FIND})
-    holder = signer.start(config, frozenset(may))
+    may = {"rollover": {protocol.ROLL_OVER}, "deactivate": {protocol.DEACTIVATE, protocol.FIND}}.get(options.verb, {protocol.FIND})
+    holder = process.start(config, frozenset(may))
     if options.verb != "terms":                # no account, and no key for one, is needed to read what the CA demands
         holder.wake()
     lacking: list[str] = []
@@ -185,7 +189,7 @@ def _is_due(config: site.Config) -> bool:
 class Counter:
     """The verbs. Each returns a code of sysexits.h and raises Trouble, OSError."""
 
-    def __init__(self, config: site.Config, holder: signer.Signer, account: Account, session: Session) -> None:
+    def __init__(self, config: site.Config, holder: process.Signer, account: Account, session: Session) -> None:
         self.config, self.holder, self.account, self.session = config, holder, account, session
         self.log = events.Log("issuer")
 

@@ -21,17 +21,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from certdrop import events, roots, site, spool
+from certdrop import events, spool
+from certdrop.config import site
 from certdrop.issuer import ari, budget, log, ports, revoke
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session
-from certdrop.issuer.keyring import Key, make_key
 from certdrop.issuer.opening import Opening
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
 from certdrop.issuer.rehearsal import Judge
-from certdrop.issuer.signer import Signer
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.trouble import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Trouble, of_this_host
+from certdrop.signer.keyring import Key, make_key
+from certdrop.signer.process import Signer
+from certdrop.trust import roots
 
 CODES = {REFUSED: os.EX_DATAERR}       # what another try will hardly heal; everything else: later
 Some = TypeVar("Some")
@@ -87,7 +89,7 @@ class Network:
 
     def look_at_chains(self, tasks: list[Task]) -> None:
         """Whether certificates are the configured CA's, by their chain, where nobody noted whose they are: another client had them, or the ledger was lost."""
-        from certdrop.browsers import Browsers             # most runs meet none
+        from certdrop.trust.browsers import Browsers             # most runs meet none
         browsers, now = Browsers(self.config), time.time()
         for task in tasks:
             if task.of_unknown_origin and task.certificate and task.certificate.not_before <= now < task.certificate.not_after:

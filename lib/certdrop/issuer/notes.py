@@ -13,7 +13,8 @@ import os
 import time
 from collections.abc import Iterator
 
-from certdrop import site, spool
+from certdrop import spool
+from certdrop.config import site
 
 LONGEST = 16 << 20                 # bytes
 

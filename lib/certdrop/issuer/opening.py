@@ -13,12 +13,12 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from certdrop import site
+from certdrop.config import site
 from certdrop.issuer.dial import Dial
 
 if TYPE_CHECKING:
     from certdrop.issuer.account import Session
-    from certdrop.issuer.signer import Signer
+    from certdrop.signer.process import Signer
 
 REQUEST = 30.0                     # seconds, as for any other request
 OPENING = 60.0                     # seconds for all of it

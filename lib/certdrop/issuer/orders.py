@@ -13,11 +13,13 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from certdrop import jail, site, spool
+from certdrop import spool
+from certdrop.config import site
 from certdrop.issuer import plan
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
 from certdrop.issuer.posted import Request
+from certdrop.walls import jail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,13 +99,13 @@ def _network(options: Options, orders: int = 0) -> Network:
     config = site.load_config()
     holder = None
     if not options.dry_run:
-        from certdrop.issuer import signer
-        holder = signer.start(config)              # before the door closes: it has what must stay outside
+        from certdrop.signer import process
+        holder = process.start(config)              # before the door closes: it has what must stay outside
         if orders:
             holder.wake()
     lacking: list[str] = []
     if options.dry_run:
-        from certdrop import roots
+        from certdrop.trust import roots
         shut_in(config, [config.staging_url, config.proxy], lacking, roots.rehearsed(config))
     else:
         shut_in(config, [config.directory_url, config.proxy], lacking)
@@ -124,7 +126,7 @@ def shut_in(config: site.Config, urls: list[str], lacking: list[str] | None = No
 
     What there is no wall against is added to `lacking`, a sentence each. `more` may be read as well.
     """
-    from certdrop import syscalls
+    from certdrop.walls import syscalls
     lacking = [] if lacking is None else lacking
     ports = {80, 53} | {urllib.parse.urlsplit(url).port or (443 if url.startswith("https") else 3128) for url in urls if url}
     jail.give_up_privileges()

@@ -9,11 +9,13 @@ import json
 import os
 import time
 
-from certdrop import events, roots, site, spool
+from certdrop import events, spool
+from certdrop.config import site
 from certdrop.issuer import due, ledger, notes
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
 from certdrop.issuer.posted import Request, Standing
+from certdrop.trust import roots
 
 REPLY_WAITS = "a reply waits for root"
 

@@ -24,7 +24,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from certdrop import site, spool
+from certdrop import spool
+from certdrop.config import site
 from certdrop.issuer.account import NONCES, Session, as_object
 from certdrop.issuer.transport import Answer
 from certdrop.issuer.trouble import (RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, Trouble, from_answer, names_in, of_this_host,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 
-from certdrop import site, spool
+from certdrop import spool
+from certdrop.config import site
 from certdrop.issuer import due
 
 HOURLY = 3600                      # seconds between two installations of a site that the keeper does for the issuer

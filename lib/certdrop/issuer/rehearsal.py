@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from certdrop import roots, site, spool
+from certdrop import spool
+from certdrop.config import site
+from certdrop.trust import roots
 
 if TYPE_CHECKING:
     from certdrop.issuer.due import Certificate

@@ -15,9 +15,11 @@ import threading
 import time
 import urllib.parse
 
-from certdrop import VERSION, roots, site
+from certdrop import VERSION
+from certdrop.config import site
 from certdrop.issuer import dial
 from certdrop.issuer.trouble import OURS, RATE_LIMITED, UNREACHABLE, Trouble, of_this_host, seconds_of
+from certdrop.trust import roots
 
 REQUEST = 30.0                     # seconds for one request, from the name's lookup to the last byte
 MAX_ANSWER = 1 << 20               # bytes

@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 
-from certdrop import site
+from certdrop.config import site
 
 GRACE = 5.0                        # seconds to end in
 CRON, PERSON = "by cron", "by hand"

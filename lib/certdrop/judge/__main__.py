@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     """Serve one of the two tasks until the keeper closes the pipe."""
     if os.getuid() == 0:
         return os.EX_NOPERM
-    from certdrop import jail
+    from certdrop.walls import jail
     try:                               # AppArmor knows programs by their path, and this one's is Python's
         with open("/proc/self/attr/apparmor/current", "w", encoding="ascii") as stream:
             stream.write("changeprofile certdrop-judge")

@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
-from certdrop import jail, syscalls
+from certdrop.walls import jail, syscalls
 
 DEADLINE = 10.0                    # seconds for one case
 LIMIT = 300                        # bytes of an answer

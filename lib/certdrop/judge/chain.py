@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
-from certdrop import trust
 from certdrop.judge import booth
 from certdrop.spool import REASONS, Refused
+from certdrop.trust import verify
 
 PARTIAL_CHAIN = 0x80000            # X509_V_FLAG_PARTIAL_CHAIN of OpenSSL's x509_vfy.h; not every pyOpenSSL's types know it
 SLACK = 48 * 3600                  # seconds that a new leaf may begin before the live one
@@ -52,7 +52,7 @@ def serve(roots: str) -> int:
 
 def trusted(text: bytes) -> crypto.X509Store:
     """The certificates in it (PEM, and anything around them), to be trusted. Raises ValueError, also where there are none."""
-    found = trust.certificates(text)
+    found = verify.certificates(text)
     store = crypto.X509Store()
     for root in found:
         store.add_cert(root)
@@ -216,5 +216,5 @@ def _verify(chain: list[crypto.X509], store: crypto.X509Store) -> None:
             raise Refused("broken-chain") from error
         if below.get_issuer() != above.get_subject():
             raise Refused("broken-chain")
-    if trust.refusal(chain, store):
+    if verify.refusal(chain, store):
         raise Refused("untrusted")

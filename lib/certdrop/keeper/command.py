@@ -10,9 +10,11 @@ import os
 import sys
 from collections.abc import Callable
 
-from certdrop import VERSION, events, jail, site, spool, world
+from certdrop import VERSION, events, spool
+from certdrop.config import site
 from certdrop.keeper import install, lock, notes, reader
 from certdrop.keeper.run import Run, say
+from certdrop.walls import jail, world
 
 STOPPED, ASKED = "stopped", "stopped-asked"                # keeper/: why the last run did not come to its end, root's own and one that the issuer asked for
 HELP = "usage: certdrop-install   (no arguments: takes what the spool holds, judges, installs, reloads; see certdrop-install(8))\n"

@@ -10,7 +10,8 @@ import grp
 import os
 import pwd
 
-from certdrop import site, spool
+from certdrop import spool
+from certdrop.config import site
 from certdrop.keeper import state
 
 PARTS = {"combined": ("privkey.pem", "fullchain.pem"),          # the key first: Postfix insists, the others do not mind

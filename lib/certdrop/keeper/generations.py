@@ -11,8 +11,8 @@ import json
 import os
 import time
 
-from certdrop import site as configuration
 from certdrop import spool
+from certdrop.config import site as configuration
 from certdrop.keeper import integrity, keys
 from certdrop.keeper.judges import Accepted
 from certdrop.keeper.state import directory, facts

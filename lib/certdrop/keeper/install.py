@@ -12,7 +12,8 @@ import json
 import os
 import time
 
-from certdrop import events, site, spool
+from certdrop import events, spool
+from certdrop.config import site
 from certdrop.keeper import generations, integrity, judges, keys, notes, reader, revoke, state, switch
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Sight

@@ -15,7 +15,7 @@ import json
 import os
 import stat
 
-from certdrop import site
+from certdrop.config import site
 
 LIMIT = 64 * 1024                  # bytes of a generation's file, or of notes
 REQUEST = ("privkey.pem", "request.csr", "request.json")

@@ -14,7 +14,8 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from certdrop import events, jail, spool
+from certdrop import events, spool
+from certdrop.walls import jail
 
 if TYPE_CHECKING:
     import subprocess

@@ -65,7 +65,7 @@ def _names(domains: list[str]) -> Any:
 
     from cryptography import x509
 
-    from certdrop import site
+    from certdrop.config import site
     return x509.SubjectAlternativeName(
         [x509.IPAddress(ipaddress.ip_address(domain)) if site.is_address(domain) else x509.DNSName(domain) for domain in domains])
 

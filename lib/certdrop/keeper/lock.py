@@ -12,7 +12,8 @@ import os
 import signal
 import time
 
-from certdrop import events, site
+from certdrop import events
+from certdrop.config import site
 
 DEADLINE = 1500.0                  # seconds that a keeper waits for another: longer than any run takes
 

@@ -10,7 +10,8 @@ import json
 import os
 import time
 
-from certdrop import events, site, spool
+from certdrop import events, spool
+from certdrop.config import site
 from certdrop.keeper import integrity
 
 TYPE_CHECKING = False              # what typing's is, for 2 ms less

@@ -18,9 +18,11 @@ import struct
 import time
 from collections.abc import Callable, Generator
 
-from certdrop import jail, site, spool
+from certdrop import spool
+from certdrop.config import site
 from certdrop.keeper import integrity, notes
 from certdrop.keeper.run import Run
+from certdrop.walls import jail
 
 DEADLINE = 5.0                     # seconds for one reply
 MOST = 8                           # children that may hang, of all runs: each has a byte of keeper/readers locked, until the kernel lets it go

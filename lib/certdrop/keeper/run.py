@@ -9,9 +9,11 @@ import os
 import select
 import time
 
-from certdrop import events, jail, site, spool
+from certdrop import events, spool
+from certdrop.config import site
 from certdrop.keeper import judges, notes
 from certdrop.keeper.state import Sight
+from certdrop.walls import jail
 
 PATIENCE = 600                     # seconds that a run goes on asking judges; what is left waits for the next
 

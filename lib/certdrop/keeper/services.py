@@ -13,7 +13,9 @@ import struct
 import time
 from collections.abc import Callable
 
-from certdrop import events, jail, site
+from certdrop import events
+from certdrop.config import site
+from certdrop.walls import jail
 
 TIMEOUT = 60                       # seconds for a test or a reload
 TOLD = 2                           # seconds after which somebody who watches is told what is waited for

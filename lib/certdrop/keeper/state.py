@@ -11,8 +11,8 @@ import os
 import re
 import time
 
-from certdrop import site as configuration
 from certdrop import spool
+from certdrop.config import site as configuration
 from certdrop.keeper import integrity
 
 NEAR = 2 * 3600                    # seconds before its end in which a certificate is given up for one that lasts longer: root runs hourly

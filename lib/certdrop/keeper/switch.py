@@ -11,7 +11,8 @@ import os
 import time
 from collections.abc import Callable
 
-from certdrop import events, shown, site
+from certdrop import events, shown
+from certdrop.config import site
 from certdrop.keeper import copies, generations, judges, notes, services, state
 from certdrop.keeper.run import Run
 

@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass
 
 from certdrop import events
-from certdrop import site as configuration
-from certdrop.watcher import table, verdict
+from certdrop.config import site as configuration
+from certdrop.watcher import phrases, verdict
 from certdrop.watcher.evidence import Mouth, Run
 from certdrop.watcher.verdict import Verdict
 
@@ -42,7 +42,7 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
     def add(kind: str, subject: str, following: str, advice: str, grave: bool = False) -> None:
         facts = [("why", site.browsers if kind == "browsers" else site.last_error)] if kind in (site.state, "failing", "waiting", "browsers") else []
         if site.since and kind == site.state:
-            facts.append(("since", f"{events.stamp(site.since)} ({table.span(max(0, now - site.since))})"))
+            facts.append(("since", f"{events.stamp(site.since)} ({phrases.span(max(0, now - site.since))})"))
         if found.certificate and not found.placeholder and site.days_left is not None:
             left = f"{site.days_left:.1f} days left" if site.days_left > 0 else f"{-site.days_left:.1f} days ago"
             facts.append(("ends", f"{events.stamp(found.certificate.not_after)}, {left}"))
@@ -81,7 +81,7 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
     for one in found.revocations:
         if one.failing and (one.failing.tries >= KEEPS_FAILING or now - (one.failing.since or now) > LASTING):
             problems.append(Problem(f"{name}:revocation", f"{name}: a certificate that root wants revoked is not",
-                                    [("why", table.revocation(one, now)), ("certdrop", "tries again by itself"),
+                                    [("why", phrases.revocation(one, now)), ("certdrop", "tries again by itself"),
                                      ("you can", f"mend what the error names, then run certdrop revoke {name} --number {one.number:04d}")], True))
     if found.disorder:
         add("disorder", "files are not as they should be", "", "; ".join(found.disorder[:5]))
@@ -99,12 +99,12 @@ def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str],
                                  ("you can", f"mend that, then run {verdict.ASKING}")]))
     for who, run, job in (("keeper", keeper, "certdrop-install"), ("issuer", issuer, "certdrop-issue")):
         silent, quiet = verdict.silence(run, [site.evidence for site in sites], now, verdict.OFTEN[who])
-        last = f"its last run was at {events.stamp(run.at)}" if run.at else f"it {table.ran_last(run, now)}"
+        last = f"its last run was at {events.stamp(run.at)}" if run.at else f"it {phrases.ran_last(run, now)}"
         if silent and run.stopped:
             problems.append(Problem(f"{who}:stopped", f"the {who} does nothing: its runs stop", [("why", run.stopped), ("last", last), (
                 "certdrop", "does nothing without it: no certificate is renewed"), ("you can", f"mend what the error names, then run {job} by hand")], True))
         elif silent:
-            problems.append(Problem(f"{who}:silent", table.silence(who, quiet),
+            problems.append(Problem(f"{who}:silent", phrases.silence(who, quiet),
                                     [("why", last), ("certdrop", "does nothing without it: no certificate is renewed"),
                                      ("you can", f"see whether cron runs, look at /etc/cron.d/certdrop, run {job} by hand")], True))
         elif run.exit in GRAVE:

@@ -14,10 +14,12 @@ import time
 from dataclasses import dataclass, field
 from datetime import timezone
 
-from certdrop import jail, roots, spool
-from certdrop import site as configuration
-from certdrop.browsers import Browsers
+from certdrop import spool
+from certdrop.config import site as configuration
 from certdrop.events import LOGS, clean
+from certdrop.trust import roots
+from certdrop.trust.browsers import Browsers
+from certdrop.walls import jail
 from certdrop.watcher import order
 from certdrop.watcher.principal import USER
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from certdrop import site as configuration
+from certdrop.config import site as configuration
 
 ROOT = 0
 PUBLIC = ("cert.pem", "chain.pem", "fullchain.pem", "nginx.conf")

@@ -9,9 +9,9 @@ import socket
 import sys
 import time
 
-from certdrop import described
-from certdrop import site as configuration
-from certdrop.described import Service
+from certdrop.config import service as described
+from certdrop.config import site as configuration
+from certdrop.config.service import Service
 
 PATIENCE = 10.0                    # seconds for the DNS, in a run
 MOST = 16                          # addresses of a port that are asked
@@ -60,9 +60,9 @@ class Places:
         self._end = self._end or time.monotonic() + PATIENCE
         if not self._resolves or time.monotonic() > self._end:
             return None
-        from certdrop.watcher import check_dns             # few runs meet a doubt
-        looked = check_dns.addresses(name)
-        return looked.addresses if looked.addresses or looked.problem in (check_dns.NO_NAME, check_dns.NO_RECORD) else None
+        from certdrop.watcher import resolver             # few runs meet a doubt
+        looked = resolver.addresses(name)
+        return looked.addresses if looked.addresses or looked.problem in (resolver.NO_NAME, resolver.NO_RECORD) else None
 
     def service(self, name: str) -> Service | None:
         """A service's description; None where there is none to use."""

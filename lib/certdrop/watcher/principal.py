@@ -9,7 +9,8 @@ import os
 import sys
 from typing import Callable, TextIO
 
-from certdrop import become, words
+from certdrop import words
+from certdrop.walls import become
 
 USER = "_certdrop-watch"
 PATIENCE = 1800.0                  # seconds for all that a program has to do: the doctor asks each name over each of its addresses

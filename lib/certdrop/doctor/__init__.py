@@ -1,0 +1,1 @@
+"""certdrop-check: examines what makes issuing or renewing fail."""

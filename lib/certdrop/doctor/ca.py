@@ -1,0 +1,210 @@
+"""Looks at the CA: reachable, its TLS verified, its directory, what it offers, its clock beside ours, and our account there.
+
+Runs as: _certdrop-watch, or anyone; as_root() has certdrop-account ask about the account, which _certdrop alone can. Trusts: `ca_bundle`; of
+what the CA and the issuer say, nothing but what is shown, cleaned. Reads: the network, issuer/account@*.json. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import ssl
+import time
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from certdrop import VERSION, spool
+from certdrop.config import site as configuration
+from certdrop.doctor.ask import ask
+from certdrop.doctor.line import FAILED, OK, WARNING, Line
+from certdrop.doctor.names import Authority
+from certdrop.doctor.sites import unreadable
+from certdrop.events import clean, stamp
+from certdrop.trust import roots
+from certdrop.walls import jail
+from certdrop.watcher.evidence import as_object
+
+PATIENCE = 10.0                    # seconds for a step of the connection
+DEADLINE = 30.0                    # seconds for the answer
+MOST = 1 << 20                     # bytes of a directory
+SKEW, TOO_MUCH = 60, 3600          # seconds: CAs date certificates back by an hour, and refuse nothing for less
+OF_THE_TIME, OF_ROOTS = (9, 10), (2, 18, 19, 20, 21)       # of OpenSSL's X509_V_ERR_...
+TIME = "set this host's clock: apt install systemd-timesyncd, or chrony, keeps it right"
+PROGRAM = "/usr/sbin/certdrop-account"
+NEEDED = ("newNonce", "newAccount", "newOrder")
+
+
+class Answer(NamedTuple):
+    """The directory, and how many seconds our clock is before the CA's (None where it does not say)."""
+
+    directory: dict[str, object]
+    skew: float | None
+
+
+def as_root(config: configuration.Config) -> list[Line]:
+    """What the CA says of our account, where there is one; asked by certdrop-account, which becomes _certdrop."""
+    if not os.path.lexists(f"{configuration.STATE}/issuer/{_entry(config.directory_url)}"):
+        return []
+    return account(*ask(PROGRAM, "show", most=spool.MAX_REPLY))
+
+
+def account(code: int, out: str, words: str) -> list[Line]:
+    """What `certdrop-account show` said."""
+    facts = dict(re.findall(r"^([A-Za-z ]+): +(.*)$", out, re.M))
+    place, status, contact = (clean(facts.get(key, ""), 150) for key in ("account", "status", "contact"))
+    if code == os.EX_DATAERR:
+        return [Line(WARNING, "account", "the CA does not know ours; the next order makes another one", "certdrop-account register does it now")]
+    if code:
+        return [Line(WARNING, "account", f"the CA does not tell about it: {clean(words or out, 200)}", "certdrop-account show says more")]
+    if status != "valid":
+        return [Line(FAILED, "account", f"{place} is {status or 'in no known state'}: nothing is issued", "certdrop-account register makes another one")]
+    if contact == "none":
+        return [Line(WARNING, "account", f"{place} is valid; it has no contact: the CA cannot tell anybody of trouble",
+                     f"set contact in {configuration.ETC}/certdrop.toml, then certdrop-account contact")]
+    return [Line(OK, "account", f"{place} is valid; its contact: {contact}")]
+
+
+def look(config: configuration.Config, sites: list[configuration.Site], asked: list[Line]) -> tuple[list[Line], Authority]:
+    """All of it, and what the names are to be compared with. `asked` is what as_root() found."""
+    url = config.directory_url
+    host = clean(urlsplit(url).hostname, 100)
+    public = url in configuration.DIRECTORIES.values()
+    noted = _noted(url)
+    place = _string(noted.get("account"))
+    try:
+        answer = get(url, roots.bundles(config), config.proxy)
+    except (OSError, ValueError, http.client.HTTPException, RecursionError) as error:
+        why, mend = explain(error, host, config)
+        return [Line(FAILED, "CA", why, mend), *(asked or registered(config, noted))], Authority(["letsencrypt.org"] if public else [], place, public)
+    meta = answer.directory.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    said = meta.get("caaIdentities")
+    identities = [clean(one, 100).lower() for one in said[:10] if isinstance(one, str)] if isinstance(said, list) else []
+    lines = [directory(answer.directory, host), *profiles(meta, config, sites), clock(answer.skew, host), *(asked or registered(config, noted))]
+    return lines, Authority(identities or (["letsencrypt.org"] if public else []), place, public)
+
+
+def get(url: str, bundles: list[str], proxy: str = "") -> Answer:
+    """The directory. Raises OSError (ssl.SSLError among them), HTTPException, ValueError."""
+    parts, through = urlsplit(url), urlsplit(proxy)
+    place = (parts.hostname or "", parts.port or 443)
+    context = ssl.create_default_context(cafile=bundles[0])
+    for bundle in bundles[1:]:
+        context.load_verify_locations(bundle)
+    connection = http.client.HTTPSConnection(*((through.hostname, through.port or 3128) if through.hostname else place), timeout=PATIENCE, context=context)
+    if through.hostname:
+        connection.set_tunnel(*place)
+    end = time.monotonic() + DEADLINE
+    try:
+        connection.request("GET", parts.path or "/", headers={"User-Agent": f"certdrop-check/{VERSION}"})
+        response = connection.getresponse()
+        now, data = time.time(), b""
+        while more := response.read1(65536):
+            data += more
+            if len(data) > MOST or time.monotonic() > end:
+                raise ValueError("an answer that is too long, or does not end")
+        if response.status != 200:
+            raise ValueError(f"HTTP {response.status}")
+        return Answer(as_object(data), _skew(response.headers.get("Date"), now))
+    finally:
+        connection.close()
+
+
+def _skew(date: str | None, now: float) -> float | None:
+    try:
+        return now - parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def explain(error: Exception, host: str, config: configuration.Config) -> tuple[str, str]:
+    """Why the CA could not be asked, and how to mend it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = f"{host}: its certificate is not valid ({clean(error.verify_message, 100)}); nothing is asked of it"
+        if error.verify_code in OF_THE_TIME:
+            return f"{why}; by this host's clock it is {stamp()}", TIME
+        if error.verify_code in OF_ROOTS:
+            place = config.own_roots if config.ca_bundle == configuration.STORE else config.ca_bundle
+            return (f"{why}; {' and '.join(roots.bundles(config))} {'have' if len(roots.bundles(config)) > 1 else 'has'} no root for it",
+                    f"put the root certificate of the CA's server (PEM) into {place}; or, where another answers in the CA's place, see proxy in certdrop.toml")
+        return why, f"see directory in {configuration.ETC}/certdrop.toml, and who answers in the CA's place"
+    for bundle in roots.bundles(config):
+        why, mend = unreadable(bundle)
+        if why:
+            return f"ca_bundle: {why}", mend or f"correct ca_bundle in {configuration.ETC}/certdrop.toml"
+    if isinstance(error, OSError):
+        return (f"{host} cannot be reached: {clean(error.strerror or error, 150)}; nothing is issued or renewed until then",
+                f"curl -v {config.directory_url}; see firewall, resolver, and proxy in certdrop.toml")
+    return f"{host}: no ACME directory: {clean(error, 150)}", "see directory in certdrop.toml"
+
+
+def directory(found: dict[str, object], host: str) -> Line:
+    """Whether it is one (RFC 8555 section 7.1.1)."""
+    missing = [key for key in NEEDED if not _string(found.get(key)).startswith("https://")]
+    if missing:
+        return Line(FAILED, "CA", f"{host}: its directory lacks {', '.join(missing)}", "see directory in certdrop.toml")
+    has = "tells when to renew (ARI)" if "renewalInfo" in found else "does not tell when to renew (no ARI): certdrop goes by the lifetime"
+    return Line(OK, "CA", f"{host} answers, its certificate is valid; {has}")
+
+
+def profiles(meta: dict[str, object], config: configuration.Config, sites: list[configuration.Site]) -> list[Line]:
+    """Whether the profiles that are configured are offered."""
+    wanted = {name: site for site in reversed(sites) if (name := site.profile)}
+    offered = meta.get("profiles")
+    offered = offered if isinstance(offered, dict) else {}
+    there = ", ".join(clean(name, 30) for name in list(offered)[:10]) or "none"
+    lines = [Line(FAILED, "profile", f"{site.name}: the CA does not offer the profile {clean(name, 40)}; it has {there}", "change profile in its file")
+             for name, site in sorted(wanted.items()) if name not in offered]
+    return lines or ([Line(OK, "profile", f"the CA offers {', '.join(sorted(wanted))}")] if wanted else [])
+
+
+def clock(skew: float | None, host: str) -> Line:
+    """Whether ours is right, by the CA's."""
+    if skew is None:
+        return Line(WARNING, "clock", f"{host} does not say what time it is", "compare by hand: date -u")
+    if abs(skew) <= SKEW:
+        return Line(OK, "clock", f"agrees with {host}'s within {SKEW} s")
+    level = FAILED if abs(skew) > TOO_MUCH else WARNING
+    side = "ahead of" if skew > 0 else "behind"
+    seems = "certificates seem to have expired" if skew > 0 else "new certificates seem not yet valid"
+    return Line(level, "clock", f"is {_span(abs(skew))} {side} {host}'s: {seems}", TIME)
+
+
+def _span(seconds: float) -> str:
+    """A span of time as a person says it."""
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def _entry(url: str) -> str:
+    return f"account@{urlsplit(url).hostname or 'ca'}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.json"
+
+
+def _noted(url: str) -> dict[str, object]:
+    """What the issuer noted of its account there."""
+    try:
+        fd = spool.open_directory(configuration.STATE + "/issuer")
+        try:
+            return as_object(spool.read(fd, _entry(url), jail.user_ids(spool.ISSUER)[0], MOST))
+        finally:
+            os.close(fd)
+    except (OSError, KeyError, ValueError, spool.Refused):
+        return {}
+
+
+def registered(config: configuration.Config, noted: dict[str, object]) -> list[Line]:
+    """What is known of the account without asking for it: only the issuer could."""
+    url = _string(noted.get("account"))
+    lines = [Line(OK, "account", f"registered: {clean(url, 150)}") if url else Line(OK, "account", "none yet: the first order registers one")]
+    if not config.contact:
+        lines.append(Line(WARNING, "account", "has no contact: the CA cannot tell anybody of trouble", f"set contact in {configuration.ETC}/certdrop.toml"))
+    return lines
+
+
+def _string(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,193 @@
+"""certdrop-check: examines everything that makes issuing or renewing fail; says what is wrong, why that matters, and how to mend it.
+
+Runs as: anyone; started by root it looks at what only root may see (seen_as_root: each program asked in a session of its own), has
+_certdrop put one token among the challenges, then goes on as _certdrop-watch, shut in: it can write nothing. Trusts: the kernel, root's
+files. Reads: see the other modules here. Writes: standard output; through token.py one file, for as long as it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from certdrop import VERSION, events, spool, words
+from certdrop.config import site as configuration
+from certdrop.doctor import ca, clients, cron, host, kernel, keys, mail, nginx
+from certdrop.doctor import paths, users
+from certdrop.doctor import names as check_names
+from certdrop.doctor import sites as check_sites
+from certdrop.doctor import token as check_token
+from certdrop.doctor.line import FAILED, OK, WARNING, Line
+from certdrop.walls import jail, syscalls
+from certdrop.watcher.principal import as_watcher, seen_by_root
+
+HELP = """\
+usage: certdrop-check [NAME...] [--issuing] [--offline] [--quiet] [--json]
+
+Examines everything that makes issuing or renewing fail, for these sites or all of them:
+one line each, ok, warning or failed, with why it matters and how to mend it. Changes
+nothing; as root, a token lies among the challenges while it runs, and is fetched over
+every address of every name, as the CA would.
+
+  --issuing   only what keeps the CA from issuing: as certdrop add and renew show it
+  --offline   leave the network alone: no DNS, no CA, no token
+  --quiet     only warnings and failures
+  --json      a list of objects: level, what, why, mend
+
+  sudo certdrop-check               everything
+  sudo certdrop-check example.org   one site, and what all sites need
+
+Exit status: 0 nothing failed, 78 something did. See certdrop-check(8).
+"""
+MARKS = {OK: "ok     ", WARNING: "warning", FAILED: "failed "}
+OPTIONS = ("--issuing", "--offline", "--quiet", "--json")
+
+Parts = dict[str, Any]             # what root saw, by part: lists of lines, and more
+
+
+def main(argv: list[str]) -> int:
+    """The program; returns 0 where nothing failed, 78 where something did, 64 for usage, 65 for a site that is not there."""
+    if argv in (["--help"], ["-h"]):
+        print(HELP, end="")
+        return os.EX_OK
+    if argv == ["--version"]:
+        print(f"certdrop-check {VERSION}")
+        return os.EX_OK
+    names, options = [word for word in argv if not word.startswith("-")], [word for word in argv if word.startswith("-")]
+    wrong = [word for word in options if word not in OPTIONS]
+    if wrong:
+        print(f"certdrop-check: {wrong[0]!a:.80}: no such option; certdrop-check --help shows how", file=sys.stderr)
+        return os.EX_USAGE
+    unknown = [name for name in names if name not in _site_names()]
+    if unknown:
+        print(f"certdrop-check: {unknown[0]!a:.80}: no such site; certdrop-status lists them", file=sys.stderr)
+        return os.EX_DATAERR
+    token = None
+    try:
+        seen = b""
+        if os.geteuid() == 0:
+            sites, config = usable(names)
+            parts = seen_as_root(sites, "--issuing" in options)
+            parts["account"] = ca.as_root(config) if config and {"--offline", "--issuing"}.isdisjoint(options) else []
+            token, parts["no token"] = check_token.put() if "--offline" not in options else (None, [])
+            parts["token"] = [token.name, token.content] if token else None
+            seen = json.dumps(parts).encode()
+        return as_watcher("certdrop-check", argv, lambda: _work(names, options), os.EX_SOFTWARE, seen)
+    except KeyError as error:                  # no such user: the network is not for root
+        lines = [*everything(names, json.loads(seen), True), [Line(FAILED, "users", events.clean(error), "install the package again")]]
+        return show(iter(lines), options)
+    except BrokenPipeError:
+        return os.EX_OK                        # whoever read has seen enough
+    except TimeoutError as error:
+        words.say(f"certdrop-check: {error}")
+        return os.EX_TEMPFAIL
+    except KeyboardInterrupt:
+        return os.EX_TEMPFAIL
+    finally:
+        if token and not token.remove():
+            words.say(f"certdrop-check: the process of {spool.ISSUER}'s that held the token did not end by itself, and was killed; its file "
+                      f"{token.name} may lie in {spool.challenges()}; the next run of certdrop-issue removes it")
+
+
+def _work(names: list[str], options: list[str]) -> int:
+    """What is left once root has looked."""
+    seen = seen_by_root()
+    parts = None if seen is None else json.loads(seen)
+    if seen is not None:                       # a process of our own, that has nothing else to do
+        try:
+            jail.give_up_privileges()
+            jail.landlock(read=("/",))
+            syscalls.Filter(syscalls.DOCTOR).enter()
+        except jail.Unconfined:
+            pass                               # said by the line "sandbox"
+    return show(everything(names, parts, "--offline" in options, "--issuing" in options), options)
+
+
+def _site_names() -> list[str]:
+    try:
+        return configuration.site_names()
+    except configuration.Wrong:
+        return []
+
+
+def usable(names: list[str]) -> tuple[list[configuration.Site], configuration.Config | None]:
+    """These sites (all, where none is named), those that cannot be read left out, and the configuration; check_sites says what is wrong."""
+    try:
+        config = configuration.load_config()
+    except configuration.Wrong:
+        return [], None
+    found = []
+    for name in names or _site_names():
+        try:
+            found.append(configuration.load_site(name, config))
+        except configuration.Wrong:
+            continue
+    return found, config
+
+
+def seen_as_root(sites: list[configuration.Site], issuing: bool) -> Parts:
+    """What only root may see; of that, where it is about `issuing` alone, what nginx says."""
+    lines, seen = nginx.look(sites)
+    if issuing:
+        return {"nginx": lines, "seen": seen, "keys": None}
+    return {"users": users.as_root(), "walls": kernel.walls(), "cron": cron.as_root(),
+            "nginx": lines, "seen": seen, "clients": clients.look(sites), "keys": keys.fingerprints([found.name for found in sites])}
+
+
+def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bool = False) -> Iterator[list[Line]]:
+    """All that is looked at, in order, part by part. `parts` is what root saw before; None where nobody could look.
+
+    With `issuing` only what can keep the CA from issuing: `certdrop add` and `renew` say that where no certificate came.
+    """
+    def by_root(part: str) -> list[Line]:
+        return [Line(*line) for line in (parts or {}).get(part, [])]
+
+    sites, config = usable(names)
+    yield check_sites.look(names)
+    yield paths.look()
+    if issuing:
+        yield host.space()
+    else:
+        yield [*users.look(), *by_root("users")]
+        if parts is None:
+            yield [Line(WARNING, "root", "only root can see what sudo, sshd and nginx are told, locked passwords, and other clients", "sudo certdrop-check")]
+        yield [*by_root("walls"), *kernel.look(parts is not None)]
+        yield [*cron.look(), *by_root("cron"), *check_sites.runs(), *mail.look(parts is not None)] if _site_names() else []
+    yield by_root("nginx")
+    token, seen = (parts or {}).get("token"), nginx.Seen(*parts["seen"]) if parts and parts["seen"] else None
+    if seen and not token:
+        yield nginx.by_reading(seen, sites)
+    if config and not offline:
+        said, authority = ca.look(config, sites, by_root("account"))
+        doing = check_names.Doing(authority, (token[0], token[1]) if token else None, seen, check_sites.failures(sites))
+        yield check_names.look(sites, doing, by_root("no token"))
+        yield said
+    if config:
+        yield check_sites.untrusted(sites, config)
+    if issuing:
+        return
+    yield host.look()
+    yield keys.look([found.name for found in sites], parts["keys"] if parts else None)
+    yield check_sites.served([found.name for found in sites], not offline)
+    yield by_root("clients")
+
+
+def show(parts: Iterator[list[Line]], options: list[str]) -> int:
+    """Print the lines as they come; the exit code."""
+    lines: list[Line] = []
+    for part in parts:
+        lines += part
+        if "--json" not in options:
+            for line in part:
+                if line.level != OK or "--quiet" not in options:
+                    print(f"{MARKS[line.level]} {line.what}: {line.why}" + (f"; {line.mend}" if line.mend else ""))
+            sys.stdout.flush()
+    if "--json" in options:
+        print(json.dumps([line._asdict() for line in lines if line.level != OK or "--quiet" not in options], indent=1))
+    elif "--quiet" not in options:
+        count = {level: sum(line.level == level for line in lines) for level in MARKS}
+        print(f"{count[OK]} ok, {count[WARNING]} to be looked at, {count[FAILED]} failed")
+    return os.EX_CONFIG if any(line.level == FAILED for line in lines) else os.EX_OK

@@ -1,0 +1,66 @@
+"""Looks whether what should start certdrop is there and runs: cron and its table, and where systemd runs the watcher's timer.
+
+Runs as: as_root() as root, look() as anyone. Trusts: the kernel. Reads: /proc/*/comm, /etc/cron.d/certdrop. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from certdrop.doctor.ask import ask
+from certdrop.doctor.line import FAILED, OK, WARNING, Line, verdict
+
+TABLE = "/etc/cron.d/certdrop"
+DAEMONS = ("cron", "crond", "cronie", "fcron", "bcron-sched", "anacron")
+GENERATOR = "/usr/lib/systemd/system-generators/systemd-crontab-generator"         # systemd-cron, which has no daemon
+TIMER = "certdrop-watch.timer"
+
+
+def look() -> list[Line]:
+    """Whether a cron runs, and takes our table."""
+    running, all_seen = _running()
+    wrong = []
+    if os.path.isdir("/run/systemd/system") and os.path.exists(GENERATOR):
+        running = running or "systemd-cron"
+    if not running:
+        words = "no cron daemon runs: nothing is issued, installed or renewed" if all_seen else "no cron daemon can be seen from here"
+        wrong.append((words, "start it: systemctl start cron, or service cron start"))
+    lines = verdict("cron", wrong, f"{running} runs", FAILED if all_seen else WARNING)
+    try:
+        found = os.lstat(TABLE)
+    except OSError:
+        return [*lines, Line(FAILED, "cron", f"{TABLE} is not there: nothing starts certdrop", "install the package again; where another scheduler starts "
+                             "certdrop-issue and certdrop-install, this line is wrong")]
+    odd = not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022 or found.st_nlink != 1
+    wrong = [(f"{TABLE} is not root's alone: cron passes over it", f"chown root:root {TABLE}; chmod 644 {TABLE}")] if odd else []
+    return [*lines, *verdict("cron table", wrong, f"{TABLE} is there, root's alone")]
+
+
+def _running() -> tuple[str, bool]:
+    """The cron that runs, and whether root's processes can be seen at all."""
+    seen = False
+    try:
+        entries = os.listdir("/proc")
+    except OSError:
+        return "", False
+    for entry in filter(str.isdigit, entries):
+        try:
+            with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as stream:
+                name = stream.read().strip()
+            seen = seen or os.stat(f"/proc/{entry}").st_uid == 0
+            if name in DAEMONS and os.stat(f"/proc/{entry}").st_uid == 0:
+                return name, True
+        except OSError:
+            continue
+    return "", seen
+
+
+def as_root() -> list[Line]:
+    """Whether the watcher's timer is active, where systemd runs."""
+    if not os.path.isdir("/run/systemd/system"):
+        return []
+    done = ask("/usr/bin/systemctl", "is-active", TIMER)
+    if done.out.strip() == "active":
+        return [Line(OK, "timer", f"{TIMER} is active: a dead cron is noticed")]
+    return [Line(FAILED, "timer", f"{TIMER} is {done.out.strip()[:20]!a}: nobody would notice that cron is dead", f"systemctl enable --now {TIMER}")]

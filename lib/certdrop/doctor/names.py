@@ -1,0 +1,240 @@
+"""Looks at each name as the CA does: it resolves, leads here over every address, and CAA lets this CA issue.
+
+Runs as: _certdrop-watch, or anyone. Trusts: nothing that comes from the network. Reads: the network. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from certdrop.config import site as configuration
+from certdrop.doctor import fetch
+from certdrop.doctor.line import FAILED, WARNING, Line, verdict
+from certdrop.doctor.nginx import Seen
+from certdrop.events import clean
+from certdrop.nginx.challenge import PATH
+from certdrop.watcher import resolver
+
+AT_ONCE = 32                       # names
+MOST = 4                           # addresses of nginx that a name is asked for at, which has none of its own
+DEADLINE = 120.0                   # seconds for all of them
+FIREWALLS = (("/usr/sbin/ufw", "ufw allow 80/tcp"), ("/usr/bin/firewall-cmd", "firewall-cmd --permanent --add-service=http, then firewall-cmd --reload"),
+             ("/usr/sbin/nft", "nft list ruleset shows the rule"), ("/usr/sbin/iptables", "iptables -S shows the rule"))
+NO_DNSPYTHON = "python3-dnspython is not installed: CAA and DNSSEC are not examined, and names are looked up as this host does"
+
+ON_PORT_80 = "port 80"
+
+
+class Obstacle(NamedTuple):
+    """What is wrong with a name: how grave that is, why, what mends it, and where that is looked for."""
+
+    level: str
+    why: str
+    mend: str
+    part: str = "names"
+
+
+Wrong = list[Obstacle]
+
+
+class Authority(NamedTuple):
+    """What the CA said: the names it goes by in CAA records, our account's URL ("" where not known), and whether it is on the Internet."""
+
+    identities: list[str]
+    account: str
+    public: bool
+
+
+class Doing(NamedTuple):
+    """What a look at a name needs: what the CA is, the token that lies among the challenges (its name and content), what root saw of nginx, and
+    what the CA said of the name (RFC 8555 section 6.7) when it last failed there."""
+
+    authority: Authority
+    token: tuple[str, str] | None = None
+    nginx: Seen | None = None
+    failures: dict[str, str] = {}
+
+
+def look(sites: list[configuration.Site], doing: Doing, no_token: Sequence[Line] = ()) -> list[Line]:
+    """All of it, for these sites. Where there is no token, `no_token` says why."""
+    lines = [] if resolver.HAVE_DNS or not sites else [Line(WARNING, "DNS", NO_DNSPYTHON, "apt install python3-dnspython")]
+    if doing.token is None and sites:
+        lines += [*no_token] or [Line(WARNING, "challenges", "no token could be put to be fetched: only root can have that done", "sudo certdrop-check")]
+    end = time.monotonic() + DEADLINE
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        asked = {(found.name, domain): pool.submit(_one, found.name, domain, doing, end) for found in sites for domain in found.domains}
+        for found in sites:
+            wrong = [trouble for domain in found.domains for trouble in _result(domain, asked[found.name, domain], end)]
+            lines += together(found.name, wrong)
+            if not any(one.part == "names" for one in wrong):
+                there = "resolve" + (", a token comes back over each address" if doing.token and not wrong else "")
+                there += ", and CAA lets the CA issue" if resolver.HAVE_DNS else ""
+                lines += verdict(f"{found.name}: names", [], f"{', '.join(found.domains[:3])}{' ...' if len(found.domains) > 3 else ''}: {there}")
+            if not wrong and doing.token:
+                lines += verdict(f"{found.name}: {ON_PORT_80}", [], "a token comes back over each address")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return lines
+
+
+def together(site: str, wrong: Wrong) -> list[Line]:
+    """A line for each thing to mend, however many names it is for; what has failed first."""
+    same: dict[tuple[str, str, str], list[str]] = {}
+    for one in sorted(wrong, key=lambda one: one.level != FAILED):
+        same.setdefault((one.level, one.part, one.mend), []).append(one.why)
+    return [Line(level, f"{site}: {part}", why[0] + (f" (so for {len(why) - 1} more of its names and addresses)" if len(why) > 1 else ""), mend)
+            for (level, part, mend), why in same.items()]
+
+
+def _result(domain: str, future: Future[Wrong], end: float) -> Wrong:
+    try:
+        return future.result(max(0.0, end - time.monotonic()))
+    except TimeoutError:
+        return [Obstacle(WARNING, f"{domain}: not examined: there was no time left", "run certdrop-check for its site alone")]
+
+
+def _one(site: str, domain: str, doing: Doing, end: float) -> Wrong:
+    if time.monotonic() > end:
+        raise TimeoutError
+    if configuration.is_address(domain):
+        return reach(site, domain, domain, doing)
+    wrong = idn(domain)
+    looked = resolver.addresses(domain)
+    if looked.problem:
+        wrong.append(Obstacle(FAILED, *_unresolved(domain, looked)))
+    for address in looked.addresses:
+        wrong += reach(site, domain, address, doing)
+    if not looked.addresses:
+        wrong += here(site, domain, doing)
+    if resolver.HAVE_DNS and not looked.problem:
+        wrong += caa(domain, doing.authority)
+    return wrong
+
+
+def idn(domain: str) -> Wrong:
+    """Whether an internationalized name is one (RFC 5891)."""
+    if not any(label.startswith("xn--") for label in domain.split(".")):
+        return []
+    import idna
+    try:
+        idna.decode(domain)
+    except (idna.IDNAError, UnicodeError) as error:
+        return [Obstacle(FAILED, f"{domain}: no internationalized name: {str(error)[:80]!a}; the CA refuses it", "write the name itself into the site's file")]
+    return []
+
+
+def _unresolved(domain: str, looked: resolver.Looked) -> tuple[str, str]:
+    record = f"make a record A (and AAAA, if it has IPv6) for {domain} that leads to this host; a name that is mistyped is corrected in the site's file"
+    servers = f"mend the zone's name servers, or this host's resolver (/etc/resolv.conf): dig +trace {domain} shows which"
+    return {
+        resolver.NO_NAME: (f"{domain}: does not exist in the DNS (yet): the CA cannot reach it", record),
+        resolver.NO_RECORD: (f"{domain}: has no address in the DNS: the CA cannot reach it", record),
+        resolver.BOGUS: (f"{domain}: DNSSEC fails: {looked.words}; the CA refuses it", "mend the zone's signatures, or its DS record at the registrar"),
+        resolver.SILENT: (f"{domain}: its name servers, or this host's resolver, do not answer: {looked.words}", servers),
+    }.get(looked.problem, (f"{domain}: the DNS fails: {looked.words}", servers))
+
+
+def reach(site: str, domain: str, address: str, doing: Doing) -> Wrong:
+    """Whether a challenge is answered over this address. What is in the way is asked only where it is not."""
+    record = "the addresses in the site's file" if domain == address else f"the record {'AAAA' if ':' in address else 'A'} of {domain}"
+    if doing.authority.public and not ipaddress.ip_address(address).is_global:
+        return [Obstacle(FAILED, f"{domain}: {address} is no address of the Internet: the CA cannot reach it",
+                         f"make {record} lead to this host's public address"), *here(site, domain, doing)]
+    if doing.token is None:
+        return []
+    came = _fetch(domain, address, doing.token)
+    if came.came and came.redirects:
+        return [Obstacle(WARNING, f"{domain}: over {address} the token comes only after {came.redirects} redirect(s), by way of {came.where}",
+                         "put the challenge location before the redirect; see certdrop-nginx(1)", ON_PORT_80)]
+    if came.came:
+        return []
+    if fetch.is_ours(address):
+        return [_at_home(site, domain, address, came, doing)]
+    return [_elsewhere(domain, address, record, came, doing), *here(site, domain, doing)]
+
+
+def here(site: str, domain: str, doing: Doing) -> Wrong:
+    """Whether nginx would answer at one of the addresses where it listens: for a name that does not lead here (yet)."""
+    if doing.token is None or doing.nginx is None:
+        return []
+    found: Wrong = []
+    for address in [address.strip("[]") for address in doing.nginx.addresses][:MOST] or ["127.0.0.1"]:
+        came = _fetch(domain, address, doing.token)
+        if came.came:
+            return []
+        found.append(_at_home(site, domain, address, came, doing))
+    return found[:1]
+
+
+def _fetch(domain: str, address: str, token: tuple[str, str]) -> fetch.Fetched:
+    name, content = token
+    came = fetch.fetch(address, domain, PATH + name, content)
+    if came.status == 404:                                 # a run of the issuer may just have tidied up
+        time.sleep(1)
+        came = fetch.fetch(address, domain, PATH + name, content)
+    return came
+
+
+def _elsewhere(domain: str, address: str, record: str, came: fetch.Fetched, doing: Doing) -> Obstacle:
+    """Why a token does not come over an address that is not this host's own."""
+    said = doing.failures.get(domain, "")
+    words = f"{domain}: {address} is not an address of this host"
+    change = f"make {record} lead to this host" + (", or remove it: CAs go by IPv6 first" if ":" in address and domain != address else "")
+    if came.status or said:
+        answers = f"what answers there has not the token ({came.words}{', ' + came.server if came.server else ''})" if came.status else came.words
+        return Obstacle(FAILED, f"{words}, and {answers}" + (f"; nor did the CA come through: {said}" if said else ""),
+                        f"{change}; or, where a router or proxy stands there, have it pass port 80 on to this host")
+    return Obstacle(WARNING, f"{words}, and from here it is not seen what the CA will see ({came.words})",
+                    f"try from outside; where it does not lead here, {change}")
+
+
+def _at_home(site: str, domain: str, address: str, came: fetch.Fetched, doing: Doing) -> Obstacle:
+    """Why a token does not come over an address of this host's."""
+    nginx, words = doing.nginx, f"{domain}: over {address} the token does not come: {came.words}"
+    if came.error in (errno.ETIMEDOUT, errno.EPERM, errno.EACCES):
+        return Obstacle(FAILED, f"{words}; {address} is this host's own, so it is this host's firewall", f"open port 80: {_firewall()}", ON_PORT_80)
+    if nginx is None:
+        return Obstacle(FAILED, words, "see what answers there: ss -tlnp 'sport = :80'", ON_PORT_80)
+    if not nginx.runs and came.status:
+        return Obstacle(FAILED, f"{words}: nginx does not run, and {came.server or 'another server'} has port 80",
+                        f"stop that one (ss -tlnp 'sport = :80' says which it is), then {nginx.start}", ON_PORT_80)
+    if nginx.broken:
+        return Obstacle(FAILED, f"{words}: nginx does not pass its own test, so what it was told last does not hold",
+                        "mend what the line on nginx says", ON_PORT_80)
+    if not nginx.runs:
+        return Obstacle(FAILED, f"{words}: nginx does not run", nginx.start, ON_PORT_80)
+    trouble = nginx.trouble(site, domain, address)
+    if trouble:
+        return Obstacle(FAILED, f"{words}: {trouble[0]}", trouble[1], ON_PORT_80)
+    if nginx.kept_out and came.status:
+        return Obstacle(FAILED, f"{words}: {nginx.kept_out[0]}", nginx.kept_out[1], ON_PORT_80)
+    return Obstacle(FAILED, f"{words}, though it would by nginx's configuration: that was changed, and nginx was not reloaded since",
+                    "nginx -s reload", ON_PORT_80)
+
+
+def _firewall() -> str:
+    """The command of the firewall that is here."""
+    return next((command for path, command in FIREWALLS if os.path.exists(path)), "see its rules")
+
+
+def caa(domain: str, authority: Authority) -> Wrong:
+    """Whether the CA may issue."""
+    records, where, problem = resolver.caa(domain)
+    if problem:
+        return [Obstacle(FAILED, f"{domain}: its CAA records cannot be looked up (at {where}: {problem}); the CA refuses it then",
+                         "mend the zone's name servers")]
+    if not records:
+        return []
+    if not authority.identities:
+        shown = ", ".join(f"{record.tag} {record.value}" for record in records[:4])
+        return [Obstacle(WARNING, f"{domain}: CAA at {where} has {clean(shown, 150)}; the CA does not say by which name it goes there", "compare by hand")]
+    why = resolver.forbidden(records, authority.identities, authority.account)
+    return [Obstacle(FAILED, f"{domain}: CAA at {where} allows {why}",
+                     f"add to the CAA records of {where}: 0 issue \"{authority.identities[0]}\"")] if why else []

@@ -1,0 +1,178 @@
+"""Looks at the configuration, whether root's and the issuer's runs come, and what is served.
+
+Runs as: anyone; _certdrop-watch where root asked. Trusts: root's configuration; of what the issuer wrote, what evidence.py checked.
+Reads: /etc/certdrop, the state, and by handshakes what the services of this host show. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+import time
+
+from certdrop import events
+from certdrop.config import service as described
+from certdrop.config import site as configuration
+from certdrop.doctor.line import FAILED, OK, WARNING, Line
+from certdrop.doctor.line import verdict as lines_of
+from certdrop.trust import roots
+from certdrop.watcher import verdict
+from certdrop.watcher.evidence import Reader
+from certdrop.watcher.look import look as judged_sites
+from certdrop.watcher.places import Places
+
+SILENT = 2 * 3600                  # seconds after which a run was due, be it the first
+
+
+def look(names: list[str]) -> list[Line]:
+    """The configuration: of these sites, or all."""
+    try:
+        config = configuration.load_config()
+        names = names or configuration.site_names()
+    except configuration.Wrong as error:
+        return [Line(FAILED, "configuration", events.clean(error), "nothing is renewed until then")]
+    wrong, services = [], dict.fromkeys(config.services)
+    for name in names:
+        try:
+            services.update(dict.fromkeys(configuration.load_site(name, config).services))
+        except configuration.Wrong as error:
+            wrong.append((events.clean(error), f"{name} is not renewed until then"))
+    wrong += [(events.clean(why), f"nothing is installed for {service} until then; /usr/share/doc/certdrop/examples/services.d has the file as it came")
+              for service in services if (why := _described_badly(service))]
+    for key, path in (("ca_bundle", config.ca_bundle), ("trust_roots", config.trust_roots)):
+        why, mend = unreadable(path)
+        if why:
+            wrong.append((f"{key}: {why}: issuer and judge have to read it", mend or f"correct {key} in {configuration.ETC}/certdrop.toml"))
+    return lines_of("configuration", wrong, f"{len(names)} sites" if len(names) != 1 else f"site {names[0]}") + _roots(config)
+
+
+def _described_badly(service: str) -> str:
+    """What the keeper would say of services.d/NAME.toml; "" where nothing."""
+    path = described.path(service)
+    try:
+        found = described.read(service)
+    except configuration.Missing:
+        return f"{path} does not exist; it says how to test and reload {service}"
+    except configuration.Wrong as error:
+        return str(error)
+    good = all(command[:1] and os.path.isabs(command[0]) for command in (found.test, found.reload))
+    return "" if good else f"{path}: test and reload must name a program by its absolute path, then its arguments"
+
+
+def _roots(config: configuration.Config) -> list[Line]:
+    """Files of roots that nobody reads, as those whose name is not the CA's."""
+    place, used = configuration.ETC + "/roots.d", (config.own_roots, config.trust_roots, config.ca_bundle)
+    return [Line(WARNING, "roots", f"{place}/{entry}: no configured CA uses it; the roots of {roots.ca_named(config)} are looked for in {config.own_roots}",
+                 "rename it to that, where it is this CA's; else remove it")
+            for entry in sorted(_entries(place)) if f"{place}/{entry}" not in used and not entry.startswith(".")]
+
+
+def untrusted(sites: list[configuration.Site], config: configuration.Config) -> list[Line]:
+    """Where root's judge refused what the CA issued, because it leads to none of trust_roots."""
+    try:
+        reader = Reader()
+    except configuration.Wrong:
+        return []
+    found = []
+    for one in sites:
+        refused = reader.site(one.name).refused
+        if refused and refused.what == "untrusted":
+            found.append(Line(FAILED, f"{one.name}: roots", f"what the CA issued leads to no root that {config.trust_roots} has", _roots_for(config)))
+    return found
+
+
+def _roots_for(config: configuration.Config) -> str:
+    """How the CA's roots come to where they are looked for."""
+    own, folder = config.own_roots, f"{configuration.ETC}/roots.d"
+    others = [entry for entry in _entries(folder) if entry.endswith(".pem")]
+    again = "; then certdrop renew asks the CA again"
+    if config.trust_roots == configuration.STORE and len(others) == 1 and not os.path.exists(own):
+        return f"mv {folder}/{others[0]} {own} if that is this CA's, as only a file of that name counts for it{again}"
+    return f"put the CA's root certificates (PEM) into {config.trust_roots if config.trust_roots not in (configuration.STORE, own) else own}{again}"
+
+
+def unreadable(path: str) -> tuple[str, str]:
+    """What keeps everybody from reading a file ("" where nothing does), and the command that mends it ("" where there is none)."""
+    at = ""
+    for part in path.split("/")[1:]:
+        at += "/" + part
+        try:
+            found = os.stat(at)
+        except FileNotFoundError:
+            near = difflib.get_close_matches(part, _entries(os.path.dirname(at)), 1)
+            return f"{at} is not there" + (f"; {os.path.dirname(at)}/{near[0]} is" if near else ""), ""
+        except OSError as error:
+            return f"{at}: {error.strerror}", ""
+        if stat.S_ISDIR(found.st_mode) and at == path:
+            return f"{path} is a directory", ""
+        if stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o001:
+            return f"{path} lies below {at}, which is closed to others", f"chmod o+x {at}"
+        if at == path and not found.st_mode & 0o004:
+            return f"{path} is closed to others", f"chmod a+r {path}"
+    return "", ""
+
+
+def _entries(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def failures(sites: list[configuration.Site]) -> dict[str, str]:
+    """By name, what the CA said when it could last not reach it."""
+    try:
+        reader = Reader()
+    except configuration.Wrong:
+        return {}                              # said already
+    found = {}
+    for one in sites:
+        failing = reader.site(one.name).failing
+        if failing and failing.what == "validation":
+            domain, colon, words = failing.error.partition(": ")
+            if colon and domain in one.domains:
+                found[domain] = events.clean(words.removeprefix("the CA says "), 200)
+    return found
+
+
+def runs(now: float | None = None) -> list[Line]:
+    """Whether cron (or what else was set up) still starts what it should."""
+    now = time.time() if now is None else now
+    try:
+        reader = Reader()
+    except configuration.Wrong:
+        return []                              # said already
+    found = []
+    began = min(map(reader.configured_at, reader.names()), default=0)
+    last = {"keeper": reader.last_run("keeper").at, "issuer": reader.last_run("issuer").at, "watcher": reader.watcher().at}
+    for principal, often in (("keeper", "hourly"), ("issuer", "every ten minutes"), ("watcher", "hourly")):
+        ran = last[principal]
+        if ran is None and now - began < SILENT:
+            found.append(Line(OK, principal, f"has its first run yet to come; it runs {often}"))
+        elif ran is None:
+            found.append(Line(WARNING, principal, f"has not run yet; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
+        elif now - ran > SILENT:
+            found.append(Line(FAILED, principal, f"has not run since {events.stamp(ran)}; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
+        else:
+            found.append(Line(OK, principal, f"ran at {events.stamp(min(ran, now))}"))
+    return found
+
+
+def served(names: list[str], resolves: bool = True) -> list[Line]:
+    """What certdrop-status says of each site, after asking its services."""
+    try:
+        judged = judged_sites(Reader(), names, Places(resolves), verdict.Thresholds(), time.time())
+    except configuration.Wrong:
+        return []
+    found = []
+    for one in judged:
+        name, days = one.evidence.name, one.days_left
+        until = f", {days:.0f} days left" if days is not None else ""
+        shown = {True: "its live certificate is served", False: "another certificate than the live one is served", None: "nobody serves it here"}[one.served]
+        level = {verdict.OK: OK, verdict.WARNING: WARNING}.get(one.severity, FAILED)
+        if one.served is False and level == OK:
+            level = WARNING
+        why = f"{one.state}: {shown}{until}" + "".join(f"; {text}" for text in dict.fromkeys((one.last_error, one.browsers)) if text)
+        found.append(Line(level, f"{name}: served", why, "" if level == OK else f"certdrop-status {name} says more"))
+    return found

@@ -1,0 +1,1 @@
+"""certdrop-import: takes over what other ACME clients left."""

@@ -1,0 +1,1 @@
+"""The account's key, in a process of its own."""

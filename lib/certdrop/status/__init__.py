@@ -1,0 +1,1 @@
+"""certdrop-status: shows the public state."""

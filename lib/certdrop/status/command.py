@@ -1,0 +1,198 @@
+"""certdrop-status: what is on disk, what is served, when each certificate is renewed, and what goes wrong.
+
+Runs as: anyone; started by root it does all of its work in a child that became _certdrop-watch, in a session of its own.
+Trusts: see evidence.py. Reads: public state; asks the services of this host by handshake. Writes: standard output, or the
+file that --prometheus names.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import TextIO
+
+from certdrop import VERSION, events
+from certdrop.config import site as configuration
+from certdrop.status import report, table
+from certdrop.watcher import phrases, verdict
+from certdrop.watcher.evidence import Reader, Run, read_only
+from certdrop.watcher.look import look
+from certdrop.watcher.places import Places
+from certdrop.watcher.principal import as_watcher, at_terminal
+from certdrop.watcher.verdict import Thresholds, Verdict
+
+USAGE = """usage: certdrop-status [--no-probe] [--warning PERCENT] [--critical PERCENT]
+                       [--json | --nagios | --prometheus [FILE]] [NAME...]"""
+HELP = USAGE + """
+
+  shows what is on disk, what the services of this host show, when each certificate is renewed, and the last error
+
+  --json               a list of objects, for programs
+  --nagios             one line, exit code 0, 1, 2 or 3, performance data
+  --prometheus [FILE]  metrics; into FILE, whole or not at all, for node_exporter's textfile collector
+  --no-probe           ask no service
+  --warning, --critical PERCENT    of the lifetime that is left
+
+certdrop-status                     all sites, a line each
+certdrop-status example.org         all that is known of one
+
+See certdrop-status(1)."""
+
+
+class Usage(Exception):
+    """The command line is not understood."""
+
+
+class Options:
+    """The command line."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.form = "table"
+        self.file = ""
+        self.probe = True
+        self.thresholds = Thresholds()
+        self.names: list[str] = []
+        self.help = False
+        rest = list(argv)
+        while rest:
+            word = rest.pop(0)
+            if word in ("--json", "--nagios", "--prometheus"):
+                if self.form not in ("table", word[2:]):
+                    raise Usage(f"--{self.form} and {word} exclude each other")
+                self.form = word[2:]
+                if word == "--prometheus" and rest and rest[0].startswith("/"):
+                    self.file = rest.pop(0)
+            elif word == "--no-probe":
+                self.probe = False
+            elif word in ("--warning", "--critical"):
+                setattr(self.thresholds, word[2:], _share(word, rest))
+            elif word in ("--help", "-h"):
+                self.help = True
+            elif word.startswith("-"):
+                raise Usage(f"{word!a}: unknown option")
+            else:
+                self.names.append(word)
+
+
+def main(argv: list[str]) -> int:
+    """The program; returns Nagios' exit codes: 0 fine, 1 warning, 2 critical, 3 not known."""
+    if argv == ["--version"]:
+        print(f"certdrop-status {VERSION}")
+        return verdict.OK
+    try:
+        options = Options(argv)
+    except Usage as error:
+        print(f"certdrop-status: {error}\n{USAGE}", file=sys.stderr)
+        return verdict.UNKNOWN
+    if options.help:
+        print(HELP)
+        return verdict.OK
+    try:
+        if options.file:
+            return _to_file(options, argv)
+        code = as_watcher("certdrop-status", argv, lambda: show(options, sys.stdout), verdict.UNKNOWN)
+        sys.stdout.flush()
+        return code
+    except (BrokenPipeError, KeyboardInterrupt):
+        return verdict.UNKNOWN
+    except (OSError, KeyError) as error:
+        print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)
+        return verdict.UNKNOWN
+
+
+def show(options: Options, out: TextIO) -> int:
+    """Look, judge and print; returns the exit code."""
+    now = time.time()
+    try:
+        reader = Reader()
+        names = reader.names()
+        unknown = [name for name in options.names if name not in names]
+    except configuration.Wrong as error:
+        print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)
+        return verdict.UNKNOWN
+    if unknown:
+        print(f"certdrop-status: {unknown[0]!a:.80}: no such site; certdrop-status lists them", file=sys.stderr)
+        return verdict.UNKNOWN
+    sites = together(look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now))
+    keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
+    watcher = reader.watcher()
+    runs = {"keeper": keeper, "issuer": issuer, "watcher": Run(watcher.at)}
+    silences = verdict.silences(runs, [site.evidence for site in sites], now)
+    host = verdict.of_host(runs, read_only())
+    mute = verdict.WARNING if watcher.mute else verdict.OK
+    code = max([mute, *(severity for severity, _ in host), *(one.severity for one in silences), *(site.severity for site in sites)])
+    if options.form == "json":
+        print(report.as_json(sites, silences, host), file=out)
+    elif options.form == "nagios":
+        print(report.as_nagios(sites, code, silences, [text for _, text in host], watcher.mute), file=out)
+    elif options.form == "prometheus":
+        out.write(report.as_prometheus(sites, keeper, issuer, watcher.at, now))
+    elif options.names:
+        print("\n".join(line for site in sites for line in table.page(site, now)), file=out)
+    elif not sites:
+        print("no site yet: certdrop add DOMAIN... adds one", file=out)
+    else:
+        colour = at_terminal(out) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        print("\n".join(table.render(sites, now, _width(out), colour)), file=out)
+        print(table.summary(sites, keeper, issuer, watcher, now), file=out)
+    for _, text in host if options.form == "table" else ():
+        print(f"certdrop-status: {text}", file=sys.stderr)
+    for one in silences if options.form == "table" else ():
+        if one.severity and not runs[one.who].stopped:
+            print(f"certdrop-status: {phrases.silence(one.who, one.quiet)}; it should run every {phrases.span(verdict.OFTEN[one.who])}: "
+                  "sudo certdrop-check says what keeps it from that", file=sys.stderr)
+    return code
+
+
+def together(sites: list[Verdict]) -> list[Verdict]:
+    """The same, those for the same names beside each other (RSA beside ECDSA), each knowing of the others."""
+    groups: dict[frozenset[str], list[Verdict]] = {}
+    for one in sites:
+        groups.setdefault(frozenset(one.evidence.domains or [one.evidence.name]), []).append(one)
+    for group in groups.values():
+        for one in group:
+            one.evidence.beside = [other.evidence.name for other in group if other is not one]
+    return [one for group in groups.values() for one in group]
+
+
+def _to_file(options: Options, argv: list[str]) -> int:
+    """Write whole or not at all. Started by root, root opens and renames, the watcher writes."""
+    temporary = f"{options.file}.{os.getpid()}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(fd, "w", encoding="ascii") as out:
+            def work() -> int:
+                code = show(options, out)
+                out.flush()
+                return code
+            again = [word for word in argv if word != options.file]
+            code = as_watcher("certdrop-status", again, work, verdict.UNKNOWN, out=fd)
+        if code != verdict.UNKNOWN:
+            os.chmod(temporary, 0o644)
+            os.rename(temporary, options.file)
+            return verdict.OK                  # what is to be said stands in the file
+        return code
+    finally:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
+
+
+def _width(out: TextIO) -> int:
+    try:
+        return os.get_terminal_size(out.fileno()).columns
+    except (OSError, ValueError):
+        return shutil.get_terminal_size((table.NARROW, 0)).columns if at_terminal(out) else table.NARROW
+
+
+def _share(word: str, rest: list[str]) -> float:
+    try:
+        value = float(rest.pop(0).rstrip("%"))
+    except (IndexError, ValueError) as error:
+        raise Usage(f"{word}: give the percentage of the lifetime that is left") from error
+    if not 0 <= value <= 100:
+        raise Usage(f"{word}: give a number from 0 to 100")
+    return value / 100

@@ -1,0 +1,1 @@
+"""Which roots are trusted, and by whom."""

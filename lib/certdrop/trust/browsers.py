@@ -1,0 +1,53 @@
+"""What browsers think of a live certificate, and whether it is of the configured CA: one rule for status, watcher, doctor and issuer.
+
+Runs as: whoever imports it; never root. Trusts: root's configuration. Reads: the files of roots that it names. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+from certdrop.config import site
+from certdrop.trust import roots, verify
+
+
+class Browsers:
+    """By a configuration: its roots, and whether its CA is one for trying things. What was looked at is known for a run."""
+
+    def __init__(self, config: site.Config) -> None:
+        self.config, self._stores = config, dict[str, verify.Store]()
+        self.for_trying = roots.is_for_trying(config)
+
+    def load(self) -> None:
+        """Load now what will be needed: a process that shuts itself in can not later. Raises OSError, ValueError."""
+        self._store(self.config.trust_roots)
+        if self.config.trust_roots != site.STORE:
+            self._store(site.STORE)
+
+    def refusal(self, pem: bytes) -> str:
+        """Why browsers refuse a chain, in words that follow "the live certificate"; "" where they do not. Raises OSError, ValueError.
+
+        They take what leads to a root of the system's; and to any of `trust_roots`, which some administrator's browsers have, but for what
+        staging issued: its roots are configured so that it can be installed.
+        """
+        why, trying = self._store(self.config.trust_roots).refusal(pem), self.for_trying or _calls_itself_staging(pem)
+        if not (why or trying) or not self._store(site.STORE).refusal(pem):
+            return ""
+        return f"leads to none of the roots in {self.config.trust_roots} ({why})" if why else "is of a staging CA, which is for trying things"
+
+    def is_foreign(self, pem: bytes, of_ours: bool | None) -> bool:
+        """Whether a chain is not of the configured CA: by the note of where it came from (roots.is_of), or, where there is none, by the roots: what leads
+        to any of `trust_roots` may well be, however many the CA has. Raises OSError, ValueError."""
+        if of_ours is not None:
+            return not of_ours
+        if roots.missing(self.config):
+            return False                       # nothing else would come of asking
+        return bool(self._store(self.config.trust_roots).refusal(pem)) or (not self.for_trying and bool(self.refusal(pem)))
+
+    def _store(self, path: str) -> verify.Store:
+        if path not in self._stores:
+            self._stores[path] = verify.Store(path)
+        return self._stores[path]
+
+
+def _calls_itself_staging(pem: bytes) -> bool:
+    """Whether an issuer in a chain bears the mark of Let's Encrypt's staging, as all of them do."""
+    return any(value.startswith(b"(STAGING)") for one in verify.certificates(pem)[:verify.MOST] for _, value in one.get_issuer().get_components())

@@ -1,0 +1,102 @@
+"""How root becomes somebody else: by a program that is executed as that user, with nothing of root's, while root stays and shows what it says.
+
+It has a session of its own (TIOCSTI, CVE-2005-4890), /dev/null or a pipe to read from, pipes to write to, no other descriptor, an environment
+made anew, and none of root's memory. Root copies its words, cleaned, and neither waits for what it leaves behind nor longer than it must.
+Runs as: root, to become another user; anyone at a terminal, to do the same work away from it. Trusts: of the other's words, that they are text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from certdrop import TERMINAL, terminal, words
+from certdrop.walls import jail
+
+SEEN = "CERTDROP_SEEN"             # set where standard input is what root saw
+KILLED = 5.0                       # seconds for a process that was killed to be gone
+
+_TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,39}")
+
+
+class Stopped(Exception):
+    """It was ended, because it did not end in time; the text says so."""
+
+
+class Interrupted(Stopped):
+    """It was ended by a person, who does not wait any more."""
+
+
+def is_due() -> bool:
+    """Whether this process must not do the work itself: it is root, or has a terminal, which what talks to others must not have."""
+    return os.geteuid() == 0 or any(map(os.isatty, (0, 1, 2)))
+
+
+def run(user: str, argv: list[str], patience: float, seen: bytes = b"", out: int = 1, colours: bool = False, outlives: bool = False) -> int:
+    """Run a program as `user` ("" for ours) and show what it says; its exit code, below 0 for the signal that ended it.
+
+    `seen` is handed to it, `out` takes its standard output, and it may take `patience` seconds. Where nobody reads any more it ends, unless it
+    `outlives` that. Raises KeyError where there is no such user, Stopped, and OSError.
+    """
+    sys.stdout.flush()
+    process, end = start(user, argv, seen), time.monotonic() + patience
+    try:
+        if process.stdin:
+            try:
+                words.put(process.stdin.fileno(), seen)
+            except (BrokenPipeError, TimeoutError):
+                pass                           # it died, as its exit code says, or was stopped
+            process.stdin.close()
+        streams = {stream.fileno(): fd for stream, fd in ((process.stdout, out), (process.stderr, 2)) if stream}
+        jail.relay(process.pid, streams, terminal.LineByLine(colours).cleaned, outlives, end)
+        return process.wait(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise Stopped(f"no end within {patience:.0f} s") from None
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted") from None
+    finally:
+        kill(process)
+
+
+def start(user: str, argv: list[str], seen: bytes = b"", talk: bool = False) -> subprocess.Popen[bytes]:
+    """The program, begun; with `talk` its input is a pipe that stays open. Raises KeyError, OSError."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # whoever started us may have had it ignored: waiting would fail
+    uid, gid = jail.user_ids(user) if user else (None, None)
+    return subprocess.Popen(argv, cwd="/", umask=0o077, env=environment(seen), start_new_session=True, bufsize=0,
+                            stdin=subprocess.PIPE if seen or talk else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            user=uid, group=gid, extra_groups=[] if user else None)
+
+
+def kill(process: subprocess.Popen[bytes]) -> bool:
+    """Kill it, where it has not ended; whether it is gone: one that hangs in the kernel is waited for no longer than that."""
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)            # not reaped yet, so the number is still its own
+        except ProcessLookupError:
+            pass
+    try:
+        process.wait(KILLED)
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()
+    return True
+
+
+def environment(seen: bytes = b"") -> dict[str, str]:
+    """All that the other gets of ours: what a terminal is like."""
+    found = {}
+    if _TERM.fullmatch(os.environ.get("TERM", "")):
+        found["TERM"] = os.environ["TERM"]
+    if "NO_COLOR" in os.environ:
+        found["NO_COLOR"] = "1"
+    terminals = [fd for fd in (0, 1, 2) if words.at_terminal(fd)]
+    width = next((os.get_terminal_size(fd).columns for fd in terminals if os.isatty(fd)), 0)
+    return {**jail.ENVIRONMENT, **found, **({"COLUMNS": str(width)} if width else {}), **({SEEN: "1"} if seen else {}),
+            TERMINAL: "".join(map(str, terminals))}

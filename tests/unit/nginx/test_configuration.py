@@ -1,0 +1,200 @@
+"""The reader of nginx's configuration: cut as nginx cuts it, and never at a loss for broken text."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from certdrop.nginx import configuration
+from certdrop.nginx.configuration import Answers, Configuration, Source, parse, sources
+
+DUMP = """\
+nginx: the configuration file /etc/nginx/nginx.conf syntax is ok
+# configuration file /etc/nginx/nginx.conf:
+user www-data;
+events { worker_connections 768; }
+http {
+    include mime.types;
+    include /etc/nginx/sites-enabled/*;
+}
+
+# configuration file /etc/nginx/mime.types:
+types { text/html html; }
+
+# configuration file /etc/nginx/sites-enabled/b:
+server {
+    listen 80 default_server;
+    server_name _;
+}
+
+# configuration file /etc/nginx/sites-enabled/a:
+server {
+    listen 80;
+    listen [::]:80;
+    server_name A.test www.a.test;
+    include snippets/challenge.conf;
+}
+server {
+    listen 443 ssl http2;
+    server_name a.test;
+    include /var/lib/certdrop/live/a.test/nginx.conf;
+}
+
+# configuration file /etc/nginx/snippets/challenge.conf:
+location ^~ /.well-known/acme-challenge/ {
+    location ~ "^/\\.well-known/acme-challenge/([A-Za-z0-9_-]{16,128})\\z" {
+        alias /var/spool/certdrop/challenges/$1;
+    }
+}
+
+# configuration file /var/lib/certdrop/live/a.test/nginx.conf:
+ssl_certificate /var/lib/certdrop/sites/a.test/0002/fullchain.pem;
+ssl_certificate_key /var/lib/certdrop/sites/a.test/0002/privkey.pem;
+
+"""
+
+
+def words(text: str) -> list[list[str]]:
+    """Name and arguments of each directive at the top."""
+    return [[one.name, *one.args] for one in parse(Source("/x", text))]
+
+
+def servers(text: str) -> list[configuration.Server]:
+    """The server blocks of one file that is the inside of http."""
+    return Configuration([Source("/etc/nginx/nginx.conf", "http {\n" + text + "\n}\n")]).servers
+
+
+def test_files_are_told_apart():
+    """By nginx's headers; what stands before the first is no file's, and each text is as it is on disk."""
+    found = sources(DUMP)
+    assert [source.path for source in found] == [
+        "/etc/nginx/nginx.conf", "/etc/nginx/mime.types", "/etc/nginx/sites-enabled/b", "/etc/nginx/sites-enabled/a", "/etc/nginx/snippets/challenge.conf",
+        "/var/lib/certdrop/live/a.test/nginx.conf"]
+    assert found[1].text == "types { text/html html; }\n"
+    assert found[-1].text.endswith("privkey.pem;\n")
+
+
+def test_servers_are_found_through_includes():
+    """In the order of glob(3), with names in lower case and the place of each."""
+    found = Configuration(sources(DUMP)).servers
+    assert [(server.names, server.directive.place, sorted(server.ports())) for server in found] == [
+        (["a.test", "www.a.test"], "/etc/nginx/sites-enabled/a:1", [80]), (["a.test"], "/etc/nginx/sites-enabled/a:7", [443]),
+        (["_"], "/etc/nginx/sites-enabled/b:1", [80])]
+    assert [one.value for one in found[1].all("ssl_certificate")] == ["/var/lib/certdrop/sites/a.test/0002/fullchain.pem"]
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("a b c;", [["a", "b", "c"]]),
+    ("a 'b c' \"d;{}\";", [["a", "b c", "d;{}"]]),
+    ("a 'it\\'s' \"\\\"q\\\"\" \\;x;", [["a", "it's", '"q"', "\\;x"]]),
+    ("# a;\nb; # c; d;\ne#f;", [["b"], ["e#f"]]),
+    ("return 301 https://$host${request_uri}x;", [["return", "301", "https://$host${request_uri}x"]]),
+    ("rewrite ^/a{2}$ /b;", [["rewrite", "^/a"], ]),
+    ("a ~^x}y$;", [["a", "~^x}y$"]]),
+    ("a\n  b\r\n\tc;", [["a", "b", "c"]]),
+    ("content_by_lua_block { local x = { a = 1 }; ngx.say('x;') } b;", [["content_by_lua_block"], ["b"]]),
+    ("", []), (";;;", []), ("}}}", []), ("a", []), ("a 'b", []), ("a \\", []), ("{", []), ("a {", [["a"]]),
+    ("\0\x1b[31m a;", [["\0\x1b[31m", "a"]]),
+])
+def test_words_are_cut_as_nginx_cuts_them(text, expected):
+    """Quotes, escapes, comments, variables in braces, Lua; and what is broken gives what there is."""
+    assert words(text)[:len(expected) or None] == expected
+
+
+def test_places_are_exact():
+    """The offsets of a directive are its own text, over lines too, and its lines are counted from 1."""
+    text = "a;\n\nserver {\n  ssl_certificate\n     /x; # why\n}\nb;\n"
+    outer = parse(Source("/f", text))[1]
+    (inner,) = outer.block or []
+    assert (text[inner.start:inner.end], inner.line, inner.last, inner.place) == ("ssl_certificate\n     /x;", 4, 5, "/f:4")
+    assert (text[outer.start:outer.end], outer.line, outer.last) == (text[4:-4], 3, 6)
+
+
+@pytest.mark.parametrize("args, expected", [
+    (["80"], ("*", 80)), (["[::]:80"], ("[::]", 80)), (["127.0.0.1"], ("127.0.0.1", 80)), (["127.0.0.1:8080", "default_server"], ("127.0.0.1", 8080)),
+    (["*:443", "ssl"], ("*", 443)), (["[2001:DB8::1]:443"], ("[2001:db8::1]", 443)), (["localhost:8000"], ("localhost", 8000)),
+    (["unix:/run/x.sock"], ("unix:/run/x.sock", 0)), (["0.0.0.0:80"], ("*", 80)), (["a:b:c"], ("a:b:c", 0)), (["9" * 5000], ("9" * 5000, 80)),
+    (["8000-8010"], ("*", 8000)), (["127.0.0.1:8000-8010"], ("127.0.0.1", 8000)),
+])
+def test_listen_is_understood(args, expected):
+    """As nginx reads addresses and ports; nonsense is a place that nobody asks for."""
+    assert configuration.listen(args)[:2] == expected
+
+
+def test_a_block_without_listen_is_at_port_80():
+    """nginx's default for root."""
+    assert servers("server { server_name a.test; }")[0].listens == [configuration.Listen("*", 80, ())]
+
+
+@pytest.mark.parametrize("name, line", [
+    ("a.test", 3), ("www.a.test", 4), ("x.www.a.test", 5), ("y.a.test", 4), ("mail.b", 6), ("r12.test", 7), ("none.test", 2), ("A.TEST", 3), ("c.test", 8),
+])
+def test_the_name_decides_who_answers(name, line):
+    """Exact, then the longest *.name, then name.*, then regular expressions in order, then the default."""
+    found = Answers(servers("""server { listen 80 default_server; server_name _; }
+server { listen 80; server_name a.test; }
+server { listen 80; server_name *.a.test; }
+server { listen 80; server_name *.www.a.test; }
+server { listen 80; server_name mail.*; }
+server { listen 80; server_name ~^r(?<n>\\d+)\\.test$; }
+server { listen 80; server_name .c.test ~((((; }""")).find("192.0.2.1", 80, name)
+    assert found and found.directive.line == line
+
+
+def test_the_address_decides_first():
+    """A block with this very address hides those at the wildcard; IPv6 has its own; and nobody may be there."""
+    found = Answers(servers("""server { listen 80; server_name a.test; }
+server { listen 192.0.2.1:80; server_name b.test; }
+server { listen [::]:8080 ipv6only=off; }"""))
+
+    def line(address, port):
+        server = found.find(address, port, "a.test")
+        return server.directive.line if server else None
+    assert [line("192.0.2.1", 80), line("192.0.2.2", 80), line("[::1]", 80), line("192.0.2.2", 8080), line("[::1]", 8080)] == [3, 2, None, 4, 4]
+
+
+def test_of_two_blocks_with_a_name_the_first_has_it():
+    """nginx warns of a conflicting server name, and goes on so; the default is the one that is marked, else the first."""
+    text = "server {{ listen 80; server_name x.test; }}\nserver {{ listen 80{}; server_name a.test; }}\nserver {{ listen 80; server_name a.test; }}"
+    lines = [Answers(servers(text.format(mark))).find("192.0.2.1", 80, name).directive.line
+             for mark in ("", " default_server") for name in ("a.test", "none.test")]
+    assert lines == [3, 2, 3, 3]
+
+
+def test_settings_come_down_from_http():
+    """What a server block does not say itself."""
+    config = Configuration([Source("/n", "http { ssl_protocols TLSv1; server { } server { ssl_protocols TLSv1.3; } }")])
+    assert [[one.value for one in config.settings(server, "ssl_protocols")] for server in config.servers] == [["TLSv1"], ["TLSv1.3"]]
+
+
+def test_includes_that_go_round_end():
+    """Files that include each other, many times over; and very many of them."""
+    loop = [Source("/n", "http { include a; include b; }"), Source("/a", "include b; include b; server { }"), Source("/b", "include a; include a;")]
+    assert len(Configuration(loop).servers) == 3
+    wide = [Source("/n", "http { include f0; }")] + [Source(f"/f{i}", f"include f{i + 1};\ninclude f{i + 1};\n") for i in range(60)]
+    assert Configuration(wide).servers == []
+    many = [Source("/n", "http { include s/*; }")] + [Source(f"/s/{i:03d}", "include t; ") for i in range(200)] + [Source("/t", "server { }")]
+    assert len(Configuration(many).servers) == 200
+
+
+def test_nothing_raises():
+    """Cut anywhere, bytes changed anywhere, nested without end: there is always some answer."""
+    chance = random.Random(1)
+    for cut in range(0, len(DUMP), 7):
+        Configuration(sources(DUMP[:cut]))
+    for _ in range(300):
+        text = list(DUMP)
+        for _ in range(5):
+            text[chance.randrange(len(text))] = chance.choice(list("{};\"'\\$#\n\0~ *[") + ["\udcff"])
+        config = Configuration(sources("".join(text)))
+        config.answers.find("127.0.0.1", 80, "a.test")
+    Configuration([Source("/n", "http {" + "a {" * 100_000)])
+    Configuration([Source("/n", "http { server {" + "\"" * 99_999)])
+    assert Configuration([]).servers == [] and Configuration(sources("no dump at all")).servers == []
+
+
+def test_a_header_within_a_file_does_not_replace_one():
+    """Of two texts for the same path the first counts: it is nginx's own."""
+    found = sources("# configuration file /n:\na;\n# configuration file /n:\nb;\n\n")
+    assert found == [Source("/n", "a;")]

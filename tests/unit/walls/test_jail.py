@@ -1,0 +1,207 @@
+"""Giving up privileges: each promise of jail.py and world.py, in a child process that tries to break it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from typing import Callable, Iterator
+
+import pytest
+
+from certdrop.walls import jail, world
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+with_landlock = pytest.mark.skipif(jail.landlock_abi() == 0, reason="this kernel has no Landlock")
+
+LIB = str(pathlib.Path(jail.__file__).parents[2])
+
+
+def in_child(deed: Callable[[], object]) -> str:
+    """What deed returns, or the error that ended it, in a child."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            try:
+                said = str(deed())
+            except OSError as error:
+                said = errno.errorcode.get(error.errno or 0, str(error))
+            except BaseException as error:
+                said = type(error).__name__ + ": " + str(error)
+            os.write(writer, said.encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        found = stream.read().decode()
+    os.waitpid(child, 0)
+    return found
+
+
+@pytest.fixture
+def room() -> Iterator[str]:
+    """A directory that every user can reach."""
+    with tempfile.TemporaryDirectory() as found:
+        os.chmod(found, 0o777)
+        yield found
+
+
+@as_root
+def test_become_is_for_good() -> None:
+    """No user, group or capability of root's is left, and none comes back."""
+    def deed() -> str:
+        jail.become("nobody")
+        for call in (lambda: os.setuid(0), lambda: os.seteuid(0), lambda: os.setgid(0), lambda: os.setgroups([0])):
+            try:
+                call()
+                return "came back"
+            except PermissionError:
+                pass
+        with open("/proc/self/status", encoding="ascii") as stream:
+            return "".join(line for line in stream if line.startswith(("Uid", "Groups", "CapEff", "CapPrm")))
+    found = in_child(deed)
+    assert "Uid:\t65534\t65534\t65534\t65534" in found and found.count("0000000000000000") == 2, found
+    assert in_child(lambda: jail.become("no-such-user")).startswith("KeyError")
+
+
+@as_root
+def test_make_own_world_sheds_all() -> None:
+    """Signals, mask, limits, nice, directory, environment, umask, groups and closed streams are as a daemon's."""
+    def deed() -> object:
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (20, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        os.nice(10)
+        os.umask(0)
+        os.chdir("/tmp")
+        os.setgroups([4])
+        os.environ["PYTHONPATH"] = "/tmp"
+        os.close(0)
+        world.make_own_world()
+        handlers = {signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
+        return (handlers == {signal.SIG_DFL}, signal.pthread_sigmask(signal.SIG_BLOCK, []), resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 20,
+                os.getpriority(os.PRIO_PROCESS, 0), oct(os.umask(0)), os.getcwd(), os.getgroups(), dict(os.environ) == jail.ENVIRONMENT, os.read(0, 1))
+    assert in_child(deed) == str((True, set(), True, 0, "0o77", "/", [0], True, b""))
+
+
+def test_the_numbers_of_system_calls() -> None:
+    """What the C library has no name for is called by the right number on every architecture that libseccomp knows here."""
+    from seccomp import Arch, resolve_syscall
+    calls, generic = ("ioprio_set", "keyctl", "set_mempolicy", "sched_setattr"), (30, 219, 237, 274)
+    for arch, name in ((Arch.X86_64, "x86_64"), (Arch.X86, "i386"), (Arch.ARM, "arm"), (Arch.PPC64LE, "powerpc64le"), (Arch.S390X, "s390x"),
+                       (Arch.AARCH64, "aarch64")):
+        assert world._NUMBERS.get(name, generic) == tuple(resolve_syscall(Arch(arch), call) for call in calls)
+
+
+@as_root
+def test_a_limit_that_cannot_be_raised_ends_the_run() -> None:
+    """A run that could only fail half-way does not begin, and says which limit it is; where root may raise limits it begins."""
+    def deed() -> str:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
+        try:
+            world.make_own_world()
+        except OSError as error:
+            return "named" if "RLIMIT_NOFILE=12" in str(error) else str(error)
+        return f"raised to {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+    assert in_child(deed) in ("named", "raised to 4096")
+
+
+def test_a_lower_limit_stays() -> None:
+    """Whoever has less than what is set gets no more, and no error."""
+    def deed() -> str:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+        jail.forbid(NOFILE=100, CORE=0)
+        return f"{resource.getrlimit(resource.RLIMIT_NOFILE)} {resource.getrlimit(resource.RLIMIT_CORE)}"
+    assert in_child(deed) == "(50, 50) (0, 0)"
+
+
+def test_streams_that_were_closed_are_there() -> None:
+    """Python leaves sys.stderr out where it was closed; a program that says something must not fail by that."""
+    program = f"import sys; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import world\nimport os\n"
+    program += "os.setgroups = lambda groups: None\nworld.make_own_world()\nprint('x', file=sys.stderr)\nsys.stdout.flush()\nsys.stdin.read()\nsys.exit(7)\n"
+    done = subprocess.run(["/bin/sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program], check=False)
+    assert done.returncode == 7
+
+
+def test_detach_passes_the_exit_status_on() -> None:
+    """The child goes on in a session of its own; the parent ends as the child does, and with 70 where it was killed."""
+    own = "sys.exit(9 if os.getsid(0) != os.getpid() else 3)"
+    for act, code in (("sys.exit(5)", 5), ("sys.exit(0)", 0), ("os.kill(os.getpid(), 9)", os.EX_SOFTWARE), (own, 3)):
+        program = f"import os, sys; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import jail\njail.detach()\n{act}\n"
+        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
+
+
+def test_privileges_given_up() -> None:
+    """no_new_privs is set, and the process is not dumpable."""
+    def deed() -> str:
+        jail.give_up_privileges()
+        with open("/proc/self/status", encoding="ascii") as stream:
+            return next(line for line in stream if line.startswith("NoNewPrivs")).strip() + f" {os.stat('/proc/self/environ').st_uid}"
+    assert in_child(deed) == "NoNewPrivs:\t1 0"
+
+
+@with_landlock
+def test_landlock_without_rules_leaves_nothing(room: str) -> None:
+    """No file can be read, made, removed or executed, and no TCP connection made."""
+    path = f"{room}/a"
+    with open(path, "w", encoding="ascii"):
+        pass
+    for deed in (lambda: os.open(path, os.O_RDONLY), lambda: os.open(path, os.O_WRONLY), lambda: os.listdir(room), lambda: os.unlink(path),
+                 lambda: os.mkdir(room + "/b"), lambda: os.rename(path, path + "c"), lambda: os.symlink("x", room + "/d"),
+                 lambda: os.mkfifo(room + "/e"), lambda: os.execv("/bin/true", ["true"])):
+        assert in_child(lambda: (jail.landlock(ports=()), deed())) in ("EACCES", "EXDEV"), deed
+    if jail.landlock_abi() >= 4:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            assert in_child(lambda: (jail.landlock(ports=()), socket.socket().connect(server.getsockname()))) == "EACCES"
+            assert in_child(lambda: (jail.landlock(ports=()), socket.socket().bind(("127.0.0.1", 0)))) == "EACCES"
+
+
+@with_landlock
+def test_landlock_allows_what_it_is_told(room: str) -> None:
+    """Reading below one directory, writing below another, one port; a path that does not exist is passed over; execution never."""
+    os.mkdir(room + "/read")
+    os.mkdir(room + "/write")
+    for path in ("read/a", "write/a", "a"):
+        with open(f"{room}/{path}", "w", encoding="ascii") as stream:
+            stream.write("x")
+
+    def inside(deed: Callable[[], object]) -> str:
+        return in_child(lambda: (jail.landlock((f"{room}/read", f"{room}/none"), (f"{room}/write",)), deed())[1])
+    assert inside(lambda: open(f"{room}/read/a", "rb").read()) == "b'x'"
+    assert inside(lambda: open(f"{room}/write/a", "wb").write(b"yz")) == "2"
+    assert inside(lambda: os.rename(f"{room}/write/a", f"{room}/write/b")) == "None"
+    assert inside(lambda: open(f"{room}/read/a", "wb")) == inside(lambda: open(f"{room}/a", "rb")) == inside(lambda: os.unlink(f"{room}/read/a")) == "EACCES"
+    assert inside(lambda: os.symlink("/etc/passwd", f"{room}/write/c")) == inside(lambda: os.mkdir(f"{room}/write/d")) == "EACCES"
+    os.chmod(f"{room}/read/a", 0o755)
+    assert inside(lambda: os.execv(f"{room}/read/a", ["a"])) == "EACCES"
+    if jail.landlock_abi() >= 4:
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+            for server, expected in ((one, "None"), (two, "EACCES")):
+                assert in_child(lambda: (jail.landlock(ports=(one.getsockname()[1],)), socket.socket().connect(server.getsockname()))[1]) == expected
+
+
+@with_landlock
+def test_landlock_reaches_other_processes(room: str) -> None:
+    """From ABI 6 no signal and no abstract socket leads out; tracing never does."""
+    import ctypes
+    outside = subprocess.Popen(["/bin/sleep", "60"])
+    try:
+        trace = in_child(lambda: (jail.landlock(), ctypes.CDLL(None).ptrace(16, outside.pid, 0, 0))[1])
+        assert trace == "-1"
+        if jail.landlock_abi() >= 6:
+            assert in_child(lambda: (jail.landlock(), os.kill(outside.pid, 0))) == "EPERM"
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(f"\0certdrop-test-{os.getpid()}")
+                server.listen()
+                assert in_child(lambda: (jail.landlock(), socket.socket(socket.AF_UNIX).connect(server.getsockname()))) == "EPERM"
+    finally:
+        outside.kill()
+        outside.wait()
