@@ -301,11 +301,12 @@ def test_74_typing_into_roots_terminal(ground: Ground) -> None:
 
 def test_75_typing_from_the_issuer_itself(ground: Ground) -> None:
     """Goal: as before, where root runs certdrop-issue by hand, and the network part was taken over."""
-    text = stage.read(ISSUE).replace("from certdrop.issuer.issue import main  # noqa: E402",
-                                     "from certdrop.issuer import issue\nimport contextlib, fcntl, os, signal, termios\n\n"
-                                     "def hostile(*_):\n    " + TYPE.replace("\n", "\n    ").replace('os.kill(-1, signal.SIGKILL)', "pass")
-                                     .replace('print("\\\\x1b', 'str("\\\\x1b')
-                                     + "\n    return 0, False, 0.0\n\nissue._look = hostile\nmain = issue.main")
+    begin, found = stage.read(ISSUE), 'run("certdrop-issue", "certdrop.issuer.command", quick=True)'
+    assert begin.count(found) == 1
+    text = begin.replace(found, "from certdrop.issuer import command\nimport contextlib, fcntl, os, signal, termios\n\n"
+                                "def hostile(*_):\n    " + TYPE.replace("\n", "\n    ").replace('os.kill(-1, signal.SIGKILL)', "pass")
+                                .replace('print("\\\\x1b', 'str("\\\\x1b')
+                                + "\n    return 0, False, 0.0\n\ncommand._look = hostile\n" + found)
     text = "\n".join(line for line in text.splitlines() if not line.strip().startswith("print("))
     with ground.stands(other=False, recovers=False, but=(ISSUE, os.path.dirname(ISSUE))):
         with replaced(ISSUE, text):

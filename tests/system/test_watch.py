@@ -159,8 +159,8 @@ def test_reader_cannot_read_the_password_or_start_anything(quiet: Host) -> None:
     stage.write(PASSWORD_FILE, SECRET, 0o640)
     shutil.chown(PASSWORD_FILE, "root", USER)
     program = ("import os, sys; sys.path.insert(0, '/usr/share/certdrop')\n"
-               "from certdrop.watcher import watch\n"
-               "watch.shut_in({443})\n"
+               "from certdrop.watcher import command\n"
+               "command.shut_in({443})\n"
                f"for attempt in (lambda: open({PASSWORD_FILE!r}), lambda: os.execv('/bin/true', ['true']), os.fork, lambda: os.listdir('/etc'),\n"
                "                lambda: open('/tmp/x', 'w'), lambda: os.kill(1, 0)):\n"
                "    try:\n"
