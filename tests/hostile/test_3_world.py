@@ -245,7 +245,7 @@ def test_123_a_run_that_holds_the_lock(ground: Ground, how: str) -> None:
     lock = "/usr/share/certdrop/certdrop/keeper/lock.py"
     act = "os.kill(os.getpid(), signal.SIGSTOP)" if how == "stopped" else "time.sleep(1000)"
     program = "import os, signal, time\nfrom certdrop.keeper import lock\n"
-    program += f"with lock.Lock(False, 'waiting-issuer'):\n    print(os.getpid(), flush=True)\n    {act}\n"
+    program += f"with lock.held(lock.ISSUERS):\n    print(os.getpid(), flush=True)\n    {act}\n"
     with replaced(lock, stage.read(lock).replace("DEADLINE = 1500.0", "DEADLINE = 2.0"), 0o644):
         ground.reply(OTHER)
         before = ground.live(OTHER)

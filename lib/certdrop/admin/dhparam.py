@@ -35,7 +35,7 @@ _PEM = re.compile(rb"-----BEGIN DH PARAMETERS-----\n([A-Za-z0-9+/=\n]{100,2000})
 def make(bits: int, own: bool) -> int:
     """Install a group of that size: RFC 7919's at once, or (`own`) one that is searched first, which takes minutes. Raises Refused."""
     prime = search(bits) if own else ffdhe(bits)
-    with lock.Lock(patient=True):
+    with lock.held():
         before = _current()
         notes.put("dhparam.pem", pem(prime), below="")
         try:

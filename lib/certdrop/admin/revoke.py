@@ -54,7 +54,7 @@ def find(name: str, number: int | None) -> int:
 
 def carry_out(name: str, number: int, reason: str) -> int:
     """Post root's word, and have the issuer see to it now. 0 where the issuer says that the CA did it."""
-    with lock.Lock(patient=True):
+    with lock.held():
         run = Run(sites.PROGRAM, False, True)
         find(name, number)
         if reason == "keyCompromise":
@@ -75,7 +75,7 @@ def compromised(names: list[str]) -> int:
     """Burn the keys of live and next; have certificates for fresh ones served; then have the old ones revoked. Whatever ends this, later runs go on."""
     sites.known(names)
     wanted: dict[str, int | None] = {}
-    with lock.Lock(patient=True):
+    with lock.held():
         run = Run(sites.PROGRAM, False, True)
         known, burning = [site.load_site(name, run.config) for name in names], []
         for name in names:

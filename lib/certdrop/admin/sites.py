@@ -47,7 +47,7 @@ def add(domains: list[str], name: str, key: str, profile: str, settings: str, as
 def _add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool) -> int:
     """A site's configuration, a placeholder, a request; then have the issuer run, and install."""
     refuse(domains, name)
-    with lock.Lock(patient=True):
+    with lock.held():
         config = site.load_config()
         if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Sight(name).numbers:
             raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}")
@@ -183,7 +183,7 @@ def rotate(names: list[str], only_post: bool, force: bool) -> int:
 
 def rotate_due() -> int:
     """Rotate the keys that are older than their site's key_max_age: the keeper's every run wants that (state.step); have it done now."""
-    with lock.Lock(patient=True):
+    with lock.held():
         run = Run(PROGRAM, False, True)
         install.reconcile(run)
         nexts: dict[str, int | None] = {name: Sight(name).next for name in site.site_names()}
@@ -194,7 +194,7 @@ def rotate_due() -> int:
 
 def cancel(names: list[str]) -> int:
     """Withdraw the wish for a certificate now; the next generation stays posted."""
-    with lock.Lock(patient=True):
+    with lock.held():
         run = Run(PROGRAM, False, True)
         for name in known(names):
             sight = Sight(name)
@@ -209,7 +209,7 @@ def cancel(names: list[str]) -> int:
 def rollback(name: str) -> int:
     """Go back to the generation before the live one, and post a fresh next. Raises Refused where there is none that serves."""
     known([name])
-    with lock.Lock(patient=True):
+    with lock.held():
         run = Run(PROGRAM, False, True)
         wanted, sight = site.load_site(name, run.config), Sight(name)
         older = [number for number in sight.complete if number < (sight.live or 0) and not state.has(name, number, "placeholder")]
@@ -242,7 +242,7 @@ def own_block(name: str) -> str:
 
 def remove(name: str, agreed: bool) -> int:
     """Forget a site, its keys and certificates, and its own server block where that was `agreed`; refused while a service still needs it. Raises Refused."""
-    with lock.Lock(patient=True):
+    with lock.held():
         install.finish_removals()
         if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") and not (spool.is_site_name(name) and Sight(name).numbers):
             raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
@@ -292,7 +292,7 @@ def issue(wanted: Mapping[str, int | None]) -> int:
     if code:
         say([f"{PROGRAM}: {line}" for line in in_the_way(wanted)] + said)
     absent = []
-    with lock.Lock(patient=True):
+    with lock.held():
         run = Run(PROGRAM, False, True)
         for name, number in wanted.items():
             proven = Sight(name).proven
@@ -315,7 +315,7 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
     known(names)
     posted: dict[str, int | None] = {}
     left = os.EX_OK                            # what was refused or put off before is over where another certificate comes
-    with lock.Lock(patient=True):
+    with lock.held():
         run = Run(PROGRAM, False, True)
         before = {name: Sight(name).live for name in names}
         install.reconcile(run, names)

@@ -30,7 +30,7 @@ DEADLINE = 60                      # seconds for the child that writes the accou
 
 def take(found: list[Found], accounts: list[Account], settings: str) -> Run:
     """Take these over, and have the keeper go on with them. `settings` is certdrop.toml, where there is none yet. Raises site.Wrong and lock.Busy."""
-    with lock.Lock(patient=True):
+    with lock.held():
         install.finish_removals()
         config = site.load_config()
         for service in config.services:

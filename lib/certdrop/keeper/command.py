@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 def _install(asked_by_issuer: bool, watched: bool) -> int:
     talk = watched and not asked_by_issuer
     try:
-        with lock.Lock(patient=False, queue="waiting-issuer" if asked_by_issuer else "waiting"):
+        with lock.held(lock.ISSUERS if asked_by_issuer else lock.ALL):
             run = Run("certdrop-install", asked_by_issuer, talk)
             install.reconcile(run)
             if asked_by_issuer:

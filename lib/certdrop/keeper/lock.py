@@ -7,98 +7,76 @@ a keeper that is killed loses nothing. Runs as: root. Trusts: the kernel. Reads:
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
 import time
+from collections.abc import Iterator
+from io import FileIO
 
 from certdrop import events
 from certdrop.config import site
 
 DEADLINE = 1500.0                  # seconds that a keeper waits for another: longer than any run takes
+GONE = 10.0                        # seconds for one that was killed to be gone
+
+# Where one keeper may wait. Only who does all there is to do may wait for all: an administrator's verb does one site, and waits wherever others do;
+# a run that the issuer asked for leaves alone what was installed within the hour, and its runs must not keep root's own out.
+ALL, ISSUERS, VERB = "waiting", "waiting-issuer", ""
 
 
 class Busy(Exception):
     """Another keeper runs (and a second one waits already); the text says who."""
 
 
-class Lock:
-    """The keeper's lock, as a context. `patient` is an administrator's: waits its turn whoever else waits, and says for whom.
-
-    Only who does all there is to do may be the one that waits for all: an administrator's verb does one site, and a run that the issuer asked
-    for leaves alone what was installed within the hour; so that its runs cannot keep root's own out, they wait in a `queue` of theirs.
-    """
-
-    def __init__(self, patient: bool, queue: str = "waiting") -> None:
-        self.patient, self.queue = patient, queue
-        self.fd = -1
-
-    def __enter__(self) -> Lock:
-        self.fd = _open("lock")
-        try:
-            if not _try(self.fd):
-                self._wait()
-        except (Busy, OSError):
-            os.close(self.fd)
-            raise
-        try:
-            os.ftruncate(self.fd, 0)
-            os.pwrite(self.fd, f"process {os.getpid()} since {time.strftime('%H:%M:%S')}".encode(), 0)
-        except OSError:
-            pass                               # a name for others to read: not worth a run on a full disk
-        return self
-
-    def _wait(self) -> None:
-        waiting = _open(self.queue)
-        try:
-            if not self.patient and not _try(waiting):
-                raise Busy(holder(self.fd))
-            began, said, whom, ended = time.monotonic(), False, holder(self.fd), False
-            while not _try(self.fd):
-                waited = time.monotonic() - began
-                if waited > DEADLINE and not ended and self.queue == "waiting" and whom == holder(self.fd):
-                    ended = _end_holder(self.fd)
-                elif waited > DEADLINE + 10 * ended:
-                    raise Busy(holder(self.fd))
-                if waited > 1 and not said:
-                    said = True
-                    _say(f"another keeper is at work ({holder(self.fd)}); this one waits for it")
-                time.sleep(0.05)               # flock has no deadline of its own
-        finally:
-            os.close(waiting)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
+@contextlib.contextmanager
+def held(queue: str = VERB) -> Iterator[None]:
+    """Be the one keeper that runs, when it is our turn in this queue. Raises Busy."""
+    with _open("lock") as lock:
+        if not _try(lock):
+            with _open(queue or ALL) as place:
+                if queue and not _try(place):
+                    raise Busy(holder(lock))
+                _wait(lock, kills=queue != ISSUERS)
+        with contextlib.suppress(OSError):     # a name for others to read: not worth a run on a full disk
+            os.ftruncate(lock.fileno(), 0)
+            os.pwrite(lock.fileno(), f"process {os.getpid()} since {time.strftime('%H:%M:%S')}".encode(), 0)
+        yield
 
 
-def holder(fd: int) -> str:
+def _wait(lock: FileIO, kills: bool) -> None:
+    """Until the lock is ours. At the deadline the holder is ended, if it is the one that was waited for from the beginning. Raises Busy."""
+    whom = holder(lock)
+    if _taken(lock, 1.0):
+        return
+    _say(f"another keeper is at work ({holder(lock)}); this one waits for it")
+    if not _taken(lock, DEADLINE) and not _taken(lock, GONE if kills and whom == holder(lock) and _end_holder(lock) else 0.0):
+        raise Busy(holder(lock))
+
+
+def holder(lock: FileIO) -> str:
     """Who holds the lock, as it wrote itself."""
-    return os.pread(fd, 100, 0).decode("ascii", "replace") or "somebody"
+    return os.pread(lock.fileno(), 100, 0).decode("ascii", "replace") or "somebody"
 
 
-def _end_holder(fd: int) -> bool:
+def _end_holder(lock: FileIO) -> bool:
     """Kill who holds the lock, stopped or not: the process that the kernel names, where it has that very file open."""
-    path, found = os.readlink(f"/proc/self/fd/{fd}"), _holders(fd)
-    for pid in found:
-        try:
-            process = os.pidfd_open(pid)
-            try:
-                opened = {os.readlink(f"/proc/{pid}/fd/{entry}") for entry in os.listdir(f"/proc/{pid}/fd")}
-                if path in opened and pid in _holders(fd):         # looked at after the number could become another's
-                    events.Log("keeper").write(events.ENDED, holder=holder(fd), seconds=int(DEADLINE))
-                    signal.pidfd_send_signal(process, signal.SIGKILL)
-                    return True
-            finally:
-                os.close(process)
-        except OSError:
-            pass                               # it ended by itself
+    path = os.readlink(f"/proc/self/fd/{lock.fileno()}")
+    for pid in _holders(lock):
+        with contextlib.suppress(OSError), open(os.pidfd_open(pid), "rb", buffering=0) as process:       # an error: it ended by itself
+            opened = {os.readlink(f"/proc/{pid}/fd/{entry}") for entry in os.listdir(f"/proc/{pid}/fd")}
+            if path in opened and pid in _holders(lock):           # looked at after the number could become another's
+                events.Log("keeper").write(events.ENDED, holder=holder(lock), seconds=int(DEADLINE))
+                signal.pidfd_send_signal(process.fileno(), signal.SIGKILL)
+                return True
     return False
 
 
-def _holders(fd: int) -> list[int]:
+def _holders(lock: FileIO) -> list[int]:
     with open("/proc/locks", encoding="ascii") as stream:
         lines = [line.split() for line in stream]
-    return [int(words[4]) for words in lines if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(os.fstat(fd).st_ino)]
+    return [int(words[4]) for words in lines if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(os.fstat(lock.fileno()).st_ino)]
 
 
 def _say(text: str) -> None:
@@ -108,13 +86,22 @@ def _say(text: str) -> None:
         words.say(f"certdrop: {text}")
 
 
-def _open(entry: str) -> int:
-    return os.open(f"{site.STATE}/keeper/{entry}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _open(entry: str) -> FileIO:
+    return open(f"{site.STATE}/keeper/{entry}", "r+b", buffering=0,
+                opener=lambda path, flags: os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600))
 
 
-def _try(fd: int) -> bool:
+def _taken(lock: FileIO, patience: float) -> bool:
+    """Whether it is ours within so many seconds."""
+    end = time.monotonic() + patience
+    while not (ours := _try(lock)) and time.monotonic() < end:
+        time.sleep(0.05)                       # flock has no deadline of its own
+    return ours
+
+
+def _try(lock: FileIO) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -25,7 +24,7 @@ if sys.argv[3] == "waits":
     kept = lock._open("lock")
     print("ready", flush=True)
     time.sleep(60)
-with lock.Lock(False):
+with lock.held(lock.ALL):
     print("ready", flush=True)
     if sys.argv[3] == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -56,12 +55,12 @@ def start(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
         process.wait()
 
 
-@pytest.mark.parametrize("patient", [True, False])
+@pytest.mark.parametrize("queue", [lock.VERB, lock.ALL])
 @pytest.mark.parametrize("how", ["asleep", "stopped"])
-def test_a_holder_that_does_not_move_is_ended(start: Start, tmp_path: pathlib.Path, how: str, patient: bool) -> None:
+def test_a_holder_that_does_not_move_is_ended(start: Start, tmp_path: pathlib.Path, how: str, queue: str) -> None:
     """After the deadline, by a run that root started; it is logged, and others that only have the file open live on."""
     holder, other = start(how), start("waits")
-    with lock.Lock(patient):
+    with lock.held(queue):
         assert holder.wait(5) == -signal.SIGKILL
     assert other.poll() is None
     assert f"process {holder.pid} since" in (tmp_path / "keeper.log").read_text()
@@ -70,7 +69,7 @@ def test_a_holder_that_does_not_move_is_ended(start: Start, tmp_path: pathlib.Pa
 def test_the_issuers_run_ends_nobody(start: Start) -> None:
     """It leaves; and so does one for which the holder is another than when it began to wait."""
     holder = start("asleep")
-    with pytest.raises(lock.Busy, match=str(holder.pid)), lock.Lock(False, "waiting-issuer"):
+    with pytest.raises(lock.Busy, match=str(holder.pid)), lock.held(lock.ISSUERS):
         pass
     assert holder.poll() is None
 
@@ -78,20 +77,20 @@ def test_the_issuers_run_ends_nobody(start: Start) -> None:
 def test_another_holder_is_not_ended(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever took the lock while somebody waited has had less time than that."""
     holder, turns = start("asleep"), iter(["process 1", *["process 2"] * 100])
-    monkeypatch.setattr(lock, "holder", lambda fd: next(turns))
-    with pytest.raises(lock.Busy), lock.Lock(False):
+    monkeypatch.setattr(lock, "holder", lambda _: next(turns))
+    with pytest.raises(lock.Busy), lock.held(lock.ALL):
         pass
     assert holder.poll() is None
 
 
 def test_a_file_system_with_the_same_inode(start: Start, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is named for another file with that number is not ended."""
-    fd = os.open(tmp_path / "keeper/lock", os.O_RDWR | os.O_CREAT)
+    opened = lock._open("lock")
     other = subprocess.Popen(["/bin/sleep", "60"])
     try:
-        monkeypatch.setattr(lock, "_holders", lambda fd: [other.pid])
-        assert not lock._end_holder(fd) and other.poll() is None
+        monkeypatch.setattr(lock, "_holders", lambda _: [other.pid])
+        assert not lock._end_holder(opened) and other.poll() is None
     finally:
-        os.close(fd)
+        opened.close()
         other.kill()
         other.wait()
