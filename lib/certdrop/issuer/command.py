@@ -151,6 +151,7 @@ def _stamped() -> bool:
     """Note that a run looked and found nothing to do: the watcher notices where nobody looks any more."""
     try:
         os.utime(site.STATE + "/issuer/last-run", follow_symlinks=False)       # the network part writes there: no link to a key leads away
+        os.utime(site.STATE + "/issuer")       # which is all that root looks at
     except FileNotFoundError:
         return False
     return True

@@ -1,10 +1,11 @@
-"""The child that reads replies for root: what it hands over, that it may hang, and that nobody looks where nothing changed."""
+"""The process that reads replies for root: what it hands over, that it may hang, and that nobody looks where nothing changed."""
 
 from __future__ import annotations
 
 import os
 import pathlib
 import signal
+import subprocess
 import time
 import types
 from typing import Any, Iterator
@@ -13,15 +14,32 @@ import pytest
 
 from certdrop import spool
 from certdrop.config import site
+from certdrop.issuer import handover
 from certdrop.keeper import reader
 
-KILL = os.kill
+KILL, POPEN = os.kill, subprocess.Popen
 ENTRIES = ["a@0002.pem", "b@0002.pem", "c@0002.pem", "d@0002.pem"]
+
+
+HANDOVER = """
+import os, signal, sys, time
+sys.path.insert(0, {lib!r})
+from certdrop import spool
+from certdrop.issuer import handover
+from certdrop.walls import jail
+os.getuid = lambda found=os.getuid(): found or 4711            # whoever runs these tests
+spool.SPOOL = {place!r}
+jail.landlock = lambda **_: 0
+read, answer = spool.read, handover.answer
+spool.read = lambda fd, entry, owner: read(fd, entry, {uid})
+{change}
+handover.main()
+"""
 
 
 @pytest.fixture
 def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A run with these four requests posted; what it forks is gone afterwards."""
+    """A run with these four requests posted, whose readers are this user's; what it starts is gone afterwards."""
     monkeypatch.setattr(site, "STATE", str(tmp_path))
     monkeypatch.setattr(spool, "SPOOL", str(tmp_path))
     monkeypatch.setattr(reader, "SETTLED", -1e9)
@@ -29,20 +47,29 @@ def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any
         (tmp_path / name).mkdir()
     start = reader._start
 
-    def noted(run: Any, entries: list[str]) -> tuple[int, int]:
+    def noted(run: Any, entries: list[str]) -> "subprocess.Popen[bytes]":
         found = start(run, entries)
-        run.forked.append(found[0])
+        run.started.append(found)
         return found
+
+    def as_ours(*args: Any, user: int, group: int, extra_groups: list[int], **more: Any) -> "subprocess.Popen[bytes]":
+        return POPEN(*args, **more)
     monkeypatch.setattr(reader, "_start", noted)
+    monkeypatch.setattr(subprocess, "Popen", as_ours)
     found = types.SimpleNamespace(requests=spool.open_directory(spool.requests()), replies=spool.open_directory(spool.replies()), issuer=os.getuid(),
-                                  posted={entry[0]: {(2, "csr")} for entry in ENTRIES}, forked=[])
+                                  group=os.getgid(), posted={entry[0]: {(2, "csr")} for entry in ENTRIES}, started=[])
+    change(monkeypatch, "")
     yield found
-    for child in found.forked:
-        try:
-            KILL(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
+    for process in found.started:
+        KILL(process.pid, signal.SIGKILL) if process.returncode is None else None
+        process.wait()
+
+
+def change(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Have those that read do otherwise, from now on."""
+    program = pathlib.Path(site.STATE, "handover.py")
+    program.write_text(HANDOVER.format(lib=str(pathlib.Path(spool.__file__).parents[1]), place=spool.SPOOL, uid=os.getuid(), change=how))
+    monkeypatch.setattr(reader, "PROGRAM", str(program))
 
 
 def put(entry: str, text: bytes) -> None:
@@ -56,51 +83,50 @@ def said(run: Any) -> list[object]:
 
 
 def test_replies_come_in_turn(run: Any) -> None:
-    """Nothing, the bytes of the longest reply, and why one is not read; by one child."""
+    """Nothing, the bytes of the longest reply, and why one is not read; by one process."""
     longest = bytes(range(256)) * 256
     put("b@0002.pem", longest)
     put("c@0002.pem", longest + b"x")
     os.symlink("b@0002.pem", spool.replies() + "/d@0002.pem")
     assert [None, longest, "size", "kind"] == said(run)
-    assert 1 == len(run.forked)
+    assert 1 == len(run.started)
 
 
 def test_one_that_hangs_is_busy_and_the_others_go_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is left where it is, and another child reads what is left."""
-    read = spool.read
-    monkeypatch.setattr(reader, "DEADLINE", 0.5)
-    monkeypatch.setattr(spool, "read", lambda fd, entry, owner: signal.pause() if entry == ENTRIES[1] else read(fd, entry, owner))
+    """It is left where it is, and another process reads what is left."""
+    monkeypatch.setattr(reader, "DEADLINE", 2.0)
+    change(monkeypatch, f"spool.read = lambda fd, entry, _: signal.pause() if entry == {ENTRIES[1]!r} else read(fd, entry, {os.getuid()})")
     put("c@0002.pem", b"c")
     assert [None, "busy", b"c", None] == said(run)
-    assert 2 == len(run.forked)
+    assert 2 == len(run.started)
 
 
-def test_one_that_dies_is_busy_and_the_others_go_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of an answer."""
-    answer = reader._answer
-    monkeypatch.setattr(reader, "_answer", lambda entry, issuer: (os.write(1, b"+\0"), os._exit(1)) if entry == ENTRIES[2] else answer(entry, issuer))
+@pytest.mark.parametrize("last", ["os.write(1, b'+' + bytes(1)), os._exit(1)", "os.write(1, b'+' + bytes([255] * 4)), signal.pause()",
+                                  "return b'!', b'fine'"])
+def test_one_that_dies_or_lies_is_busy_and_the_others_go_on(run: Any, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    """In the middle of an answer; by a length that none has; by a reason that there is not."""
+    change(monkeypatch, f"def lie(replies, name):\n    if name == {ENTRIES[2]!r}:\n        {last}\n    return answer(replies, name)\nhandover.answer = lie")
     put("d@0002.pem", b"d")
     assert [None, None, "busy", b"d"] == said(run)
 
 
 def test_no_more_hang_than_may(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all runs together, as the kernel knows them; and when it has let them go, replies are read again."""
-    monkeypatch.setattr(reader, "DEADLINE", 0.2)
+    monkeypatch.setattr(reader, "DEADLINE", 1.0)
     monkeypatch.setattr(reader, "MOST", 3)
-    read = spool.read
-    monkeypatch.setattr(os, "kill", lambda *_: None)           # what hangs in the kernel takes no signal
-    monkeypatch.setattr(spool, "read", lambda *_: signal.pause())
+    monkeypatch.setattr(POPEN, "kill", lambda _: None)      # what hangs in the kernel takes no signal
+    change(monkeypatch, "spool.read = lambda *_: signal.pause()")
     assert ["busy"] * 4 == said(run)
-    assert 3 == len(run.forked)
+    assert 3 == len(run.started)
     begin = time.monotonic()
     monkeypatch.setattr(reader, "DEADLINE", 60.0)
     assert ["busy"] * 4 == said(run)
     assert time.monotonic() - begin < 60, "who finds no place does not look"
-    assert [(0, 0)] * 3 == [os.waitpid(child, os.WNOHANG) for child in run.forked[:3]]
-    for child in run.forked[:3]:
-        KILL(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    monkeypatch.setattr(spool, "read", read)
+    assert [None] * 3 == [process.poll() for process in run.started[:3]]
+    for process in run.started[:3]:
+        KILL(process.pid, signal.SIGKILL)
+        process.wait()
+    change(monkeypatch, "")
     assert [None] * 4 == said(run)
 
 
@@ -108,57 +134,53 @@ def test_nobody_looks_where_nothing_changed(run: Any) -> None:
     """Since there was no reply to any request; a reply, and another request, are seen."""
     assert [None] * 4 == said(run)
     assert [None] * 4 == said(run)
-    assert 1 == len(run.forked)
+    assert 1 == len(run.started)
     put("a@0002.pem", b"a")
     assert [b"a", None, None, None] == said(run) == said(run)
-    assert 3 == len(run.forked), "as long as there is something"
+    assert 3 == len(run.started), "as long as there is something"
     os.unlink(spool.replies() + "/a@0002.pem")
     assert [None] * 4 == said(run) == said(run)
-    assert 4 == len(run.forked)
+    assert 4 == len(run.started)
     pathlib.Path(spool.requests(), "e@0002.csr").write_bytes(b"")
     run.posted["e"] = {(2, "csr")}
     assert [None] * 4 == said(run) == said(run)
-    assert 6 == len(run.forked), "nor is it known where not all were looked for"
+    assert 6 == len(run.started), "nor is it known where not all were looked for"
 
 
 def test_a_change_of_just_now_is_not_believed_to_be_the_last(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one may have the same time."""
     monkeypatch.setattr(reader, "SETTLED", 2e9)
     assert [None] * 4 == said(run) == said(run)
-    assert 2 == len(run.forked)
+    assert 2 == len(run.started)
 
 
 def test_a_change_is_no_older_for_being_read_slowly(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reply that came while a child looked at the others may have the time that was seen before; it is found by the next run."""
-    read = spool.read
-    monkeypatch.setattr(reader, "SETTLED", 0.3e9)
-
-    def slowly(fd: int, entry: str, owner: int) -> bytes:
-        time.sleep(0.1)
-        return read(fd, entry, owner)
-    monkeypatch.setattr(spool, "read", slowly)
+    monkeypatch.setattr(reader, "SETTLED", 0.5e9)
+    change(monkeypatch, f"spool.read = lambda fd, entry, _: time.sleep(0.2) or read(fd, entry, {os.getuid()})")
     put("x", b"")
     assert [None] * 4 == said(run) == said(run)
-    assert 2 == len(run.forked)
+    assert 2 == len(run.started)
 
 
-def test_the_child_holds_nothing_that_others_wait_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three descriptors, and none of root's: no lock, no pipe that somebody reads to its end."""
+def test_the_process_holds_nothing_that_others_wait_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three descriptors beside the directory's, and none of root's: no lock, no pipe that somebody reads to its end."""
     lock = os.open(site.STATE + "/keeper/lock", os.O_RDWR | os.O_CREAT)
-    monkeypatch.setattr(reader, "_answer", lambda entry, issuer: os.write(
-        1, reader._HEAD.pack(reader._REPLY, 200) + " ".join(os.readlink(f"/proc/self/fd/{fd}") for fd in range(200) if _is_open(fd)).encode().ljust(200)))
-    monkeypatch.setattr(reader.jail, "landlock", lambda **_: 0)
-    words = said(run)[0].decode().split()  # type: ignore[attr-defined]
+    os.set_inheritable(lock, True)
+    change(monkeypatch, """def tell(replies, name):
+    os.close(replies)
+    found = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(200) if os.path.lexists(f"/proc/self/fd/{fd}")]
+    return b"+", " ".join(found).encode()
+handover.answer = tell""")
+    words = next(reader.replies(run, ENTRIES[:1])).decode().split()  # type: ignore[union-attr]
     os.close(lock)
-    assert [spool.replies(), site.STATE + "/keeper/readers"] == [words[0], words[2]] and words[1].startswith("pipe:") and 3 == len(words)
+    assert [os.devnull, site.STATE + "/keeper/readers"] == words[1:] and words[0].startswith("pipe:")
 
 
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+def test_root_hands_nothing_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that reads for root does not do it as root."""
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    assert handover.main() == os.EX_NOPERM
 
 
 @pytest.mark.parametrize("ago, told", [(3600, []), (2 * 86400, ["issuer"]), (-30, []), (-30 * 86400, ["issuer"])])
@@ -167,8 +189,7 @@ def test_a_moment_that_has_not_come_is_no_sign_of_life(run: Any, tmp_path: pathl
     run.sights, run.program = {"a": None}, "certdrop-install"
     (tmp_path / "keeper/silence").touch()
     os.utime(tmp_path / "keeper/silence", (0, time.time() - 90000))
-    for stamp, when in (("watcher/state.json", 60.0), ("issuer/last-run", ago)):
-        (tmp_path / stamp).parent.mkdir()
-        (tmp_path / stamp).touch()
-        os.utime(tmp_path / stamp, (0, time.time() - when))
+    for who, when in (("watcher", 60.0), ("issuer", ago)):
+        (tmp_path / who).mkdir()
+        os.utime(tmp_path / who, (0, time.time() - when))
     assert told == [line.split()[2] for line in reader.silences(run)]

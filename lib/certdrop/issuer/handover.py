@@ -1,0 +1,61 @@
+"""Hands replies over: says to root what lies in replies/ under each name that root asks for. `python3 -I -S .../issuer/handover.py`, by root's keeper only.
+
+It may hang, where somebody holds the directory, or a file, in the kernel; root waits for no answer longer than its deadline.
+Runs as: _certdrop; refuses to be root. Trusts: standard input, which is root's list. Reads: replies/. Writes: standard output, a pipe to root.
+"""
+
+import os
+import struct
+import sys
+
+sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
+
+HEAD = struct.Struct(">cI")        # what it is, and how many bytes follow: keeper/reader.py reads that
+NOTHING, REPLY, REFUSED = b"-", b"+", b"!"
+
+
+def main() -> int:
+    """Answer for each name, in turn."""
+    if os.getuid() == 0:
+        return os.EX_NOPERM
+    from certdrop import spool
+    from certdrop.walls import jail
+    jail.give_up_privileges()          # who has the same uid must not speak for this process
+    with open(0, encoding="ascii") as stream:
+        names = stream.read().split("\n")
+    try:
+        jail.landlock(read=(spool.replies(),), ports=())
+    except jail.Unconfined:
+        pass                           # what this user cannot read, this process cannot
+    replies = spool.open_directory(spool.replies())
+    for name in names:
+        kind, said = answer(replies, name)
+        data = HEAD.pack(kind, len(said)) + said
+        while data:
+            data = data[os.write(1, data):]
+    return os.EX_OK
+
+
+def answer(replies: int, name: str) -> tuple[bytes, bytes]:
+    """What lies under this name: what kind of answer, and a reply, or why it is not read."""
+    from certdrop import spool
+    try:
+        try:
+            return REPLY, spool.read(replies, name, os.getuid())
+        except spool.Refused as refused:
+            if not isinstance(refused.__cause__, PermissionError):
+                raise
+            if os.stat(name, dir_fd=replies, follow_symlinks=False).st_uid != os.getuid():
+                raise spool.Refused("owner") from refused
+            os.chmod(name, 0o640, dir_fd=replies)              # ours, by whatever modes
+            return REPLY, spool.read(replies, name, os.getuid())
+    except FileNotFoundError:
+        return NOTHING, b""
+    except PermissionError:
+        return REFUSED, b"kind"
+    except spool.Refused as refused:
+        return REFUSED, refused.reason.encode("ascii")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
