@@ -9,6 +9,7 @@ Runs as: whoever imports it. Trusts: nothing that it reads. Reads and writes: be
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -117,35 +118,24 @@ def read(dir_fd: int, name: str, owner: int, limit: int = MAX_REPLY) -> bytes:
     examined, never the path (CVE-2016-1247 and CVE-2017-9525 are of that kind). Raises Refused
     (kind, owner, links, mode, busy, size) and FileNotFoundError.
     """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=dir_fd)
+        stream = open(name, "rb", 1 << 16, opener=lambda name, _: os.open(name, flags, dir_fd=dir_fd))
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR):
-            raise Refused("busy") from error        # EAGAIN: somebody holds a lease
-        raise Refused("kind") from error            # ELOOP: a link; ENXIO: a socket
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise Refused("kind")
-        if found.st_uid != owner:
-            raise Refused("owner")
-        if found.st_nlink != 1:
-            raise Refused("links")
-        if found.st_mode & 0o022:
-            raise Refused("mode")
-        if found.st_size > limit:
-            raise Refused("size")
-        data = b""
-        while len(data) <= limit:
-            more = os.read(fd, limit + 1 - len(data))
-            if not more:
-                return data
-            data += more
+        busy = error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR)       # EAGAIN: somebody holds a lease
+        raise Refused("busy" if busy else "kind") from error        # ELOOP: a link; ENXIO: a socket; EISDIR
+    with stream:
+        found = os.fstat(stream.fileno())
+        for wrong, reason in ((not stat.S_ISREG(found.st_mode), "kind"), (found.st_uid != owner, "owner"), (found.st_nlink != 1, "links"),
+                              (found.st_mode & 0o022, "mode"), (found.st_size > limit, "size")):
+            if wrong:
+                raise Refused(reason)
+        data = stream.read(limit + 1)
+    if len(data) > limit:
         raise Refused("size")
-    finally:
-        os.close(fd)
+    return data
 
 
 def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -1, owner: int = -1) -> None:
@@ -154,29 +144,22 @@ def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -
     `mode` holds from the first byte, whatever the umask; `group` (a gid) and `owner` (a uid) are set where given.
     """
     temporary = f".{name}.new"
-    try:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=dir_fd)          # left by a run that was killed; the locks keep others out
-    except FileNotFoundError:
-        pass
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:
-        try:
+        with open(temporary, "wb", 1 << 16, opener=lambda name, _: os.open(name, flags, 0o600, dir_fd=dir_fd)) as stream:
             if group != -1 or owner != -1:
-                os.fchown(fd, owner, group)
-            os.fchmod(fd, mode)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view):]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+                os.fchown(stream.fileno(), owner, group)
+            os.fchmod(stream.fileno(), mode)
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError as error:
         error.filename = f"{os.readlink(f'/proc/self/fd/{dir_fd}')}/{name}"      # a full disk says nothing of it
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=dir_fd)
-        except OSError:
-            pass
         raise
     os.fsync(dir_fd)
 
@@ -188,24 +171,11 @@ def pem_blocks(data: bytes) -> list[bytes]:
     decoded. Raises Refused (grammar, count).
     """
     import re                                  # 3 ms, and most runs find no reply
-    block = re.compile(_BLOCK)
-    blocks: list[bytes] = []
-    position = 0
-    while position < len(data):
-        if len(blocks) == MAX_CERTIFICATES:
-            raise Refused("count")
-        found = block.match(data, position)
-        if found is None:
-            if data[position:position + 1] == b"\n" and blocks:    # CAs part the blocks by empty lines (RFC 8555 section 9.1)
-                position += 1
-                continue
-            raise Refused("grammar")
-        body = found[1].replace(b"\n", b"")
-        if len(body) % 4:
-            raise Refused("grammar")
-        lines = b"\n".join(body[i:i + 64] for i in range(0, len(body), 64))
-        blocks.append(b"-----BEGIN CERTIFICATE-----\n" + lines + b"\n-----END CERTIFICATE-----\n")
-        position = found.end()
-    if not blocks:
+    bodies = [found.replace(b"\n", b"") for found in re.findall(_BLOCK, data)]
+    if len(bodies) > MAX_CERTIFICATES:
+        raise Refused("count")
+    # CAs part the blocks by empty lines (RFC 8555 section 9.1).
+    if not re.fullmatch(rb"(?:%b\n*)+" % _BLOCK, data) or any(len(body) % 4 for body in bodies):
         raise Refused("grammar")
-    return blocks
+    lines = [b"\n".join(body[at:at + 64] for at in range(0, len(body), 64)) for body in bodies]
+    return [b"-----BEGIN CERTIFICATE-----\n" + each + b"\n-----END CERTIFICATE-----\n" for each in lines]

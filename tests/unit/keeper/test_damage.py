@@ -10,6 +10,7 @@ import shutil
 import time
 from typing import Any, Callable, Iterator
 
+import handing
 import pytest
 
 from certdrop import events, spool
@@ -61,7 +62,7 @@ def _world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
     monkeypatch.setattr(site, "ETC", str(tmp_path / "etc"))
     monkeypatch.setattr(events, "LOGS", str(tmp_path))
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    monkeypatch.setattr(jail, "user_ids", lambda user: (os.getuid(), -1))
+    monkeypatch.setattr(jail, "user_ids", lambda user: (os.getuid(), os.getgid()))
     monkeypatch.setattr(site, "site_names", lambda: [DAMAGED, OTHER])
     monkeypatch.setattr(site, "load_config", site.Config)
     monkeypatch.setattr(site, "load_site", configured)
@@ -70,6 +71,7 @@ def _world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
     for entry in ("state/sites", "state/live", "state/proven", "state/keeper/retired", "state/keeper/refused", "spool/requests", "spool/replies",
                   "etc/sites.d"):
         (tmp_path / entry).mkdir(parents=True)
+    handing.change(monkeypatch)
     for name in (DAMAGED, OTHER):
         generations.make_placeholder(configured(name), 1)
         for number in (2, 3):

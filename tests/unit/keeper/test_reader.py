@@ -10,31 +10,17 @@ import time
 import types
 from typing import Any, Iterator
 
+import handing
 import pytest
+from handing import change
 
 from certdrop import spool
 from certdrop.config import site
 from certdrop.issuer import handover
 from certdrop.keeper import reader
 
-KILL, POPEN = os.kill, subprocess.Popen
+KILL = os.kill
 ENTRIES = ["a@0002.pem", "b@0002.pem", "c@0002.pem", "d@0002.pem"]
-
-
-HANDOVER = """
-import os, signal, sys, time
-sys.path.insert(0, {lib!r})
-from certdrop import spool
-from certdrop.issuer import handover
-from certdrop.walls import jail
-os.getuid = lambda found=os.getuid(): found or 4711            # whoever runs these tests
-spool.SPOOL = {place!r}
-jail.landlock = lambda **_: 0
-read, answer = spool.read, handover.answer
-spool.read = lambda fd, entry, owner: read(fd, entry, {uid})
-{change}
-handover.main()
-"""
 
 
 @pytest.fixture
@@ -51,25 +37,14 @@ def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any
         found = start(run, entries)
         run.started.append(found)
         return found
-
-    def as_ours(*args: Any, user: int, group: int, extra_groups: list[int], **more: Any) -> "subprocess.Popen[bytes]":
-        return POPEN(*args, **more)
     monkeypatch.setattr(reader, "_start", noted)
-    monkeypatch.setattr(subprocess, "Popen", as_ours)
     found = types.SimpleNamespace(requests=spool.open_directory(spool.requests()), replies=spool.open_directory(spool.replies()), issuer=os.getuid(),
                                   group=os.getgid(), posted={entry[0]: {(2, "csr")} for entry in ENTRIES}, started=[])
-    change(monkeypatch, "")
+    change(monkeypatch)
     yield found
     for process in found.started:
         KILL(process.pid, signal.SIGKILL) if process.returncode is None else None
         process.wait()
-
-
-def change(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """Have those that read do otherwise, from now on."""
-    program = pathlib.Path(site.STATE, "handover.py")
-    program.write_text(HANDOVER.format(lib=str(pathlib.Path(spool.__file__).parents[1]), place=spool.SPOOL, uid=os.getuid(), change=how))
-    monkeypatch.setattr(reader, "PROGRAM", str(program))
 
 
 def put(entry: str, text: bytes) -> None:
@@ -114,7 +89,7 @@ def test_no_more_hang_than_may(run: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     """Of all runs together, as the kernel knows them; and when it has let them go, replies are read again."""
     monkeypatch.setattr(reader, "DEADLINE", 1.0)
     monkeypatch.setattr(reader, "MOST", 3)
-    monkeypatch.setattr(POPEN, "kill", lambda _: None)      # what hangs in the kernel takes no signal
+    monkeypatch.setattr(handing.POPEN, "kill", lambda _: None)      # what hangs in the kernel takes no signal
     change(monkeypatch, "spool.read = lambda *_: signal.pause()")
     assert ["busy"] * 4 == said(run)
     assert 3 == len(run.started)
@@ -126,7 +101,7 @@ def test_no_more_hang_than_may(run: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     for process in run.started[:3]:
         KILL(process.pid, signal.SIGKILL)
         process.wait()
-    change(monkeypatch, "")
+    change(monkeypatch)
     assert [None] * 4 == said(run)
 
 
