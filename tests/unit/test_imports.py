@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import runpy
+import subprocess
 import sys
 
 import pytest
@@ -226,3 +228,16 @@ def test_the_package_depends_on_what_is_imported():
     depends, _, rest = control.partition("\nDepends:\n")[2].partition("\nRecommends:")
     assert {packages[name] for name in used - {"dns"}} - set(depends.replace(",", " ").split()) == set()
     assert packages["dns"] in rest.partition("\nSuggests:")[0]
+
+
+def test_what_is_counted_as_roots_is_what_root_can_load(monkeypatch):
+    """.ci/root-lines follows the import statements: it knows each module that certdrop-install has loaded when it begins, and those that it loads late."""
+    monkeypatch.chdir(LIB.parents[1])
+    counted = runpy.run_path(".ci/root-lines")
+    found = counted["loaded"](counted["ROOT"])
+    program = f"import sys; sys.path.insert(0, {str(LIB.parent)!r}); import certdrop.start, certdrop.keeper.command; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-IS", "-c", program], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    assert {counted["path_of"](name) for name in loaded if name.partition(".")[0] == "certdrop"} <= found
+    assert {"lib/certdrop/words.py", "lib/certdrop/keeper/keys.py"} <= found, "loaded late"
+    assert not [path for path in found if path.split("/")[2] in ("admin", "issuer", "judge", "watcher", "terminal.py")]
+    assert "lib/certdrop/judge/chain.py" in counted["loaded"](counted["OTHERS"])
