@@ -123,8 +123,8 @@ def none(host: Host) -> None:
 
 
 BEFORE: dict[tuple[str, int], Callable[[Host], None]] = {
-    ("5. Look at it", 0): served, ("6. Have it tell you", 0): served, ("4. Have nginx serve it", 2): none, ("RSA beside ECDSA", 0): served,
-    ("A certificate for an IP address", 0): with_addresses, ("A key got out", 0): served, ("A key got out", 1): old, ("A site is given up", 0): served,
+    ("5. Look at it", 0): served, ("6. Get mail", 0): served, ("4. Have nginx serve it", 2): none, ("RSA beside ECDSA", 0): served,
+    ("A certificate for an IP address", 0): with_addresses, ("A key is compromised", 0): served, ("A key is compromised", 1): old, ("Remove a site", 0): served,
     ("DANE: the TLSA record before the key", 0): served, ("Move to another host", 0): served, ("Come from another client", 0): left_by_certbot,
     ("Go back to certbot", 0): served, ("When it fails", 0): served}
 GOES_ON = {("4. Have nginx serve it", 0), ("4. Have nginx serve it", 1)}        # the blocks before are its beginning
@@ -132,13 +132,13 @@ GOES_ON = {("4. Have nginx serve it", 0), ("4. Have nginx serve it", 1)}        
 
 def after(host: Host, heading: str) -> None:
     """That what the text promises came true."""
-    if heading in ("Install it: from the package to HTTPS in three commands", "4. Have nginx serve it", "A key got out", "RSA beside ECDSA"):
+    if heading in ("Install it: from the package to HTTPS in three commands", "4. Have nginx serve it", "A key is compromised", "RSA beside ECDSA"):
         assert host.status(NAME)["state"] == "serving"
     elif heading == "A certificate for an IP address":
         assert host.status("203.0.113.7")["state"] == "serving"
     elif heading == "Come from another client":
         assert host.status(NAME)["state"] == "serving" and "/etc/letsencrypt" not in stage.read("/etc/nginx/sites-available/old")
-    elif heading in ("A site is given up", "Go back to certbot"):
+    elif heading in ("Remove a site", "Go back to certbot"):
         assert not os.path.exists(f"{STATE}/live/{NAME}")
     if heading == "Go back to certbot":
         with open(f"/etc/letsencrypt/live/{NAME}/cert.pem", "rb") as stream:
