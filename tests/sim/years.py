@@ -296,7 +296,7 @@ def picture() -> str:
     lines += ["", "orders by the share of the lifetime that has passed:", ""]
     shares = {share: result.by_share[share] for share in range(min(result.by_share), max(result.by_share) + 1)}
     lines += [f"    {share:2d} %  {'#' * round(50 * count / max(shares.values()))} {count}" for share, count in shares.items()]
-    lines += ["", "orders a day, each renewal after the sites were added together, less at once:", ""]
+    lines += ["", "orders a day; with each renewal the sites drift further apart:", ""]
     for number in range(0, 31, 3):
         days = [count for day, count in result.by_day.items() if number * 60 <= day < (number + 1) * 60]
         lines.append(f"    days {number * 60:4d} to {number * 60 + 59:4d}  at most {max(days, default=0)}")
