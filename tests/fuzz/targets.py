@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from OpenSSL import crypto  # noqa: E402
 
 from certdrop import events, spool  # noqa: E402
-from certdrop.config import site  # noqa: E402
+from certdrop.config import general, site  # noqa: E402
 from certdrop.importer import examiner  # noqa: E402
 from certdrop.importer import nginx as import_nginx  # noqa: E402
 from certdrop.importer import pairs as import_pairs  # noqa: E402
@@ -329,7 +329,7 @@ def _desk() -> service.Desk:
     if not _DESK:
         builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES]), False)
-        config = site.Config()
+        config = general.Config()
         config.directory, config.contact = ACME + "/dir", ["a@example.org"]
         for path in ("var/account", "spool/requests"):
             os.makedirs(f"{ROOM}/{path}")

@@ -19,12 +19,12 @@ from certdrop.walls import jail
 PROGRAM = '''
 import ctypes, json, mmap, os, resource, signal, socket, subprocess, sys, time
 sys.path.insert(0, "/usr/share/certdrop")
-from certdrop.config import site
+from certdrop.config import general
 from certdrop.issuer import network, orders, ports
 ports.load()
 libc = ctypes.CDLL(None, use_errno=True)
 WITHOUT
-config = site.load_config()
+config = general.load_config()
 abi = orders.shut_in(config, [config.directory_url, ""])
 tries = json.loads(sys.argv[1])
 

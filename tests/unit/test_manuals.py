@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from certdrop import VERSION, spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.keeper import revoke
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -120,7 +120,7 @@ def test_every_reason_is_explained():
 
 def test_every_key_is_explained():
     """certdrop.toml(5) has each key of the configuration and of a site."""
-    keys = set(vars(site.Config())) | set(vars(site.Site("a.test", site.Config()))) - {"name"}
+    keys = set(vars(general.Config())) | set(vars(site.Site("a.test", general.Config()))) - {"name"}
     explained = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"^\.It (?:Bq )*Cm (.*)$", page("certdrop.toml.5"), re.M))))
     assert keys - explained == set()
 
@@ -132,8 +132,8 @@ def test_the_examples_are_right(monkeypatch, tmp_path):
         text = (ROOT / "etc" / source).read_text(encoding="ascii")
         (tmp_path / target).write_text(text, encoding="ascii")
     monkeypatch.setattr(site, "ETC", str(tmp_path))
-    config = site.load_config()
-    assert vars(config) == {**vars(site.Config()), "contact": ["hostmaster@example.org"]}
+    config = general.load_config()
+    assert vars(config) == {**vars(general.Config()), "contact": ["hostmaster@example.org"]}
     assert site.load_site("example.org", config).domains == ["example.org", "www.example.org"]
     shown = (ROOT / "etc" / "certdrop.toml").read_text(encoding="ascii")
     assert [key for key in vars(config) if f"\n{key} =" not in shown and f"\n[{key}]" not in shown] == []

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from certdrop.config import site
+from certdrop.config import general, site
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "systemd").iterdir())
@@ -121,7 +121,7 @@ def test_the_configuration_of_every_version_is_read(version: str, tmp_path: path
     for source, target in (("certdrop.toml", "certdrop.toml"), ("site.toml", "sites.d/example.org.toml")):
         shutil.copyfile(ROOT / "tests/unit/configurations" / version / source, tmp_path / target)
     monkeypatch.setattr(site, "ETC", str(tmp_path))
-    assert site.load_site("example.org", site.load_config()).domains == ["example.org", "www.example.org"]
+    assert site.load_site("example.org", general.load_config()).domains == ["example.org", "www.example.org"]
 
 
 def test_the_release_refuses_what_is_not_ready(tmp_path: pathlib.Path) -> None:

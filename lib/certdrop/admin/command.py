@@ -11,7 +11,7 @@ import sys
 
 from certdrop import VERSION, terminal
 from certdrop.admin import dhparam, first_use, revoke, sites
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.keeper.command import Refused, Usage, as_root, guard
 from certdrop.keeper.revoke import REASONS
 from certdrop.trust import roots
@@ -82,7 +82,7 @@ def _checked(argv: list[str]) -> int:
 
 
 def _foretell(names: list[str], options: dict[str, str]) -> int:
-    name, config = options.get("--name", names[0]), site.load_config()
+    name, config = options.get("--name", names[0]), general.load_config()
     config.directory = options.get("--ca", config.directory)
     for line in (f"write /etc/certdrop/sites.d/{name}.toml for {' '.join(names)}", "" if os.path.exists(first_use.CONFIG) else f"write {first_use.CONFIG}",
                  f"make a key and a placeholder certificate; live/{name} would lead to them", "post a request for the issuer",
@@ -136,6 +136,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
 
 
 def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
+    general.load_config()                      # all of it is looked at, whatever of it a verb needs
     if verb == "renew":
         return sites.renew(names, "--force" in options)
     if verb == "rollback":

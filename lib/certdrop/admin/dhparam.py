@@ -17,7 +17,7 @@ import time
 
 from certdrop import spool, words
 from certdrop.admin import sites
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.keeper import lock, notes, services
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import say
@@ -83,7 +83,7 @@ def known() -> dict[str, object]:
 
 def warnings(bits: int) -> list[str]:
     """A sentence for each site whose RSA key is longer than the group: the exchange would be its weakest part."""
-    found, config = [], site.load_config()
+    found, config = [], general.load_config()
     for name in site.site_names():
         try:
             key = site.load_site(name, config).key
@@ -171,7 +171,7 @@ def _der(tag: int, body: bytes) -> bytes:
 
 def _services() -> list[services.Service]:
     found = []
-    for name in site.load_config().services:
+    for name in general.load_config().services:
         try:
             found.append(services.find(name))
         except services.Failed:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from certdrop import events, spool, terminal
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.keeper.command import Refused, Usage
 from certdrop.trust import roots
 from certdrop.walls import jail
@@ -54,7 +54,7 @@ def _refuse_what_is_decided(options: dict[str, str]) -> None:
     """Raise Refused where an option says something else than certdrop.toml, which decides for all sites."""
     if {"--ca", "--contact"}.isdisjoint(options):
         return
-    config = site.load_config()
+    config = general.load_config()
     wanted = options.get("--ca", config.directory)
     if site.DIRECTORIES.get(wanted, wanted) != config.directory_url:
         raise Refused(f"{'--staging' if '--staging' in options else '--ca'} cannot take effect: {_place('directory')} decides for all sites: "
@@ -81,7 +81,7 @@ def _ask(options: dict[str, str]) -> None:
           "  https://...           the URL of any other ACME directory", file=sys.stderr)
     while True:
         options["--ca"] = _answer("CA [letsencrypt]: ", refuse_ca) or "letsencrypt"
-        config = site.Config()
+        config = general.Config()
         config.directory = options["--ca"]
         copied = config.directory not in site.DIRECTORIES and _offer_roots(config)
         taken = False
@@ -98,7 +98,7 @@ def _ask(options: dict[str, str]) -> None:
         options["--contact"] = contact
 
 
-def _offer_roots(config: site.Config) -> bool:
+def _offer_roots(config: general.Config) -> bool:
     """Take a file of roots for a CA that may be a private one. Whether there is one now that was not there."""
     if os.path.exists(config.own_roots):
         return False
@@ -119,7 +119,7 @@ def _offer_roots(config: site.Config) -> bool:
     return bool(path)
 
 
-def _agree(config: site.Config) -> bool:
+def _agree(config: general.Config) -> bool:
     """Show what the CA says of itself, and have its terms agreed to. False where another CA is wanted."""
     print(f"asking {roots.ca_named(config)} for its terms ...", file=sys.stderr)
     said = _terms(config)
@@ -143,7 +143,7 @@ def _agree(config: site.Config) -> bool:
     return True
 
 
-def _terms(config: site.Config) -> dict[str, str]:
+def _terms(config: general.Config) -> dict[str, str]:
     """What `certdrop-account terms` says: `terms`, `binding`, or `error`."""
     uid, gid = jail.user_ids(spool.ISSUER)
     try:
@@ -160,7 +160,7 @@ def _terms(config: site.Config) -> dict[str, str]:
     return found
 
 
-def _is_bound(config: site.Config) -> bool:
+def _is_bound(config: general.Config) -> bool:
     import tomllib
     try:
         with open(EAB, "rb") as stream:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from certdrop import events, spool
 from certdrop.admin import first_use
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
@@ -48,7 +48,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
     """A site's configuration, a placeholder, a request; then have the issuer run, and install."""
     refuse(domains, name)
     with lock.held():
-        config = site.load_config()
+        config = general.load_config()
         if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Sight(name).numbers:
             raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}")
         twin = _twin(domains, key or config.key, config) if name == domains[0] else ""
@@ -65,7 +65,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
             if os.path.lexists(first_use.CONFIG):
                 raise Refused(f"{first_use.CONFIG} was written meanwhile, by somebody else; nothing was added; try again")
             first_use.write(first_use.CONFIG, settings.encode(), 0o644)
-            config = site.load_config()
+            config = general.load_config()
         if not (profile or config.profile) and config.directory.startswith("letsencrypt") and any(map(site.is_address, domains)):
             profile = SHORT                                # the only one that may name an address there
         text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n"
@@ -77,7 +77,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
         install.reconcile(run, [name])
         wanted = {name: Sight(name).next}
     run.flush()
-    unknown = roots.missing(site.load_config())
+    unknown = roots.missing(general.load_config())
     if unknown:
         say([f"{PROGRAM}: note: {unknown}"])
     if not ask or run.exit_code() != os.EX_OK:
@@ -88,7 +88,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
     return code
 
 
-def _twin(domains: list[str], key: str, config: site.Config) -> str:
+def _twin(domains: list[str], key: str, config: general.Config) -> str:
     """The name of a site for just these domains, in whatever order, with the same kind of key. Or ""."""
     for name in site.site_names():
         try:

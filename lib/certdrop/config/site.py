@@ -1,4 +1,4 @@
-"""What a site is, and the rest of the configuration: reads /etc/certdrop, checks all of it, then hands it out.
+"""What a site is, and what root uses of the rest of the configuration; general.py reads all of it, for whom that concerns.
 
 Runs as: anyone. Trusts: files that root owns and nobody else can write (anything else is
 refused). Reads: /etc/certdrop/certdrop.toml and /etc/certdrop/sites.d/NAME.toml. Writes: nothing.
@@ -29,7 +29,6 @@ DIRECTORIES = {
 }
 STORE = "/etc/ssl/certs/ca-certificates.crt"
 KEYS = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096")
-LIMITS = ("failed_per_name_and_hour", "issued_per_names_and_week", "orders_per_three_hours")
 MAX_DOMAINS = 100                  # Let's Encrypt's limit for one certificate
 
 _AGE = r"([1-9][0-9]{0,3})d"
@@ -37,9 +36,10 @@ _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*"
 _PATH = r"(/[A-Za-z0-9._@+-]+){2,}"
 _SERVICE = r"[a-z0-9][a-z0-9-]{0,30}"
-parsed: dict[str, tuple[str, str]] = {}        # by path: a file's whole text and, as JSON, what it says; for the keeper, see notes.recall()
 _SITE_ONLY = ("domains", "probe", "copy")
 _BOTH = ("key", "key_max_age", "profile", "services")
+# Keys of certdrop.toml that root passes over: general.py is about them.
+OTHERS = ("contact", "preferred_chain", "staging", "proxy", "ca_bundle", "account_key_max_age", "workers", "self_check", "mail", "limits")
 
 
 class Wrong(Exception):
@@ -51,37 +51,20 @@ class Missing(Wrong):
 
 
 class Config:
-    """certdrop.toml, with the default of every key."""
+    """What root uses of certdrop.toml, with the defaults."""
 
     def __init__(self) -> None:
         self.directory = "letsencrypt"
-        self.contact: list[str] = []
         self.profile = ""
-        self.preferred_chain = ""
-        self.staging = ""
-        self.proxy = ""
-        self.ca_bundle = STORE
         self.trust_roots = STORE
         self.key = "ecdsa-p256"
         self.key_max_age = "renewal"
-        self.account_key_max_age = ""
-        self.workers = 16
-        self.self_check = "warn"
         self.services: list[str] = ["nginx"]
-        self.mail: dict[str, object] = {"to": ["root"], "via": "sendmail"}
-        self.limits: dict[str, object] = {}
 
     @property
     def directory_url(self) -> str:
         """The URL of the ACME directory (RFC 8555 section 7.1.1)."""
         return DIRECTORIES.get(self.directory, self.directory)
-
-    @property
-    def staging_url(self) -> str:
-        """The URL of the directory that a dry run asks: the CA's staging, where it is known or configured, else the CA itself."""
-        if self.staging:
-            return DIRECTORIES.get(self.staging, self.staging)
-        return DIRECTORIES["letsencrypt-staging"] if self.directory_url == DIRECTORIES["letsencrypt"] else self.directory_url
 
     @property
     def own_roots(self) -> str:
@@ -164,38 +147,25 @@ def refuse_domain(text: str) -> None:
 
 
 def load_config() -> Config:
-    """certdrop.toml; the defaults where there is none. Raises Wrong."""
+    """What root uses of certdrop.toml; the defaults where there is none. Raises Wrong."""
     config = Config()
+    read_config(config)
+    return config
+
+
+def read_config(config: Config) -> bool:
+    """Set what certdrop.toml says of these keys; whether there is one. Raises Wrong."""
     path = ETC + "/certdrop.toml"
     try:
-        fill(path, config, {key: key for key in vars(config)})
+        fill(path, config, {key: key for key in vars(config)}, OTHERS)
     except Missing:
-        return config
-    if config.workers not in range(1, 129):
-        raise Wrong(f"{path}: workers: {config.workers}: give a number from 1 to 128")
-    if config.self_check not in ("warn", "require", "off"):
-        raise Wrong(f'{path}: self_check: "{config.self_check}": give "warn", "require" or "off"')
+        return False
     if not config.directory_url.startswith("https://"):
         raise Wrong(f'{path}: directory: "{config.directory}": give {", ".join(DIRECTORIES)} or an https:// URL')
     if config.trust_roots == STORE and os.path.exists(config.own_roots):
         config.trust_roots = config.own_roots
-    if config.account_key_max_age and not _match(_AGE, config.account_key_max_age):
-        raise Wrong(f'{path}: account_key_max_age: "{config.account_key_max_age}": give an age in days such as "180d", or nothing')
-    if config.staging and not config.staging_url.startswith("https://"):
-        raise Wrong(f'{path}: staging: "{config.staging}": give {", ".join(DIRECTORIES)} or an https:// URL')
-    if config.proxy and not _match(r"http://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/?", config.proxy):
-        raise Wrong(f'{path}: proxy: "{config.proxy}": give http://HOST:PORT')
-    for key, value in config.limits.items():
-        _refuse_unknown(path, key, LIMITS, ())
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise Wrong(f"{path}: limits: {key}: give a whole number, 0 for no limit")
-    for address in config.contact:
-        if "@" not in address or not address.isascii() or any(c.isspace() for c in address):
-            raise Wrong(f'{path}: contact: "{address}": give mail addresses')
-    for key in config.mail:
-        _refuse_unknown(path, key, {"to", "via", "from", "heartbeat", "ca_bundle"}, ())
     _check_policy(path, config)
-    return config
+    return True
 
 
 def load_site(name: str, config: Config) -> Site:
@@ -204,7 +174,7 @@ def load_site(name: str, config: Config) -> Site:
     if not spool.is_site_name(name):
         raise Wrong(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first")
     site = Site(name, config)
-    fill(path, site, {key: key for key in _SITE_ONLY + _BOTH}, vars(config))
+    fill(path, site, {key: key for key in _SITE_ONLY + _BOTH}, elsewhere=(*vars(config), *OTHERS))
     if not site.domains:
         raise Wrong(f'{path}: domains is missing; give domains = ["{name}"]')
     if len(site.domains) > MAX_DOMAINS:
@@ -258,25 +228,20 @@ def _read(path: str) -> dict[str, object]:
         text = stream.read(spool.MAX_REPLY + 1)
     if len(text) > spool.MAX_REPLY:
         raise Wrong(f"{path}: longer than {spool.MAX_REPLY} bytes")
-    import json
+    import tomllib                             # 5 ms, and most runs of the issuer need no configuration
     try:
-        if path not in parsed or parsed[path][0] != text.decode():
-            import tomllib                     # 5 ms, for what seldom changes
-            parsed[path] = text.decode(), json.dumps(tomllib.loads(text.decode()), default=_no_date)
-        said: dict[str, object] = json.loads(parsed[path][1])
+        return tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:              # TOMLDecodeError and UnicodeDecodeError among them
         raise Wrong(f"{path}: {error}") from error
-    return said
 
 
-def _no_date(_: object) -> None:
-    """TOML has dates, which JSON has not: no key takes one, nor what stands for it here."""
-
-
-def fill(path: str, target: object, keys: dict[str, str], elsewhere: Iterable[str] = ()) -> None:
-    """Set target's attributes from a TOML file: `keys` maps its keys to them, and what stands there now says which type is wanted. Raises Wrong."""
+def fill(path: str, target: object, keys: dict[str, str], passed: Iterable[str] = (), elsewhere: Iterable[str] = ()) -> None:
+    """Set target's attributes from a TOML file: `keys` maps its keys to them, and what stands there now says which type is wanted.
+    Others read what is `passed`, and what is `elsewhere` belongs in certdrop.toml. Raises Wrong."""
     for key, value in _read(path).items():
-        _refuse_unknown(path, key, keys, elsewhere)
+        if key in passed and key not in keys:
+            continue
+        refuse_unknown(path, key, (*keys, *passed), elsewhere)
         wanted = getattr(target, keys[key])
         part = dict if key == "copy" else str
         if key == "copy" and isinstance(value, dict):
@@ -287,7 +252,8 @@ def fill(path: str, target: object, keys: dict[str, str], elsewhere: Iterable[st
         setattr(target, keys[key], value)
 
 
-def _refuse_unknown(path: str, key: str, keys: Iterable[str], elsewhere: Iterable[str]) -> None:
+def refuse_unknown(path: str, key: str, keys: Iterable[str], elsewhere: Iterable[str] = ()) -> None:
+    """Raise Wrong, naming the nearest known one, unless this key is one of `keys`."""
     if key in keys:
         return
     if key in elsewhere:

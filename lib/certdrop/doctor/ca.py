@@ -17,6 +17,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from certdrop import VERSION, spool
+from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.doctor.ask import ask
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
@@ -44,7 +45,7 @@ class Answer(NamedTuple):
     skew: float | None
 
 
-def as_root(config: configuration.Config) -> list[Line]:
+def as_root(config: general.Config) -> list[Line]:
     """What the CA says of our account, where there is one; asked by certdrop-account, which becomes _certdrop."""
     if not os.path.lexists(f"{configuration.STATE}/issuer/{_entry(config.directory_url)}"):
         return []
@@ -67,7 +68,7 @@ def account(code: int, out: str, words: str) -> list[Line]:
     return [Line(OK, "account", f"{place} is valid; its contact: {contact}")]
 
 
-def look(config: configuration.Config, sites: list[configuration.Site], asked: list[Line]) -> tuple[list[Line], Authority]:
+def look(config: general.Config, sites: list[configuration.Site], asked: list[Line]) -> tuple[list[Line], Authority]:
     """All of it, and what the names are to be compared with. `asked` is what as_root() found."""
     url = config.directory_url
     host = clean(urlsplit(url).hostname, 100)
@@ -120,7 +121,7 @@ def _skew(date: str | None, now: float) -> float | None:
         return None
 
 
-def explain(error: Exception, host: str, config: configuration.Config) -> tuple[str, str]:
+def explain(error: Exception, host: str, config: general.Config) -> tuple[str, str]:
     """Why the CA could not be asked, and how to mend it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         why = f"{host}: its certificate is not valid ({clean(error.verify_message, 100)}); nothing is asked of it"
@@ -150,7 +151,7 @@ def directory(found: dict[str, object], host: str) -> Line:
     return Line(OK, "CA", f"{host} answers, its certificate is valid; {has}")
 
 
-def profiles(meta: dict[str, object], config: configuration.Config, sites: list[configuration.Site]) -> list[Line]:
+def profiles(meta: dict[str, object], config: general.Config, sites: list[configuration.Site]) -> list[Line]:
     """Whether the profiles that are configured are offered."""
     wanted = {name: site for site in reversed(sites) if (name := site.profile)}
     offered = meta.get("profiles")
@@ -197,7 +198,7 @@ def _noted(url: str) -> dict[str, object]:
         return {}
 
 
-def registered(config: configuration.Config, noted: dict[str, object]) -> list[Line]:
+def registered(config: general.Config, noted: dict[str, object]) -> list[Line]:
     """What is known of the account without asking for it: only the issuer could."""
     url = _string(noted.get("account"))
     lines = [Line(OK, "account", f"registered: {clean(url, 150)}") if url else Line(OK, "account", "none yet: the first order registers one")]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from certdrop import VERSION, events, spool, words
+from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.doctor import ca, clients, cron, host, kernel, keys, mail, nginx
 from certdrop.doctor import paths, users
@@ -113,10 +114,10 @@ def _site_names() -> list[str]:
         return []
 
 
-def usable(names: list[str]) -> tuple[list[configuration.Site], configuration.Config | None]:
+def usable(names: list[str]) -> tuple[list[configuration.Site], general.Config | None]:
     """These sites (all, where none is named), those that cannot be read left out, and the configuration; check_sites says what is wrong."""
     try:
-        config = configuration.load_config()
+        config = general.load_config()
     except configuration.Wrong:
         return [], None
     found = []

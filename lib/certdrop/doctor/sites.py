@@ -13,6 +13,7 @@ import time
 
 from certdrop import events
 from certdrop.config import service as described
+from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.doctor.line import verdict as lines_of
@@ -28,7 +29,7 @@ SILENT = 2 * 3600                  # seconds after which a run was due, be it th
 def look(names: list[str]) -> list[Line]:
     """The configuration: of these sites, or all."""
     try:
-        config = configuration.load_config()
+        config = general.load_config()
         names = names or configuration.site_names()
     except configuration.Wrong as error:
         return [Line(FAILED, "configuration", events.clean(error), "nothing is renewed until then")]
@@ -60,7 +61,7 @@ def _described_badly(service: str) -> str:
     return "" if good else f"{path}: test and reload must name a program by its absolute path, then its arguments"
 
 
-def _roots(config: configuration.Config) -> list[Line]:
+def _roots(config: general.Config) -> list[Line]:
     """Files of roots that nobody reads, as those whose name is not the CA's."""
     place, used = configuration.ETC + "/roots.d", (config.own_roots, config.trust_roots, config.ca_bundle)
     return [Line(WARNING, "roots", f"{place}/{entry}: no configured CA uses it; the roots of {roots.ca_named(config)} are looked for in {config.own_roots}",
@@ -68,7 +69,7 @@ def _roots(config: configuration.Config) -> list[Line]:
             for entry in sorted(_entries(place)) if f"{place}/{entry}" not in used and not entry.startswith(".")]
 
 
-def untrusted(sites: list[configuration.Site], config: configuration.Config) -> list[Line]:
+def untrusted(sites: list[configuration.Site], config: general.Config) -> list[Line]:
     """Where root's judge refused what the CA issued, because it leads to none of trust_roots."""
     try:
         reader = Reader()
@@ -82,7 +83,7 @@ def untrusted(sites: list[configuration.Site], config: configuration.Config) -> 
     return found
 
 
-def _roots_for(config: configuration.Config) -> str:
+def _roots_for(config: general.Config) -> str:
     """How the CA's roots come to where they are looked for."""
     own, folder = config.own_roots, f"{configuration.ETC}/roots.d"
     others = [entry for entry in _entries(folder) if entry.endswith(".pem")]

@@ -12,7 +12,7 @@ import shlex
 import sys
 
 from certdrop import VERSION, events, spool, words
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.importer import apply, leftovers, take
 from certdrop.importer.clients import CLIENTS, Client
 from certdrop.importer.pairs import Found
@@ -128,7 +128,7 @@ def parse(argv: list[str]) -> tuple[Choice, set[str]]:
 
 
 def _do(choice: Choice, flags: set[str]) -> int:
-    survey = Survey(choice, site.load_config())
+    survey = Survey(choice, general.load_config())
     unknown = [name for name in choice.names if name not in {one.name for one in survey.found}]
     if unknown:
         raise Refused(f"{unknown[0]!a:.80}: no client has a certificate of this name; {PROGRAM} shows what there is")
@@ -146,7 +146,7 @@ def _do(choice: Choice, flags: set[str]) -> int:
         account = survey.account
         run = take.take(survey.taken, [account] if account else [], survey.settings())
         run.flush()
-        code, after = run.exit_code(), Survey(choice, site.load_config())
+        code, after = run.exit_code(), Survey(choice, general.load_config())
     _print(what_next(after, done=True))
     here = {one.site for one in after.here}                    # of two of one name, one is taken
     missed = [one for one in survey.found if one.why and not one.site and (one.again or choice.key or one.name in choice.names) and one.name not in here]

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from certdrop import spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.importer import take
 from certdrop.importer.clients import CLIENTS, AcmeTiny, Client
 from certdrop.importer.files import Reader, Unreadable
@@ -45,7 +45,7 @@ class Choice:
 class Survey:
     """All that was found."""
 
-    def __init__(self, choice: Choice, config: site.Config) -> None:
+    def __init__(self, choice: Choice, config: general.Config) -> None:
         self.choice, self.config = choice, config
         self.reader = Reader(choice.owner)
         self.lines = cron_lines()

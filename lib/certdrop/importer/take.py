@@ -16,7 +16,7 @@ import time
 import urllib.parse
 
 from certdrop import events, spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.importer.pairs import Account, Found, Pair
 from certdrop.keeper import generations, install, lock, notes, services
 from certdrop.keeper.judges import Accepted
@@ -32,7 +32,7 @@ def take(found: list[Found], accounts: list[Account], settings: str) -> Run:
     """Take these over, and have the keeper go on with them. `settings` is certdrop.toml, where there is none yet. Raises site.Wrong and lock.Busy."""
     with lock.held():
         install.finish_removals()
-        config = site.load_config()
+        config = general.load_config()
         for service in config.services:
             try:
                 services.find(service).test()
@@ -40,7 +40,7 @@ def take(found: list[Found], accounts: list[Account], settings: str) -> Run:
                 raise site.Wrong(f"{service} does not pass its test as it is: {error}; nothing was imported") from error
         if settings and not os.path.exists(site.ETC + "/certdrop.toml"):
             _put(site.ETC, "certdrop.toml", settings.encode())
-            config = site.load_config()
+            config = general.load_config()
         run = Run(PROGRAM, False, True)
         for account in accounts:
             _take_account(run, account)
@@ -55,7 +55,7 @@ def take(found: list[Found], accounts: list[Account], settings: str) -> Run:
     return run
 
 
-def _take_pair(run: Run, found: Found, config: site.Config) -> None:
+def _take_pair(run: Run, found: Found, config: general.Config) -> None:
     pair, name = found.pair, found.name
     if pair is None or Sight(name).numbers or os.path.lexists(f"{site.ETC}/sites.d/{name}.toml"):
         run.fail(name, "there is a site of this name; not imported", os.EX_DATAERR)        # since it was looked at
@@ -88,7 +88,7 @@ def _files(name: str, number: int, pair: Pair) -> dict[str, bytes]:
             **generations.certified(name, number, pair.blocks[0], b"".join(pair.blocks[1:]), accepted)}
 
 
-def configuration(found: Found, config: site.Config) -> str:
+def configuration(found: Found, config: general.Config) -> str:
     """The text of sites.d/NAME.toml."""
     pair = found.pair
     if pair is None:

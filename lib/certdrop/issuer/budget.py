@@ -11,7 +11,7 @@ import hashlib
 import threading
 
 from certdrop import spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.events import stamp
 from certdrop.issuer import notes
 
@@ -38,7 +38,7 @@ def set_of(names: list[str]) -> str:
 class Budget:
     """What was done at one CA, and what may still be done. For several threads."""
 
-    def __init__(self, config: site.Config, now: float) -> None:
+    def __init__(self, config: general.Config, now: float) -> None:
         url = config.directory_url
         known: dict[str, int] = next((limits for name, limits in KNOWN.items() if site.DIRECTORIES[name] == url), {})
         self.limits: dict[str, int] = {**known, **{key: int(str(value)) for key, value in config.limits.items()}}

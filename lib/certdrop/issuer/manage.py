@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from certdrop import TERMINAL, VERSION, events, spool, terminal, words
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer import orders, turn
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session, as_object
 from certdrop.issuer.transport import Gate, Transport, context
@@ -138,8 +138,8 @@ def _asked_elsewhere() -> bool:
     return "0" in os.environ.get(TERMINAL, "")
 
 
-def _config(options: Options) -> site.Config:
-    config = site.load_config()
+def _config(options: Options) -> general.Config:
+    config = general.load_config()
     if options.directory:
         config.directory = options.directory
         if not config.directory_url.startswith("https://"):
@@ -171,7 +171,7 @@ def _do(options: Options) -> int:
     return verbs[options.verb]()
 
 
-def made_at(config: site.Config) -> float | None:
+def made_at(config: general.Config) -> float | None:
     """When the account's key was made (seconds since 1970); None where there is none."""
     try:
         return os.stat(f"{site.STATE}/account/{jose.entry(config.directory_url)}.key").st_mtime
@@ -179,7 +179,7 @@ def made_at(config: site.Config) -> float | None:
         return None
 
 
-def _is_due(config: site.Config) -> bool:
+def _is_due(config: general.Config) -> bool:
     """Whether the key is older than it may become."""
     days, made = site.age_in_days(config.account_key_max_age), made_at(config)
     now = time.time()
@@ -189,7 +189,7 @@ def _is_due(config: site.Config) -> bool:
 class Counter:
     """The verbs. Each returns a code of sysexits.h and raises Trouble, OSError."""
 
-    def __init__(self, config: site.Config, holder: process.Signer, account: Account, session: Session) -> None:
+    def __init__(self, config: general.Config, holder: process.Signer, account: Account, session: Session) -> None:
         self.config, self.holder, self.account, self.session = config, holder, account, session
         self.log = events.Log("issuer")
 

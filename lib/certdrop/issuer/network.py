@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from certdrop import events, spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer import ari, budget, log, ports, revoke
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session
 from certdrop.issuer.opening import Opening
@@ -43,7 +43,7 @@ IN_VAIN = 3                        # orders that could not reach the CA, one aft
 class Network:
     """The talk of one run with one CA: configuration, log, the account, and what all workers must know."""
 
-    def __init__(self, options: Options, config: site.Config, opening: Opening | None = None, holder: Signer | None = None) -> None:
+    def __init__(self, options: Options, config: general.Config, opening: Opening | None = None, holder: Signer | None = None) -> None:
         self.options, self.config = options, config
         self.log = log.logger()
         self.gate = opening.gate if opening else Gate()

@@ -13,7 +13,7 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from certdrop.config import site
+from certdrop.config import general
 from certdrop.issuer.dial import Dial
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ OPENING = 60.0                     # seconds for all of it
 class Opening:
     """Sessions with the CA of the configuration, in the making: `count`, the first of them with a head start."""
 
-    def __init__(self, config: site.Config, holder: Signer, count: int = 1) -> None:
+    def __init__(self, config: general.Config, holder: Signer, count: int = 1) -> None:
         proxy, place = (urllib.parse.urlsplit(url) for url in (config.proxy, config.directory_url))
         address = (proxy.hostname, proxy.port or 3128) if proxy.hostname else (str(place.hostname), place.port or 443)
         dialled = Dial(address, REQUEST)

@@ -14,7 +14,7 @@ import urllib.parse
 from typing import TYPE_CHECKING
 
 from certdrop import spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer import plan
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
@@ -96,7 +96,7 @@ def _no_room() -> Trouble | None:
 
 def _network(options: Options, orders: int = 0) -> Network:
     """The part that talks to the CA, shut in. `orders` will be placed, as far as is known."""
-    config = site.load_config()
+    config = general.load_config()
     holder = None
     if not options.dry_run:
         from certdrop.signer import process
@@ -121,7 +121,7 @@ def _network(options: Options, orders: int = 0) -> Network:
     return made
 
 
-def shut_in(config: site.Config, urls: list[str], lacking: list[str] | None = None, more: Sequence[str] = ()) -> int:
+def shut_in(config: general.Config, urls: list[str], lacking: list[str] | None = None, more: Sequence[str] = ()) -> int:
     """Confine this process: what it may read, write, connect to, and ask of the kernel. Returns Landlock's ABI, 0 where the kernel has none.
 
     What there is no wall against is added to `lacking`, a sentence each. `more` may be read as well.

@@ -10,7 +10,7 @@ import os
 import time
 
 from certdrop import events, spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer import due, ledger, notes
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
@@ -23,7 +23,7 @@ REPLY_WAITS = "a reply waits for root"
 class Task:
     """One site in a run."""
 
-    def __init__(self, request: Request, options: Options, config: site.Config | None = None) -> None:
+    def __init__(self, request: Request, options: Options, config: general.Config | None = None) -> None:
         self.request, self.name = request, request.name
         self.urged, self.forced = request.name in options.names, options.force
         self.standing = Standing(request)
@@ -68,7 +68,7 @@ class Task:
 def make(options: Options, pending: list[Request], now: float) -> list[Task]:
     """The tasks, decided."""
     try:
-        config = site.load_config()
+        config = general.load_config()
     except site.Wrong:
         config = None                          # said where it is needed
     tasks = [Task(request, options, config) for request in pending]

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from certdrop import spool
-from certdrop.config import site
+from certdrop.config import general
 from certdrop.trust import roots
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Judge:
     """The judge, as far as a dry run needs it."""
 
-    def __init__(self, config: site.Config) -> None:
+    def __init__(self, config: general.Config) -> None:
         from OpenSSL import crypto             # which nothing else of the issuer's needs
 
         self._store: crypto.X509Store | None = None

@@ -16,7 +16,7 @@ import time
 import urllib.parse
 
 from certdrop import VERSION
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer import dial
 from certdrop.issuer.trouble import OURS, RATE_LIMITED, UNREACHABLE, Trouble, of_this_host, seconds_of
 from certdrop.trust import roots
@@ -68,7 +68,7 @@ class Gate:
             time.sleep(left)
 
 
-def context(config: site.Config) -> ssl.SSLContext:
+def context(config: general.Config) -> ssl.SSLContext:
     """What the CA's own server is verified against. Raises site.Wrong."""
     first, *more = roots.bundles(config)
     path = first

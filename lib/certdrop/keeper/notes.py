@@ -1,7 +1,7 @@
 """Root's notes on a site: what was refused, what could not be installed, which leaves it had. World-readable, for issuer and status.
 
 Notes time things and explain them; where a site *stands* is looked up on disk, never here. Runs as: root. Trusts: its own
-files. Reads and writes: keeper/NAME.json, keeper/refused/, keeper/parsed, keeper/examined and keeper/last-run below /var/lib/certdrop.
+files. Reads and writes: keeper/NAME.json, keeper/refused/ and keeper/last-run below /var/lib/certdrop.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 BACK_OFF = (60, 600, 3000)         # seconds to the next try of an installation, and of a verdict that time can heal
 REFUSED_KEPT = 20                  # refused replies kept for the administrator
-
-_recalled: dict[str, tuple[str, str]] = {}
 
 
 class Notes:
@@ -97,29 +95,6 @@ def put(entry: str, data: bytes, mode: int = 0o644, below: str = "keeper") -> No
         spool.write(fd, entry, data, mode)
     finally:
         os.close(fd)
-
-
-def recall() -> None:
-    """What the configuration said when it was last parsed: good for a file that has the very same text, and read anew for any other.
-    And which generations were found whole: good for as long as nobody touched them."""
-    integrity.recall()
-    try:
-        with open(f"{site.STATE}/keeper/parsed", encoding="ascii") as stream:
-            _recalled.update({path: (text, said) for path, (text, said) in json.load(stream).items()})
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):       # none yet, or damaged: then all is parsed
-        pass
-    site.parsed.update(_recalled)
-
-
-def remember() -> None:
-    """Write that down, where it changed. A disk that is full costs the next run some milliseconds."""
-    known = {path: texts for path, texts in site.parsed.items() if os.path.exists(path)} if site.parsed != _recalled else None
-    for entry, data in (("parsed", None if known is None else json.dumps(known).encode()), ("examined", integrity.news())):
-        try:
-            if data:
-                put(entry, data, 0o600)
-        except OSError:
-            pass
 
 
 def keep_refused(name: str, number: int, reason: str, reply: bytes) -> None:

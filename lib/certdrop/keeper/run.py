@@ -11,7 +11,7 @@ import time
 
 from certdrop import events, spool
 from certdrop.config import site
-from certdrop.keeper import judges, notes
+from certdrop.keeper import integrity, judges
 from certdrop.keeper.state import Sight
 from certdrop.walls import jail
 
@@ -27,7 +27,7 @@ class Run:
         self.talk = talk
         self.log = events.Log("keeper")
         self.end = time.monotonic() + PATIENCE
-        notes.recall()
+        integrity.recall()
         self.config = site.load_config()
         self.witness = judges.Judge("served", self.config.trust_roots)
         self.issuer, self.group = jail.user_ids(spool.ISSUER)

@@ -11,7 +11,7 @@ import re
 import subprocess
 from typing import NamedTuple
 
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.nginx import run as nginxrun
 from certdrop.nginx.vacancy import PLAIN, TLS
 
@@ -48,7 +48,7 @@ class Build(NamedTuple):
 
 def load(name: str) -> site.Site:
     """A configured site. Raises site.Missing, in words for whoever mistyped it, and site.Wrong."""
-    config = site.load_config()
+    config = general.load_config()
     try:
         return site.load_site(name, config)
     except site.Missing as error:

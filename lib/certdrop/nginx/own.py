@@ -10,7 +10,7 @@ import os
 import re
 
 from certdrop import spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.keeper import services
 from certdrop.keeper.command import Refused
 from certdrop.nginx import configuration
@@ -48,7 +48,7 @@ def _is_unmodified(path: str, name: str) -> bool:
     names = re.search(r"^    server_name ([^;]+);$", text, re.M)
     if not head or not names:
         return False
-    found = site.Site(name, site.Config())
+    found = site.Site(name, general.Config())
     found.domains = [domain.strip("[]") for domain in names[1].split()]
     nginx = tuple(int(part) for part in head[1].split(".") if part)
     builds = [Build(nginx, openssl, ipv6) for openssl, ipv6 in itertools.product([(3, 0), (3, 5)], [False, True])]

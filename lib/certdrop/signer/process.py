@@ -13,7 +13,7 @@ import socket
 import threading
 
 from certdrop import events, spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer.trouble import LOCAL, REFUSED, Trouble
 from certdrop.signer import jose
 from certdrop.signer.protocol import LONGEST
@@ -24,7 +24,7 @@ LOOK = 60.0                        # seconds after which it looks whether its pa
 LIBRARIES = ("/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/usr/local/share", "/etc/ssl")
 
 
-def start(config: site.Config, may: frozenset[str] = frozenset()) -> Signer:
+def start(config: general.Config, may: frozenset[str] = frozenset()) -> Signer:
     """Fork the signer for the configured CA. To be called before any thread, and before this process shuts itself in. Raises OSError."""
     entry = jose.entry(config.directory_url)
     try:                                       # what the CA said of the account once stood beside its key, where the network part does not read
@@ -54,7 +54,7 @@ def _alone_with(sock: socket.socket) -> socket.socket:
     return socket.socket(fileno=kept)
 
 
-def _run(sock: socket.socket, parent: int, config: site.Config, may: frozenset[str]) -> None:
+def _run(sock: socket.socket, parent: int, config: general.Config, may: frozenset[str]) -> None:
     """Shut in, wait until somebody asks, answer until nobody does any more."""
     log = events.Log("issuer")
     shut_in()

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 
 from certdrop import events, spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer.trouble import Trouble
 from certdrop.signer import keyring
 from certdrop.signer.jose import b64, unb64
@@ -23,7 +23,7 @@ from certdrop.signer.protocol import DEACTIVATE, FIND, LONGEST, ROLL_OVER
 LOGGED = 20                        # refusals that are logged; whoever goes on asking fills no disk
 
 
-def serve(sock: socket.socket, config: site.Config, may: frozenset[str], log: events.Log, message: bytes, following: Callable[[], bytes]) -> None:
+def serve(sock: socket.socket, config: general.Config, may: frozenset[str], log: events.Log, message: bytes, following: Callable[[], bytes]) -> None:
     """Answer this message and what is following, until that is empty; say in place of the first answer why there can be none. Raises OSError."""
     refused = 0
     try:
@@ -41,7 +41,7 @@ def serve(sock: socket.socket, config: site.Config, may: frozenset[str], log: ev
         message = following()
 
 
-def binding_key(config: site.Config) -> tuple[str, bytes] | None:
+def binding_key(config: general.Config) -> tuple[str, bytes] | None:
     """(key identifier, HMAC key) that bind an account at the configured CA to its customer, from eab.toml; None where there is none. Raises site.Wrong."""
     path = site.ETC + "/eab.toml"
     try:
@@ -72,7 +72,7 @@ def binding_key(config: site.Config) -> tuple[str, bytes] | None:
 class Desk:
     """What the signer answers."""
 
-    def __init__(self, config: site.Config, may: frozenset[str]) -> None:
+    def __init__(self, config: general.Config, may: frozenset[str]) -> None:
         self.ring = keyring.Keyring(config.directory_url)
         self.mandate = Mandate(config.directory_url, [f"mailto:{address}" for address in config.contact], self.ring, may)
         self.config = config

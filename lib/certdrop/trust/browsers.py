@@ -5,14 +5,14 @@ Runs as: whoever imports it; never root. Trusts: root's configuration. Reads: th
 
 from __future__ import annotations
 
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.trust import roots, verify
 
 
 class Browsers:
     """By a configuration: its roots, and whether its CA is one for trying things. What was looked at is known for a run."""
 
-    def __init__(self, config: site.Config) -> None:
+    def __init__(self, config: general.Config) -> None:
         self.config, self._stores = config, dict[str, verify.Store]()
         self.for_trying = roots.is_for_trying(config)
 

@@ -21,6 +21,7 @@ from typing import Any
 from certdrop import VERSION, events, words
 from certdrop import spool
 from certdrop.config import layout
+from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.doctor import mail
 from certdrop.doctor import line as check_line
@@ -88,7 +89,7 @@ def _refuse(text: str) -> int:
 
 def _guarded(work: Any) -> int:
     try:
-        found: int = work(mailer.Route(configuration.load_config().mail))
+        found: int = work(mailer.Route(general.load_config().mail))
         return found
     except configuration.Wrong as error:
         return _say(str(error), os.EX_CONFIG)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timezone
 
 from certdrop import spool
+from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.events import LOGS, clean
 from certdrop.trust import roots
@@ -150,7 +151,7 @@ class Reader:
     """Reads the state of all sites; opens each shared directory once."""
 
     def __init__(self) -> None:
-        self.config = configuration.load_config()
+        self.config = general.load_config()
         self.issuer, self.watch = _uid(spool.ISSUER), _uid(USER)
         self.burnt = _burnt()
         self.browsers = Browsers(self.config)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.trust import roots
 
 STAGING = site.DIRECTORIES["letsencrypt-staging"]
@@ -18,9 +18,9 @@ def configured(tmp_path, monkeypatch):
     monkeypatch.setattr(site, "ETC", str(tmp_path))
     os.mkdir(tmp_path / "roots.d")
 
-    def read(*lines: str) -> site.Config:
+    def read(*lines: str) -> general.Config:
         (tmp_path / "certdrop.toml").write_text("\n".join(lines) + "\n")
-        return site.load_config()
+        return general.load_config()
     return read
 
 
@@ -53,7 +53,7 @@ def test_what_is_missing_for_stagings_certificates(configured, tmp_path):
     assert roots.missing(configured(f'directory = "{STAGING}"'))
     (tmp_path / "roots.d/letsencrypt-staging.pem").write_text("")
     assert roots.missing(configured('directory = "letsencrypt-staging"')) == ""
-    assert roots.missing(configured('directory = "letsencrypt"')) == roots.missing(site.Config()) == ""
+    assert roots.missing(configured('directory = "letsencrypt"')) == roots.missing(general.Config()) == ""
 
 
 @pytest.mark.parametrize("age, right", [("", True), ("180d", True), ("renewal", False), ("0d", False), ("6 months", False)])

@@ -14,7 +14,7 @@ from typing import Iterator
 import pytest
 
 from certdrop import spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.doctor import ask, ca, clients, cron, keys, names
 from certdrop.doctor import kernel, sites, token, users
 from certdrop.doctor import fetch as check_fetch
@@ -108,7 +108,7 @@ def test_names_that_take_for_ever_have_a_line(monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(names, "DEADLINE", 0.2)
     monkeypatch.setattr(resolver, "addresses", lambda name: gate.wait(30) and Looked([]))
-    found = site.Site("a.example", site.Config())
+    found = site.Site("a.example", general.Config())
     found.domains = ["a.example"]
     lines = names.look([found], names.Doing(names.Authority(LE, "", True)))
     gate.set()
@@ -278,7 +278,7 @@ TLS = "ssl_protocols TLSv1.2 TLSv1.3; ssl_ciphers ECDHE-ECDSA-AES128-GCM-SHA256:
 
 def a_site(*domains: str) -> site.Site:
     """A site named a.test."""
-    found = site.Site("a.test", site.Config())
+    found = site.Site("a.test", general.Config())
     found.domains = list(domains) or ["a.test"]
     return found
 
@@ -351,10 +351,10 @@ def test_the_directory_and_its_profiles():
     assert "newNonce, newAccount" in ca.directory({"newOrder": "https://a", "newAccount": ["https://"]}, "ca.test").why
     wanted = a_site()
     wanted.profile = "short"
-    lines = ca.profiles({"profiles": {"\x1b[2J": "x", "classic": "y"}}, site.Config(), [wanted])
+    lines = ca.profiles({"profiles": {"\x1b[2J": "x", "classic": "y"}}, general.Config(), [wanted])
     assert lines[0].level == FAILED and clean(lines)
-    assert ca.profiles({"profiles": {"short": "x"}}, site.Config(), [wanted])[0].level == OK
-    assert [ca.profiles({"profiles": odd}, site.Config(), [wanted])[0].level for odd in ([], "short", None, 7)] == [FAILED] * 4
+    assert ca.profiles({"profiles": {"short": "x"}}, general.Config(), [wanted])[0].level == OK
+    assert [ca.profiles({"profiles": odd}, general.Config(), [wanted])[0].level for odd in ([], "short", None, 7)] == [FAILED] * 4
 
 
 SHOWN = "CA:          https://ca.test/dir\naccount:     https://ca.test/acct/1\nstatus:      %s\ncontact:     %s\nkey:         RSA 4096\n"
@@ -527,7 +527,7 @@ def test_roots_that_nobody_uses_are_told(tmp_path, monkeypatch):
     (tmp_path / "roots.d").mkdir()
     (tmp_path / "certdrop.toml").write_text('directory = "https://ca.example.org:14000/dir"\n')
     (tmp_path / "roots.d/ca.example.org.pem").write_text("")
-    config = sites.configuration.load_config()
+    config = general.load_config()
     assert config.trust_roots == f"{tmp_path}/roots.d/ca.example.org.pem" and not sites._roots(config)
     (tmp_path / "roots.d/my-ca.pem").write_text("")
     (line,) = sites._roots(config)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer import manage
 from certdrop.signer import jose
 
@@ -35,7 +35,7 @@ def test_when_a_key_is_old(tmp_path, monkeypatch, limit, days, due):
     """Older than account_key_max_age; without a key, or a limit, never."""
     monkeypatch.setattr(site, "STATE", str(tmp_path))
     os.mkdir(tmp_path / "account")
-    config = site.Config()
+    config = general.Config()
     config.account_key_max_age = limit
     if days is not None:
         path = tmp_path / f"account/{jose.entry(config.directory_url)}.key"

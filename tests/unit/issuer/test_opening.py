@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer import dial, opening
 from certdrop.issuer.trouble import UNREACHABLE, Trouble
 from certdrop.signer import process
@@ -85,7 +85,7 @@ def server(tmp_path, monkeypatch):
         threading.Thread(target=made.serve_forever, daemon=True).start()
         monkeypatch.setattr(Answers, "asked", [])
         monkeypatch.setattr(Answers, "base", f"https://127.0.0.1:{made.server_port}")
-        config = site.Config()
+        config = general.Config()
         config.directory, config.contact, config.ca_bundle = Answers.base + "/dir", [], str(tmp_path / "ca")
         yield config, Answers.asked, connections
         made.shutdown()

@@ -16,7 +16,7 @@ import forger  # noqa: E402
 from forger import DAY, HOUR, Forger, armour, now, pem, usage  # noqa: E402
 
 from certdrop import spool  # noqa: E402
-from certdrop.config import site  # noqa: E402
+from certdrop.config import general, site  # noqa: E402
 from certdrop.issuer import network, ports  # noqa: E402
 from certdrop.issuer.due import Certificate  # noqa: E402
 from certdrop.issuer.rehearsal import Judge  # noqa: E402
@@ -28,7 +28,7 @@ CSR = network.throwaway_request(["a.example.org"])
 
 def judge(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, roots: bytes = pem(CA.root[0]), staging: str = "", own: bytes = b"") -> Judge:
     monkeypatch.setattr(site, "ETC", str(tmp_path))
-    config = site.Config()
+    config = general.Config()
     config.trust_roots, config.directory, config.staging = str(tmp_path / "roots.pem"), "https://ca.example/dir", staging
     (tmp_path / "roots.pem").write_bytes(roots)
     if own:

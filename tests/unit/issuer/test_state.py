@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certdrop import spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer import budget, due, ledger, notes, orders, plan, posted
 from certdrop.issuer import command as issue
 from certdrop.issuer.agenda import Agenda
@@ -278,8 +278,8 @@ def test_the_agenda_is_not_believed_over_the_disk(disk, change):
 
 # ---- the budget
 
-def configured(directory: str = "letsencrypt", **limits: int) -> site.Config:
-    config = site.Config()
+def configured(directory: str = "letsencrypt", **limits: int) -> general.Config:
+    config = general.Config()
     config.directory, config.limits = directory, dict(limits)
     return config
 

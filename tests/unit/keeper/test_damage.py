@@ -352,3 +352,16 @@ def test_there_is_no_going_back_to_what_is_no_better(world: pathlib.Path, why: s
             generations.mark(DAMAGED, number, "withdrawn")
     keep()
     assert 4 == state.Sight(DAMAGED).newest == state.Sight(DAMAGED).live
+
+
+def test_a_disk_that_is_full_costs_what_was_found_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The note of it is worth milliseconds, and fails no run."""
+    put = notes.put
+
+    def full(entry: str, *rest: Any) -> None:
+        if entry == "examined":
+            raise OSError(28, "No space left on device")
+        put(entry, *rest)
+    monkeypatch.setattr(notes, "put", full)
+    monkeypatch.setattr(integrity, "_recalled", {})
+    assert (0, []) == keep()

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.nginx import blocks, command
 
 DEBIAN_12 = """\
@@ -24,7 +24,7 @@ NEW = blocks.Build((1, 26, 3), (3, 5, 1), True)
 
 def make_site(name: str, *domains: str) -> site.Site:
     """A site as load_site would hand it out."""
-    found = site.Site(name, site.Config())
+    found = site.Site(name, general.Config())
     found.domains = list(domains)
     return found
 

@@ -12,7 +12,7 @@ import socket
 import pytest
 
 from certdrop import events, spool
-from certdrop.config import site
+from certdrop.config import general, site
 from certdrop.issuer.trouble import Trouble
 from certdrop.signer import jose, keyring, process, protocol, service
 from certdrop.signer.jose import b64
@@ -39,12 +39,12 @@ def top(tmp_path, monkeypatch):
 
 @pytest.fixture
 def config():
-    made = site.Config()
+    made = general.Config()
     made.directory, made.contact = DIRECTORY, ["a@example.org"]
     return made
 
 
-def start(config: site.Config, *may: str) -> process.Signer:
+def start(config: general.Config, *may: str) -> process.Signer:
     return process.start(config, frozenset(may))
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "hostile"))
 
 from forger import Forger, Pair, authority, new_key, pem, now  # noqa: E402
 
-from certdrop.config import site  # noqa: E402
+from certdrop.config import general, site  # noqa: E402
 from certdrop.trust import roots, verify  # noqa: E402
 from certdrop.trust.browsers import Browsers  # noqa: E402
 
@@ -27,7 +27,7 @@ class Host:
     """A system's store with one root, and a certdrop.toml."""
 
     def __init__(self, top: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.top, self.config = top, site.Config()
+        self.top, self.config = top, general.Config()
         monkeypatch.setattr(site, "STORE", str(self.file("store", PUBLIC.root[0])))
         self.config.trust_roots = site.STORE
 
@@ -148,7 +148,7 @@ def test_files_of_roots_that_cannot_be_used(host: Host) -> None:
 
 def test_where_a_certificate_came_from() -> None:
     """Only the note on this very certificate tells; another one's, and none, tell nothing."""
-    config = site.Config()
+    config = general.Config()
     url = config.directory_url
     assert roots.is_of(config, url, "aa", "aa") is True and roots.is_of(config, "https://ca.example.org/", "aa", "aa") is False
     assert roots.is_of(config, url, "bb", "aa") is None and roots.is_of(config, "", "", "aa") is None

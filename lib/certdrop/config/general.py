@@ -1,0 +1,66 @@
+"""All of certdrop.toml: what root uses of it (site.py), and what concerns issuer, watcher and whoever is asked by hand.
+
+Runs as: anyone; root's runs by cron and sudo do not come here. Trusts, reads: as site.py. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+from certdrop.config import site
+from certdrop.config.site import DIRECTORIES, Wrong
+
+LIMITS = ("failed_per_name_and_hour", "issued_per_names_and_week", "orders_per_three_hours")
+MAIL = ("to", "via", "from", "heartbeat", "ca_bundle")
+
+
+class Config(site.Config):
+    """certdrop.toml, with the default of every key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contact: list[str] = []
+        self.preferred_chain = ""
+        self.staging = ""
+        self.proxy = ""
+        self.ca_bundle = site.STORE
+        self.account_key_max_age = ""
+        self.workers = 16
+        self.self_check = "warn"
+        self.mail: dict[str, object] = {"to": ["root"], "via": "sendmail"}
+        self.limits: dict[str, object] = {}
+
+    @property
+    def staging_url(self) -> str:
+        """The URL of the directory that a dry run asks: the CA's staging, where it is known or configured, else the CA itself."""
+        if self.staging:
+            return DIRECTORIES.get(self.staging, self.staging)
+        return DIRECTORIES["letsencrypt-staging"] if self.directory_url == DIRECTORIES["letsencrypt"] else self.directory_url
+
+
+def load_config() -> Config:
+    """certdrop.toml; the defaults where there is none. Raises Wrong."""
+    config = Config()
+    path = site.ETC + "/certdrop.toml"
+    if not site.read_config(config):
+        return config
+    if config.workers not in range(1, 129):
+        raise Wrong(f"{path}: workers: {config.workers}: give a number from 1 to 128")
+    if config.self_check not in ("warn", "require", "off"):
+        raise Wrong(f'{path}: self_check: "{config.self_check}": give "warn", "require" or "off"')
+    if config.account_key_max_age and site.age_in_days(config.account_key_max_age) is None:
+        raise Wrong(f'{path}: account_key_max_age: "{config.account_key_max_age}": give an age in days such as "180d", or nothing')
+    if config.staging and not config.staging_url.startswith("https://"):
+        raise Wrong(f'{path}: staging: "{config.staging}": give {", ".join(DIRECTORIES)} or an https:// URL')
+    if config.proxy and not re.fullmatch(r"http://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/?", config.proxy):
+        raise Wrong(f'{path}: proxy: "{config.proxy}": give http://HOST:PORT')
+    for key, value in config.limits.items():
+        site.refuse_unknown(path, key, LIMITS)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise Wrong(f"{path}: limits: {key}: give a whole number, 0 for no limit")
+    for address in config.contact:
+        if "@" not in address or not address.isascii() or any(c.isspace() for c in address):
+            raise Wrong(f'{path}: contact: "{address}": give mail addresses')
+    for key in config.mail:
+        site.refuse_unknown(path, key, MAIL)
+    return config
