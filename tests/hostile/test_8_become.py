@@ -1,4 +1,4 @@
-"""Attacks 110 to 116: who was taken over in a process that root started looks for what is root's: its terminal, descriptors, environment, patience."""
+"""Attacks 110 to 116, and 134: who was taken over in a process that root started looks for what is root's: its terminal, descriptors, environment, patience."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_112_who_stops_what_holds_the_token(ground: Ground) -> None:
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    assert "check_token" not in subprocess.run(["ps", "ax"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert "doctor/token.py" not in subprocess.run(["ps", "ax"], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def test_113_who_stops_all_of_its_own(ground: Ground) -> None:
@@ -164,6 +164,25 @@ def test_113_who_stops_all_of_its_own(ground: Ground) -> None:
     with ground.attacker(lambda: os.kill(-1, signal.SIGSTOP)):
         for _ in range(5):
             assert "fuse" in ground.run("certdrop-check", "--offline", timeout=60).text
+
+
+BEGINS = """
+import os, sys
+sys.path[:0] = ["/usr/share/certdrop"]
+from certdrop.walls import become
+for _ in range(400):
+    process = become.start("_certdrop", ["/bin/true"])
+    process.kill()
+    become.kill(process)
+print("begun")
+"""
+
+
+def test_134_who_stops_what_root_begins(ground: Ground) -> None:
+    """Goal: have root wait for ever, by stopping a process between the moment when it gets this user and the one when it executes its program."""
+    with ground.attacker(lambda: os.kill(-1, signal.SIGSTOP)):
+        done = ground.run("/usr/bin/python3", "-IS", "-c", BEGINS, timeout=60)
+        assert done.text == "begun\n", done
 
 
 def test_114_output_that_nobody_reads(ground: Ground) -> None:

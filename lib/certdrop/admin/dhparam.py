@@ -126,12 +126,11 @@ def prime_of(text: bytes, bits: int) -> int:
 
 def search(bits: int) -> int:
     """A safe prime of our own, with progress for whoever watches: openssl finds it, without privileges. Raises Refused."""
-    uid, gid = jail.user_ids(USER)
     say([f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then"])
     shows = words.at_terminal(2)
     try:
-        with subprocess.Popen([OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid, extra_groups=[],
+        with subprocess.Popen([*jail.as_user(*jail.user_ids(USER)), OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, cwd="/", env=jail.ENVIRONMENT, start_new_session=True,
                               preexec_fn=lambda: os.nice(19) and None) as process:
             text = _watch(process, shows)
     except subprocess.TimeoutExpired as error:

@@ -145,11 +145,10 @@ def _agree(config: general.Config) -> bool:
 
 def _terms(config: general.Config) -> dict[str, str]:
     """What `certdrop-account terms` says: `terms`, `binding`, or `error`."""
-    uid, gid = jail.user_ids(spool.ISSUER)
     try:
-        done = subprocess.run([ACCOUNT, "terms", "--directory", config.directory], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, timeout=WAIT, check=False,
-                              user=uid, group=gid, extra_groups=[])
+        done = subprocess.run([*jail.as_user(*jail.user_ids(spool.ISSUER)), ACCOUNT, "terms", "--directory", config.directory],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env=jail.ENVIRONMENT,
+                              start_new_session=True, timeout=WAIT, check=False)
     except subprocess.TimeoutExpired:
         return {"error": f"{config.directory_url}: no answer in {WAIT} s"}
     lines = [events.clean(line, 400) for line in done.stdout.decode("utf-8", "replace").splitlines()]

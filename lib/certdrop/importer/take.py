@@ -120,12 +120,11 @@ def has_account(ca: str) -> bool:
 
 
 def _take_account(run: Run, account: Account) -> None:
-    uid, gid = jail.user_ids(spool.ISSUER)
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "account.py")
     try:                                               # its exit status is all that is heard of a process that others of its user can reach
-        code = subprocess.run(["/usr/bin/python3", "-I", "-S", program, account_entry(account.ca)], input=account.key, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=uid, group=gid,
-                              extra_groups=[], timeout=DEADLINE, check=False).returncode
+        code = subprocess.run([*jail.as_user(*jail.user_ids(spool.ISSUER)), "/usr/bin/python3", "-I", "-S", program, account_entry(account.ca)],
+                              input=account.key, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT,
+                              start_new_session=True, timeout=DEADLINE, check=False).returncode
     except (OSError, subprocess.SubprocessError):
         code = os.EX_OSERR
     if code == os.EX_OK:

@@ -97,8 +97,8 @@ def _start(run: Run, entries: list[str]) -> subprocess.Popen[bytes]:
     try:
         os.write(asked, "\n".join(entries).encode())
         os.lseek(asked, 0, os.SEEK_SET)
-        return subprocess.Popen(["/usr/bin/python3", "-I", "-S", PROGRAM], stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-                                cwd="/", env=jail.ENVIRONMENT, start_new_session=True, user=run.issuer, group=run.group, extra_groups=[],
+        return subprocess.Popen([*jail.as_user(run.issuer, run.group), "/usr/bin/python3", "-I", "-S", PROGRAM], stdin=asked, stdout=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL, bufsize=0, cwd="/", env=jail.ENVIRONMENT, start_new_session=True,
                                 pass_fds=[places], preexec_fn=lambda: any(_is_free(places, place) for place in range(MOST)) or os._exit(0))
     finally:
         os.close(places)

@@ -65,10 +65,9 @@ def run(user: str, argv: list[str], patience: float, seen: bytes = b"", out: int
 def start(user: str, argv: list[str], seen: bytes = b"", talk: bool = False) -> subprocess.Popen[bytes]:
     """The program, begun; with `talk` its input is a pipe that stays open. Raises KeyError, OSError."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # whoever started us may have had it ignored: waiting would fail
-    uid, gid = jail.user_ids(user) if user else (None, None)
-    return subprocess.Popen(argv, cwd="/", umask=0o077, env=environment(seen), start_new_session=True, bufsize=0,
-                            stdin=subprocess.PIPE if seen or talk else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            user=uid, group=gid, extra_groups=[] if user else None)
+    before = jail.as_user(*jail.user_ids(user)) if user else []
+    return subprocess.Popen([*before, *argv], cwd="/", umask=0o077, env=environment(seen), start_new_session=True, bufsize=0,
+                            stdin=subprocess.PIPE if seen or talk else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def kill(process: subprocess.Popen[bytes]) -> bool:
