@@ -50,6 +50,15 @@ def test_every_program_has_a_manual_page(program):
     assert {"NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "FILES", "SECURITY", "SEE ALSO"} <= sections
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in MAN.glob("*.[158]")))
+def test_every_manual_page_begins_with_examples(name):
+    """They are the first thing after what it is about: the first subsection of DESCRIPTION, whose introduction is short."""
+    _, _, rest = page(name).partition(".Sh DESCRIPTION\n")
+    introduction, _, rest = rest.partition(".Ss Examples\n")
+    assert ".Ss" not in introduction and ".Sh" not in introduction and len(introduction.splitlines()) < 30
+    assert re.search(r"^\.(?:Dl|Bd -literal)", re.split(r"^\.S[sh] ", rest, flags=re.M)[0], re.M)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_and_manual_name_the_same_options(program):
     """An option that --help shows is in the manual."""
