@@ -33,6 +33,7 @@ MAX_DOMAINS = 100                  # Let's Encrypt's limit for one certificate
 
 _AGE = r"([1-9][0-9]{0,3})d"
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_HOST = rf"({_LABEL}\.)+(?![0-9]+$){_LABEL}"
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*"
 _PATH = r"(/[A-Za-z0-9._@+-]+){2,}"
 _SERVICE = r"[a-z0-9][a-z0-9-]{0,30}"
@@ -106,8 +107,7 @@ def age_in_days(text: str) -> int | None:
 
 def is_host_name(text: str) -> bool:
     """Whether text is a DNS host name of two labels or more, in lower case (RFC 1123 section 2.1; an IDN as A-labels)."""
-    labels = text.split(".")
-    return len(text) <= 253 and len(labels) > 1 and not labels[-1].isdigit() and all(_match(_LABEL, part) for part in labels)
+    return len(text) <= 253 and bool(_match(_HOST, text))
 
 
 def is_address(text: str) -> bool:
@@ -221,11 +221,13 @@ def _read(path: str) -> dict[str, object]:
         raise Missing(f"{path}: no such file") from error
     except OSError as error:
         raise Wrong(f"{path}: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as stream:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
             raise Wrong(f"{path}: must be a file that root owns and nobody else can write; mend with chown root {path}; chmod 644 {path}")
-        text = stream.read(spool.MAX_REPLY + 1)
+        text = os.read(fd, spool.MAX_REPLY + 1)
+    finally:
+        os.close(fd)
     if len(text) > spool.MAX_REPLY:
         raise Wrong(f"{path}: longer than {spool.MAX_REPLY} bytes")
     import tomllib                             # 5 ms, and most runs of the issuer need no configuration
@@ -239,9 +241,10 @@ def fill(path: str, target: object, keys: dict[str, str], passed: Iterable[str] 
     """Set target's attributes from a TOML file: `keys` maps its keys to them, and what stands there now says which type is wanted.
     Others read what is `passed`, and what is `elsewhere` belongs in certdrop.toml. Raises Wrong."""
     for key, value in _read(path).items():
-        if key in passed and key not in keys:
-            continue
-        refuse_unknown(path, key, (*keys, *passed), elsewhere)
+        if key not in keys:
+            if key in passed:
+                continue
+            refuse_unknown(path, key, (*keys, *passed), elsewhere)
         wanted = getattr(target, keys[key])
         part = dict if key == "copy" else str
         if key == "copy" and isinstance(value, dict):
