@@ -27,7 +27,7 @@ import forger  # noqa: E402
 import witness  # noqa: E402
 
 from certdrop import spool  # noqa: E402
-from certdrop.walls import jail  # noqa: E402
+from certdrop.walls import users  # noqa: E402
 
 
 def _system() -> Any:
@@ -67,7 +67,7 @@ class Ground(system.Host):  # type: ignore[misc, name-defined]
     def __init__(self, world: Any) -> None:
         super().__init__(world)
         self.ca = forger.Forger()
-        self.uid, self.gid = jail.user_ids(spool.ISSUER)
+        self.uid, self.gid = users.user_ids(spool.ISSUER)
         self.log_begin = 0
         self.roots = stage.write("/tmp/world/forger.pem", forger.pem(self.ca.root[0]).decode())
 
@@ -90,7 +90,7 @@ class Ground(system.Host):  # type: ignore[misc, name-defined]
             code = 1
             try:
                 os.setsid()
-                jail.become(spool.ISSUER)
+                users.become(spool.ISSUER)
                 os.chdir(PLAYGROUND)
                 os.umask(0o022)
                 deed()

@@ -12,7 +12,7 @@ import pytest
 from conftest import OTHER, PLAYGROUND, REPLIES, STATE, VICTIM, Ground, stage
 
 from certdrop import spool
-from certdrop.walls import jail
+from certdrop.walls import users
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_132_no_file_system_of_ones_own(ground: Ground, mine: str) -> None:
         if child == 0:
             try:
                 os.setsid()
-                jail.become(user)
+                users.become(user)
                 deed(mine)
                 os._exit(0)
             finally:
@@ -83,15 +83,15 @@ def test_132_no_file_system_of_ones_own(ground: Ground, mine: str) -> None:
 
     def opens(_: str) -> None:
         os.close(os.open("/dev/fuse", os.O_RDWR))
-    users = (spool.ISSUER, "_certdrop-judge", "_certdrop-watch")
+    accounts = (spool.ISSUER, "_certdrop-judge", "_certdrop-watch")
     if not (can(spool.ISSUER, held.mount) and can(spool.ISSUER, held.mount_apart)):
         pytest.skip("users cannot mount in this kernel anyway")
-    assert all(can(user, opens) for user in users)
+    assert all(can(user, opens) for user in accounts)
     ground.run("systemd-tmpfiles", "--create", "certdrop.conf", code=0)
     try:
         os.chmod("/dev/fuse", 0o666)           # udev does so when it sees the device
         assert not can(spool.ISSUER, held.mount) and not can(spool.ISSUER, held.mount_apart)
-        assert not any(can(user, opens) for user in users) and can("www-data", opens)
+        assert not any(can(user, opens) for user in accounts) and can("www-data", opens)
     finally:
         held.device()
 

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT / "tests/stage"), str(ROOT / "lib")]
 
 import held  # noqa: E402
 
-from certdrop.walls import jail  # noqa: E402
+from certdrop.walls import users  # noqa: E402
 
 DEB = os.environ.get("CERTDROP_DEB") or str(max((ROOT / "dist").glob("certdrop_*_all.deb"), key=os.path.getmtime))
 DPKG = ("dpkg", "--force-unsafe-io", "--no-triggers")
@@ -233,7 +233,7 @@ def start(deed: Callable[[], object]) -> int:
     if child == 0:
         try:
             os.setsid()
-            jail.become("_certdrop")
+            users.become("_certdrop")
             os.umask(0)
             deed()
         finally:

@@ -12,6 +12,7 @@ import pytest
 from certdrop import spool
 from certdrop.config import site
 from certdrop.keeper import reader
+from certdrop.walls import users
 
 POPEN = subprocess.Popen
 HANDOVER = """
@@ -32,8 +33,10 @@ handover.main()
 
 def change(monkeypatch: pytest.MonkeyPatch, how: str = "") -> None:
     """Have those that read for root be this user, and do otherwise, from now on. Where state and spool are is told before."""
-    def as_ours(*args: Any, user: int, group: int, extra_groups: list[int], **more: Any) -> "subprocess.Popen[bytes]":
-        return POPEN(*args, **more)
+    before = len(users.as_user(0, 0))
+
+    def as_ours(argv: list[str], **more: Any) -> "subprocess.Popen[bytes]":
+        return POPEN(argv[before:] if argv[0].endswith("/setpriv") else argv, **more)
     program = pathlib.Path(site.STATE, "handover.py")
     program.write_text(HANDOVER.format(lib=str(pathlib.Path(spool.__file__).parents[1]), place=spool.SPOOL, uid=os.getuid(), change=how))
     monkeypatch.setattr(reader, "PROGRAM", str(program))

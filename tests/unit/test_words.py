@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from certdrop import terminal, words
-from certdrop.walls import jail
+from certdrop.walls import become
 
 LIB = str(Path(words.__file__).resolve().parents[1])
 
@@ -46,7 +46,7 @@ def test_relay_shows_both_streams_whole(tmp_path: Path) -> None:
     program = ("import os, time\nfor fd, part in ((1, b'one\\n\\x1b[3'), (2, b'x' * 65537), (1, b'2mgreen\\x1b[0m\\nlast'), (2, b'\\xff\\n')):\n"
                "    while part: part = part[os.write(fd, part):]\n    time.sleep(0.1)")
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        jail.relay(child.pid, {child.stdout.fileno(): files[0].fileno(), child.stderr.fileno(): files[1].fileno()}, terminal.LineByLine(True).cleaned)
+        become.relay(child.pid, {child.stdout.fileno(): files[0].fileno(), child.stderr.fileno(): files[1].fileno()}, terminal.LineByLine(True).cleaned)
     one, two = (Path(shown.name).read_text(encoding="utf-8") for shown in files)
     assert one == "one\n\x1b[32mgreen\x1b[0m\nlast"
     assert two == "x" * 65537 + "\N{REPLACEMENT CHARACTER}\n"
@@ -59,7 +59,7 @@ def test_relay_does_not_wait_for_what_is_left_behind() -> None:
     program = "import os, time\nif os.fork() == 0:\n    end = time.monotonic() + 8\n    while time.monotonic() < end: os.write(1, b'still\\n')"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child, open(os.devnull, "wb") as null:
         begin = time.monotonic()
-        assert jail.relay(child.pid, {child.stdout.fileno(): null.fileno()}, terminal.LineByLine(False).cleaned)
+        assert become.relay(child.pid, {child.stdout.fileno(): null.fileno()}, terminal.LineByLine(False).cleaned)
         assert time.monotonic() - begin < 4
 
 

@@ -21,7 +21,7 @@ from certdrop.config import general, site
 from certdrop.keeper import lock, notes, services
 from certdrop.keeper.command import Refused
 from certdrop.keeper.run import say
-from certdrop.walls import jail
+from certdrop.walls import session, users
 
 OFFSETS = {2048: 560316, 3072: 2625351, 4096: 5736041}         # X of ffdhe2048, 3072, 4096: RFC 7919, appendix A
 USER = "_certdrop-judge"                                       # owns nothing
@@ -129,12 +129,12 @@ def search(bits: int) -> int:
     say([f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then"])
     shows = words.at_terminal(2)
     try:
-        with subprocess.Popen([*jail.as_user(*jail.user_ids(USER)), OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, cwd="/", env=jail.ENVIRONMENT, start_new_session=True,
+        with subprocess.Popen([*users.as_user(*users.user_ids(USER)), OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, cwd="/", env=users.ENVIRONMENT, start_new_session=True,
                               preexec_fn=lambda: os.nice(19) and None) as process:
             text = _watch(process, shows)
     except subprocess.TimeoutExpired as error:
-        why = "the search was interrupted" if jail.interrupted else f"no prime was found within {DEADLINE} s"
+        why = "the search was interrupted" if session.interrupted else f"no prime was found within {DEADLINE} s"
         raise Refused(f"dhparam.pem: {why}; the ones before stay") from error
     return prime_of(text, bits)
 
@@ -147,7 +147,7 @@ def _watch(process: subprocess.Popen[bytes], shows: bool) -> bytes:
             if stream:
                 selector.register(stream, selectors.EVENT_READ)
         while selector.get_map() and len(text) <= spool.MAX_REPLY:
-            if time.monotonic() > end or jail.interrupted:
+            if time.monotonic() > end or session.interrupted:
                 os.killpg(process.pid, 9)
                 raise subprocess.TimeoutExpired(OPENSSL, DEADLINE)
             for key, _ in selector.select(1.0):

@@ -15,7 +15,7 @@ from certdrop import events, spool, terminal
 from certdrop.config import general, site
 from certdrop.keeper.command import Refused, Usage
 from certdrop.trust import roots
-from certdrop.walls import jail
+from certdrop.walls import users
 
 ACCOUNT = "/usr/sbin/certdrop-account"
 CONFIG = site.ETC + "/certdrop.toml"
@@ -136,7 +136,7 @@ def _agree(config: general.Config) -> bool:
             with open(EAB, "rb") as stream:
                 old = stream.read(spool.MAX_REPLY).rstrip() + b"\n\n"
         table = f'["{config.directory}"]\nkid = "{identifier}"\nhmac_key = "{secret}"\n'
-        write(EAB, old + table.encode(), 0o640, jail.user_ids(spool.ISSUER)[1])
+        write(EAB, old + table.encode(), 0o640, users.user_ids(spool.ISSUER)[1])
     terms = said.get("terms", "")
     if terms and not re.match("[yY]", _answer(f"Its terms of service: {terms}\nDo you agree to them? [y/N] ")):
         raise Refused("the terms of service are not agreed to; nothing was added")
@@ -146,8 +146,8 @@ def _agree(config: general.Config) -> bool:
 def _terms(config: general.Config) -> dict[str, str]:
     """What `certdrop-account terms` says: `terms`, `binding`, or `error`."""
     try:
-        done = subprocess.run([*jail.as_user(*jail.user_ids(spool.ISSUER)), ACCOUNT, "terms", "--directory", config.directory],
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env=jail.ENVIRONMENT,
+        done = subprocess.run([*users.as_user(*users.user_ids(spool.ISSUER)), ACCOUNT, "terms", "--directory", config.directory],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env=users.ENVIRONMENT,
                               start_new_session=True, timeout=WAIT, check=False)
     except subprocess.TimeoutExpired:
         return {"error": f"{config.directory_url}: no answer in {WAIT} s"}

@@ -22,7 +22,7 @@ from certdrop.keeper.run import Run, say
 from certdrop.keeper.state import Sight
 from certdrop.nginx import own
 from certdrop.trust import roots
-from certdrop.walls import become, jail
+from certdrop.walls import become, users
 
 ISSUE = "/usr/sbin/certdrop-issue"
 WATCH = "/usr/sbin/certdrop-watch"
@@ -104,7 +104,7 @@ def in_the_way(names: Iterable[str]) -> list[str]:
     """What keeps the CA from issuing for these sites, in the words of certdrop-check, which looks as _certdrop-watch: a line for each thing to mend."""
     try:
         done = subprocess.run([CHECK, "--issuing", "--quiet", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/",
-                              env=jail.ENVIRONMENT, start_new_session=True, timeout=EXAMINED, check=False)
+                              env=users.ENVIRONMENT, start_new_session=True, timeout=EXAMINED, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []                              # what the CA said is said in any case
     lines: dict[str, str] = {}                 # by what mends it: said once
@@ -125,7 +125,7 @@ def _warn_of_silence() -> None:
     """Say so where nobody would hear of trouble: mail has no way out, nobody notices that cron stopped (certdrop-watch becomes its user by itself)."""
     if os.path.exists(WATCH):
         done = subprocess.run([WATCH, "--check"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/",
-                              env=jail.ENVIRONMENT, start_new_session=True, timeout=30, check=False)
+                              env=users.ENVIRONMENT, start_new_session=True, timeout=30, check=False)
         say([f"{PROGRAM}: note: " + events.clean(line, 300) for line in done.stderr.decode("utf-8", "replace").splitlines()[:5] if line.strip()])
 
 
@@ -393,7 +393,7 @@ def configuration_of(service: services.Service) -> str:
     if not service.show_command:
         return ""
     try:
-        done = subprocess.run(service.show_command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=jail.ENVIRONMENT,
+        done = subprocess.run(service.show_command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=users.ENVIRONMENT,
                               cwd="/", timeout=services.TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""                              # the test that follows tells

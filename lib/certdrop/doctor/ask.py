@@ -13,7 +13,7 @@ import time
 from typing import NamedTuple
 
 from certdrop import events
-from certdrop.walls import jail
+from certdrop.walls import users
 
 TIMEOUT = 30.0                     # seconds
 AFTER = 5.0                        # seconds it may still take when it has said all
@@ -31,7 +31,7 @@ class Said(NamedTuple):
 def ask(*argv: str, most: int = MOST) -> Said:
     """Run it to its end. Raises nothing: a program that is not there, or does not end, or says too much, says so in `words`."""
     try:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=jail.ENVIRONMENT, cwd="/",
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=users.ENVIRONMENT, cwd="/",
                                    start_new_session=True)
     except OSError as error:
         return Said(-1, "", f"{argv[0]}: {error.strerror}")

@@ -25,7 +25,7 @@ from certdrop.doctor.names import Authority
 from certdrop.doctor.sites import unreadable
 from certdrop.events import clean, stamp
 from certdrop.trust import roots
-from certdrop.walls import jail
+from certdrop.walls import users
 from certdrop.watcher.evidence import as_object
 
 PATIENCE = 10.0                    # seconds for a step of the connection
@@ -191,7 +191,7 @@ def _noted(url: str) -> dict[str, object]:
     try:
         fd = spool.open_directory(configuration.STATE + "/issuer")
         try:
-            return as_object(spool.read(fd, _entry(url), jail.user_ids(spool.ISSUER)[0], MOST))
+            return as_object(spool.read(fd, _entry(url), users.user_ids(spool.ISSUER)[0], MOST))
         finally:
             os.close(fd)
     except (OSError, KeyError, ValueError, spool.Refused):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from certdrop import spool
 from certdrop.doctor.line import OK, WARNING, Line, verdict
-from certdrop.walls import jail, syscalls
+from certdrop.walls import jail, syscalls, users
 
 LINKS = {"protected_hardlinks": "any user can give another's file a second name, and so a place in its own directory",
          "protected_symlinks": "links in /tmp lead root's programs astray"}
@@ -56,8 +56,8 @@ def walls() -> list[Line]:
 
 def namespaces() -> list[Line]:
     """Whether root can give the judge namespaces of its own, as it does for each: tried in a child."""
-    names = {"processes": jail.NEWPID, "IPC": jail.NEWIPC, "network": jail.NEWNET}
-    lacking = [name for name, kind in names.items() if not _in_child(lambda: jail.unshare(kind))]
+    names = {"processes": users.NEWPID, "IPC": users.NEWIPC, "network": users.NEWNET}
+    lacking = [name for name, kind in names.items() if not _in_child(lambda: users.unshare(kind))]
     if lacking:
         return [Line(WARNING, "sandbox", f"root may make no namespaces here ({', '.join(lacking)}): a judge that is taken over can reach what else runs as "
                      "_certdrop-judge, and see the network", "allow CAP_SYS_ADMIN and unshare(2) to root in this container")]

@@ -19,7 +19,7 @@ from certdrop.importer.pairs import Found
 from certdrop.importer.survey import Choice, Survey
 from certdrop.keeper.command import Refused, Usage, as_root, guard
 from certdrop.keeper.run import say
-from certdrop.walls import jail
+from certdrop.walls import users
 
 PROGRAM = "certdrop-import"
 HELP = """\
@@ -115,7 +115,7 @@ def parse(argv: list[str]) -> tuple[Choice, set[str]]:
         raise Usage(f"--name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first")
     if "--owner" in values:
         try:
-            choice.owner = jail.user_ids(values["--owner"])[0]
+            choice.owner = users.user_ids(values["--owner"])[0]
         except KeyError as error:
             raise Usage(f"--owner: {values['--owner']!a:.80}: no such user") from error
     choice.words = [word for option in ("--owner", "--client", "--dir") if option in values for word in (option, values[option])]

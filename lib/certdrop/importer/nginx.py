@@ -19,7 +19,7 @@ from certdrop.config import site
 from certdrop.nginx import challenge, run
 from certdrop.nginx import configuration as nginxconf
 from certdrop.nginx.configuration import Configuration, Directive, Server, Source
-from certdrop.walls import jail
+from certdrop.walls import users
 
 TIMEOUT = 60                       # seconds for nginx -T
 LARGEST = 4 << 20                  # bytes of one of nginx's files
@@ -47,7 +47,7 @@ class Nginx:
         if not os.path.exists(run.show()[0]):
             return []
         try:
-            done = subprocess.run(run.show(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=jail.ENVIRONMENT,
+            done = subprocess.run(run.show(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=users.ENVIRONMENT,
                                   timeout=TIMEOUT, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             self.trouble = f"{' '.join(run.show())}: {error}"

@@ -240,9 +240,9 @@ def _do_daily() -> None:
         _tell_silences(now)
     import subprocess
 
-    from certdrop.walls import jail
+    from certdrop.walls import users
     try:
-        subprocess.run(ACCOUNT, stdin=subprocess.DEVNULL, env=jail.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
+        subprocess.run(ACCOUNT, stdin=subprocess.DEVNULL, env=users.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
     except (OSError, subprocess.TimeoutExpired):
         pass                                   # tomorrow again
 
@@ -263,9 +263,9 @@ def _tell_silences(now: float) -> None:
 def _have_root_look() -> None:
     import subprocess
 
-    from certdrop.walls import jail
+    from certdrop.walls import users
     try:
-        subprocess.run(SUDO, stdin=subprocess.DEVNULL, env=jail.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
+        subprocess.run(SUDO, stdin=subprocess.DEVNULL, env=users.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
     except (OSError, subprocess.TimeoutExpired):
         pass                                   # root's own run takes it within the hour
 

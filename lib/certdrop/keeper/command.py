@@ -14,7 +14,7 @@ from certdrop import VERSION, events, spool
 from certdrop.config import site
 from certdrop.keeper import install, lock, notes, reader
 from certdrop.keeper.run import Run, say
-from certdrop.walls import jail, world
+from certdrop.walls import session, world
 
 STOPPED, ASKED = "stopped", "stopped-asked"                # keeper/: why the last run did not come to its end, root's own and one that the issuer asked for
 HELP = "usage: certdrop-install   (no arguments: takes what the spool holds, judges, installs, reloads; see certdrop-install(8))\n"
@@ -70,7 +70,7 @@ def as_root(work: Callable[[], int]) -> int:
     if os.geteuid() != 0:
         raise PermissionError("must be run as root; try sudo")
     world.make_own_world()
-    jail.detach()
+    session.detach()
     return work()
 
 

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from certdrop import events, spool
-from certdrop.walls import jail
+from certdrop.walls import users
 
 if TYPE_CHECKING:
     import subprocess
@@ -88,25 +88,25 @@ class Judge:
         if self.process is not None:
             return
         import subprocess                      # here, because most runs start no judge
-        jail.user_ids(USER)
+        users.user_ids(USER)
         program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), self.program)
-        apart = jail.unshare(jail.NEWPID)      # process 1 of its own: it can name neither us nor the other task's by a number
+        apart = users.unshare(users.NEWPID)      # process 1 of its own: it can name neither us nor the other task's by a number
         try:
             self.process = subprocess.Popen(
                 ["/usr/bin/python3", "-I", "-S", program, *self.task], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL, cwd="/", env=jail.ENVIRONMENT, start_new_session=True, preexec_fn=self._lose_privileges)
+                stderr=subprocess.DEVNULL, cwd="/", env=users.ENVIRONMENT, start_new_session=True, preexec_fn=self._lose_privileges)
         finally:
             if apart:
-                jail.fork_here_again()
+                users.fork_here_again()
         if self.process.stdin:
             os.set_blocking(self.process.stdin.fileno(), False)
 
     def _lose_privileges(self) -> None:
         """Between fork and exec. Popen's own `user` would come before preexec_fn, and then no namespace can be made any more."""
-        jail.unshare(jail.NEWIPC, jail.NEWPID)
+        users.unshare(users.NEWIPC, users.NEWPID)
         if self.task[0] != "served":
-            jail.unshare(jail.NEWNET)
-        jail.become(USER)
+            users.unshare(users.NEWNET)
+        users.become(USER)
 
     def _send(self, data: bytes) -> None:
         end, view = time.monotonic() + DEADLINE, memoryview(data)

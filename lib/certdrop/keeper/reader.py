@@ -20,7 +20,7 @@ from certdrop import spool
 from certdrop.config import site
 from certdrop.keeper import integrity, notes
 from certdrop.keeper.run import Run
-from certdrop.walls import jail
+from certdrop.walls import users
 
 TYPE_CHECKING = False              # what typing's is, for 2 ms less
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def _start(run: Run, entries: list[str]) -> subprocess.Popen[bytes]:
     try:
         os.write(asked, "\n".join(entries).encode())
         os.lseek(asked, 0, os.SEEK_SET)
-        return subprocess.Popen([*jail.as_user(run.issuer, run.group), "/usr/bin/python3", "-I", "-S", PROGRAM], stdin=asked, stdout=subprocess.PIPE,
-                                stderr=subprocess.DEVNULL, bufsize=0, cwd="/", env=jail.ENVIRONMENT, start_new_session=True,
+        return subprocess.Popen([*users.as_user(run.issuer, run.group), "/usr/bin/python3", "-I", "-S", PROGRAM], stdin=asked, stdout=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL, bufsize=0, cwd="/", env=users.ENVIRONMENT, start_new_session=True,
                                 pass_fds=[places], preexec_fn=lambda: any(_is_free(places, place) for place in range(MOST)) or os._exit(0))
     finally:
         os.close(places)

@@ -13,7 +13,7 @@ from certdrop import events, spool
 from certdrop.config import site
 from certdrop.keeper import integrity, judges
 from certdrop.keeper.state import Sight
-from certdrop.walls import jail
+from certdrop.walls import users
 
 PATIENCE = 600                     # seconds that a run goes on asking judges; what is left waits for the next
 
@@ -30,7 +30,7 @@ class Run:
         integrity.recall()
         self.config = site.load_config()
         self.witness = judges.Judge("served", self.config.trust_roots)
-        self.issuer, self.group = jail.user_ids(spool.ISSUER)
+        self.issuer, self.group = users.user_ids(spool.ISSUER)
         self.posted: dict[str, set[tuple[int, str]]] = {}
         self.sights: dict[str, Sight] = {}                 # how each site stood when it was last looked at
         self.stirred: set[str] = set()                     # the sites that something was done with since they settled

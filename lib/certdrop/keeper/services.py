@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from certdrop import events
 from certdrop.config import site
-from certdrop.walls import jail
+from certdrop.walls import users
 
 TIMEOUT = 60                       # seconds for a test or a reload
 TOLD = 2                           # seconds after which somebody who watches is told what is waited for
@@ -102,7 +102,7 @@ def _run(command: list[str], patient: Callable[[], None]) -> None:
     import subprocess                              # here, because most runs start nothing
     said = os.memfd_create("said")                 # no pipe: what a program leaves running in the background may hold it open for ever
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=jail.ENVIRONMENT, cwd="/", start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=users.ENVIRONMENT, cwd="/", start_new_session=True)
         try:
             try:
                 code = process.wait(TOLD)

@@ -21,7 +21,7 @@ from certdrop.nginx import configuration as nginxconf
 from certdrop.nginx.blocks import TIMEOUT, Absent, Build, Refused, blocks
 from certdrop.nginx.configuration import Configuration
 from certdrop.nginx.vacancy import PLAIN, TLS
-from certdrop.walls import jail
+from certdrop.walls import users
 
 CERTDROP = "/usr/sbin/certdrop"
 LARGEST = 32 << 20                 # bytes of a configuration that are read
@@ -77,7 +77,7 @@ def _write(groups: list[list[site.Site]], build: Build, dry_run: bool, ask: bool
         return os.EX_OK
     say(plans[0], f"certdrop renew {names}: asks the CA for a certificate now")
     sys.stdout.flush()
-    return subprocess.run([CERTDROP, "renew", *waiting], stdin=subprocess.DEVNULL, env=jail.ENVIRONMENT, check=False).returncode
+    return subprocess.run([CERTDROP, "renew", *waiting], stdin=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False).returncode
 
 
 def _is_waiting(name: str) -> bool:
@@ -93,7 +93,7 @@ def say(one: Plan, text: str) -> None:
 def configuration() -> Configuration:
     """What nginx reads."""
     done = subprocess.run(run.show(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=TIMEOUT,
-                          env=jail.ENVIRONMENT, cwd="/", start_new_session=True, check=False)
+                          env=users.ENVIRONMENT, cwd="/", start_new_session=True, check=False)
     return Configuration(nginxconf.sources(done.stdout[:LARGEST].decode("utf-8", "replace")))
 
 

@@ -7,17 +7,22 @@ Runs as: root, to become another user; anyone at a terminal, to do the same work
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from certdrop import TERMINAL, terminal, words
-from certdrop.walls import jail
+from certdrop.walls import session, users
 
 SEEN = "CERTDROP_SEEN"             # set where standard input is what root saw
+LOOK = 0.2                         # seconds between two looks whether a process has ended
+AFTER = 1.0                        # seconds in which its last words come, when it has
 KILLED = 5.0                       # seconds for a process that was killed to be gone
 
 _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,39}")
@@ -52,7 +57,7 @@ def run(user: str, argv: list[str], patience: float, seen: bytes = b"", out: int
                 pass                           # it died, as its exit code says, or was stopped
             process.stdin.close()
         streams = {stream.fileno(): fd for stream, fd in ((process.stdout, out), (process.stderr, 2)) if stream}
-        jail.relay(process.pid, streams, terminal.LineByLine(colours).cleaned, outlives, end)
+        relay(process.pid, streams, terminal.LineByLine(colours).cleaned, outlives, end)
         return process.wait(max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise Stopped(f"no end within {patience:.0f} s") from None
@@ -65,7 +70,7 @@ def run(user: str, argv: list[str], patience: float, seen: bytes = b"", out: int
 def start(user: str, argv: list[str], seen: bytes = b"", talk: bool = False) -> subprocess.Popen[bytes]:
     """The program, begun; with `talk` its input is a pipe that stays open. Raises KeyError, OSError."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # whoever started us may have had it ignored: waiting would fail
-    before = jail.as_user(*jail.user_ids(user)) if user else []
+    before = users.as_user(*users.user_ids(user)) if user else []
     return subprocess.Popen([*before, *argv], cwd="/", umask=0o077, env=environment(seen), start_new_session=True, bufsize=0,
                             stdin=subprocess.PIPE if seen or talk else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -97,5 +102,42 @@ def environment(seen: bytes = b"") -> dict[str, str]:
         found["NO_COLOR"] = "1"
     terminals = [fd for fd in (0, 1, 2) if words.at_terminal(fd)]
     width = next((os.get_terminal_size(fd).columns for fd in terminals if os.isatty(fd)), 0)
-    return {**jail.ENVIRONMENT, **found, **({"COLUMNS": str(width)} if width else {}), **({SEEN: "1"} if seen else {}),
+    return {**users.ENVIRONMENT, **found, **({"COLUMNS": str(width)} if width else {}), **({SEEN: "1"} if seen else {}),
             TERMINAL: "".join(map(str, terminals))}
+
+
+def relay(child: int, streams: dict[int, int], shown: Callable[[int, bytes], bytes], outlives: bool = True, end: float = math.inf) -> bool:
+    """Copy what a child writes (descriptor to read: descriptor to write) until it has ended: what it left behind, with a pipe still open, is not waited for.
+
+    `shown` makes of what came what is written; it gets nothing when nothing more comes. Where that is not taken it is lost, if the child
+    `outlives` that. False at `end` (monotonic), True otherwise. Raises OSError, and KeyboardInterrupt also where this process was told `interrupted`.
+    """
+    waiting, lost, ended = dict(streams), set[int](), math.inf
+    while waiting and ended > time.monotonic() - AFTER:
+        ready = select.select([*waiting], [], [], LOOK)[0]
+        for fd in ready:
+            data = os.read(fd, 1 << 16)
+            _pass_on(waiting[fd], shown(fd, data), lost, outlives)
+            if not data:
+                del waiting[fd]
+        if session.interrupted:
+            raise KeyboardInterrupt
+        if time.monotonic() > end:
+            return False
+        if ended == math.inf and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            ended = time.monotonic()
+        if ended < math.inf and not ready:
+            break
+    for fd, to in waiting.items():
+        _pass_on(to, shown(fd, b""), lost, outlives)
+    return True
+
+
+def _pass_on(fd: int, data: bytes, lost: set[int], outlives: bool) -> None:
+    if data and fd not in lost:
+        try:
+            words.put(fd, data)
+        except OSError:
+            if not outlives:
+                raise
+            lost.add(fd)

@@ -15,7 +15,7 @@ import struct
 import sys
 from collections.abc import Callable
 
-from certdrop.walls import jail
+from certdrop.walls import users
 
 # With less, a run could fail half-way, and a good reply would be blamed for it.
 _ENOUGH = {"AS": 1 << 30, "CPU": 300, "DATA": 1 << 30, "FSIZE": 1 << 24, "NOFILE": 64, "NPROC": 32, "STACK": 1 << 20}
@@ -72,7 +72,7 @@ def _streams() -> None:
 
 def _environment() -> None:
     os.environ.clear()
-    os.environ.update(jail.ENVIRONMENT)
+    os.environ.update(users.ENVIRONMENT)
 
 
 def _oom_score() -> None:

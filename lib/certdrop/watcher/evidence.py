@@ -20,7 +20,7 @@ from certdrop.config import site as configuration
 from certdrop.events import LOGS, clean
 from certdrop.trust import roots
 from certdrop.trust.browsers import Browsers
-from certdrop.walls import jail
+from certdrop.walls import users
 from certdrop.watcher import order
 from certdrop.watcher.principal import USER
 
@@ -391,7 +391,7 @@ def _burnt() -> set[str]:
 
 def _uid(user: str) -> int:
     try:
-        return jail.user_ids(user)[0]
+        return users.user_ids(user)[0]
     except KeyError:
         return -1                              # nobody's: whatever lies there is refused
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from certdrop import events
 from certdrop import spool
 from certdrop.config import site as configuration
-from certdrop.walls import jail
+from certdrop.walls import users
 
 SENDMAIL = "/usr/sbin/sendmail"
 SENDER = "CERTDROP_SENDER"         # the environment's: a socket at which somebody delivers for us
@@ -244,7 +244,7 @@ def _without(secret: str, user: str, error: Exception) -> str:
 
 def _run(command: list[str], text: bytes) -> None:
     try:
-        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT, env=jail.ENVIRONMENT,
+        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT, env=users.ENVIRONMENT,
                               cwd="/", start_new_session=True, check=False)
     except subprocess.TimeoutExpired:
         raise Undelivered(f"{command[0]} did not end within {TIMEOUT} s") from None

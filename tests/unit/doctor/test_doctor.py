@@ -499,9 +499,9 @@ def test_a_filter_that_the_kernel_does_not_take_is_told(monkeypatch: pytest.Monk
 
 def test_namespaces_that_root_may_not_make_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tried in a child; where a container forbids them, the judge stands with fewer walls, and that is said."""
-    monkeypatch.setattr(kernel.jail, "unshare", lambda kind: True)
+    monkeypatch.setattr(kernel.users, "unshare", lambda kind: True)
     assert [line.level for line in kernel.namespaces()] == [OK]
-    monkeypatch.setattr(kernel.jail, "unshare", lambda kind: kind != jail.NEWPID)
+    monkeypatch.setattr(kernel.users, "unshare", lambda kind: kind != kernel.users.NEWPID)
     (line,) = kernel.namespaces()
     assert line.level == WARNING and "no namespaces here (processes): a judge" in line.why
 

@@ -17,7 +17,7 @@ from certdrop import events, spool
 from certdrop.config import site
 from certdrop.keeper import generations, install, integrity, keys, notes, run, state
 from certdrop.keeper.judges import Accepted
-from certdrop.walls import jail
+from certdrop.walls import users
 
 DAMAGED, OTHER = "damaged.example", "other.example"
 DAY = 86400
@@ -62,7 +62,7 @@ def _world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
     monkeypatch.setattr(site, "ETC", str(tmp_path / "etc"))
     monkeypatch.setattr(events, "LOGS", str(tmp_path))
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    monkeypatch.setattr(jail, "user_ids", lambda user: (os.getuid(), os.getgid()))
+    monkeypatch.setattr(users, "user_ids", lambda user: (os.getuid(), os.getgid()))
     monkeypatch.setattr(site, "site_names", lambda: [DAMAGED, OTHER])
     monkeypatch.setattr(site, "load_config", site.Config)
     monkeypatch.setattr(site, "load_site", configured)

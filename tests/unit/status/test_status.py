@@ -21,7 +21,7 @@ import pytest
 from watcher.test_evidence import DAY, ISSUER, World, make_certificate, make_world
 from certdrop.status import report, table
 from certdrop.status import command as status
-from certdrop.walls import jail
+from certdrop.walls import users
 from certdrop.watcher import evidence, handshake, places, verdict
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
@@ -576,7 +576,7 @@ def test_works_as_root_only_by_a_child(world: World, monkeypatch: pytest.MonkeyP
     """Where the watcher's user is missing, root reads nothing."""
     def missing(_: str) -> tuple[int, int]:
         raise KeyError("no such user: _certdrop-watch")
-    monkeypatch.setattr(jail, "user_ids", missing)
+    monkeypatch.setattr(users, "user_ids", missing)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(status, "show", lambda *_: pytest.fail("read as root"))
     assert verdict.UNKNOWN == status.main([])

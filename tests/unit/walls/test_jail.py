@@ -11,11 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Callable, Iterator
 
 import pytest
 
-from certdrop.walls import jail, world
+from certdrop.walls import jail, users, world
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 with_landlock = pytest.mark.skipif(jail.landlock_abi() == 0, reason="this kernel has no Landlock")
@@ -57,7 +58,7 @@ def room() -> Iterator[str]:
 def test_become_is_for_good() -> None:
     """No user, group or capability of root's is left, and none comes back."""
     def deed() -> str:
-        jail.become("nobody")
+        users.become("nobody")
         for call in (lambda: os.setuid(0), lambda: os.seteuid(0), lambda: os.setgid(0), lambda: os.setgroups([0])):
             try:
                 call()
@@ -68,7 +69,7 @@ def test_become_is_for_good() -> None:
             return "".join(line for line in stream if line.startswith(("Uid", "Groups", "CapEff", "CapPrm")))
     found = in_child(deed)
     assert "Uid:\t65534\t65534\t65534\t65534" in found and found.count("0000000000000000") == 2, found
-    assert in_child(lambda: jail.become("no-such-user")).startswith("KeyError")
+    assert in_child(lambda: users.become("no-such-user")).startswith("KeyError")
 
 
 @as_root
@@ -88,7 +89,7 @@ def test_make_own_world_sheds_all() -> None:
         world.make_own_world()
         handlers = {signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
         return (handlers == {signal.SIG_DFL}, signal.pthread_sigmask(signal.SIG_BLOCK, []), resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 20,
-                os.getpriority(os.PRIO_PROCESS, 0), oct(os.umask(0)), os.getcwd(), os.getgroups(), dict(os.environ) == jail.ENVIRONMENT, os.read(0, 1))
+                os.getpriority(os.PRIO_PROCESS, 0), oct(os.umask(0)), os.getcwd(), os.getgroups(), dict(os.environ) == users.ENVIRONMENT, os.read(0, 1))
     assert in_child(deed) == str((True, set(), True, 0, "0o77", "/", [0], True, b""))
 
 
@@ -135,8 +136,33 @@ def test_detach_passes_the_exit_status_on() -> None:
     """The child goes on in a session of its own; the parent ends as the child does, and with 70 where it was killed."""
     own = "sys.exit(9 if os.getsid(0) != os.getpid() else 3)"
     for act, code in (("sys.exit(5)", 5), ("sys.exit(0)", 0), ("os.kill(os.getpid(), 9)", os.EX_SOFTWARE), (own, 3)):
-        program = f"import os, sys; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import jail\njail.detach()\n{act}\n"
+        program = f"import os, sys; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import session\nsession.detach()\n{act}\n"
         assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
+
+
+def test_detach_shows_all_that_is_said_and_waits_for_nothing_else() -> None:
+    """Both streams, whole, before it ends; not what a process says that is left behind, which may go on without end, and hold everything open."""
+    act = ("os.write(1, b'o' * 300000)\nos.write(2, b'e' * 300000)\nif os.fork() == 0:\n    end = time.monotonic() + 8\n"
+           "    while time.monotonic() < end:\n        os.write(1, b'still\\n')\nos._exit(4)")
+    program = f"import os, sys, time; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import session\nsession.detach()\n{act}\n"
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    assert time.monotonic() - begin < 5
+    assert (done.returncode, done.stdout[:300000].count(b"o"), done.stderr) == (4, 300000, b"e" * 300000)
+
+
+def test_detach_is_held_up_by_nobody_who_does_not_read() -> None:
+    """The child says more than a pipe holds, and comes to its end; whoever does not read keeps nothing but the parent waiting, for a while."""
+    reader, writer = os.pipe()
+    done, mark = os.pipe()
+    program = (f"import os, sys; sys.path.insert(0, {LIB!r})\nfrom certdrop import words\nwords._patience = 1.0\nfrom certdrop.walls import session\n"
+               f"session.detach()\nos.write(1, b'x' * 1000000)\nos.write({mark}, b'done')\nos._exit(0)\n")
+    with subprocess.Popen([sys.executable, "-c", program], stdout=writer, pass_fds=[mark]) as process:
+        begin = time.monotonic()
+        assert os.read(done, 4) == b"done" and time.monotonic() - begin < 1
+        assert process.wait(30) == 0
+    for fd in (reader, writer, done, mark):
+        os.close(fd)
 
 
 def test_privileges_given_up() -> None:

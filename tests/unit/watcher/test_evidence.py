@@ -27,7 +27,7 @@ if LIB not in sys.path:
 
 from certdrop.config import site as configuration  # noqa: E402
 from certdrop.status import report, table  # noqa: E402
-from certdrop.walls import jail  # noqa: E402
+from certdrop.walls import users  # noqa: E402
 from certdrop.watcher import evidence, verdict  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
@@ -135,7 +135,7 @@ def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(configuration, "ETC", str(world.etc))
     monkeypatch.setattr(configuration, "STATE", str(world.state))
     monkeypatch.setattr(configuration, "STORE", str(world.etc / "roots.pem"))
-    monkeypatch.setattr(jail, "user_ids", lambda user: (ISSUER, ISSUER) if user == "_certdrop" else (0, 0))
+    monkeypatch.setattr(users, "user_ids", lambda user: (ISSUER, ISSUER) if user == "_certdrop" else (0, 0))
     return world
 
 
