@@ -34,11 +34,13 @@ def run(program: str, module: str, quick: bool = False, colours: bool = False) -
 
 def open_standard() -> None:
     """Have 0, 1 and 2 lead to /dev/null where they are closed: no other file may become one of them."""
-    for fd in (0, 1, 2):
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)     # takes the lowest number: this one
+        if getattr(sys, name) is None:         # Python leaves them out where they were closed
+            setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8", errors="backslashreplace", closefd=False))
 
 
 def incomplete(program: str, error: ImportError) -> int:

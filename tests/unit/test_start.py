@@ -62,3 +62,13 @@ def test_what_a_library_keeps_open_is_no_standard_output(tmp_path, closed):
         "from certdrop.start import run\nrun('keeps', 'keeps')"
     done = subprocess.run([sys.executable, "-IS", "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode > 2 and done.returncode != os.EX_IOERR
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_what_is_closed_can_be_used(tmp_path, closed):
+    """Where 0, 1 or 2 are closed, Python has None for them: a program that flushes one must not end by that."""
+    (tmp_path / "uses.py").write_text("import sys\ndef main(argv):\n    sys.stdout.flush()\n    sys.stderr.write('x')\n    return len(sys.stdin.read()) + 7\n")
+    code = f"import sys\nsys.path[:0] = [{str(ROOT / 'lib')!r}, {str(tmp_path)!r}]\nfrom certdrop.start import run\nrun('x', 'uses', quick=True)"
+    done = subprocess.run([sys.executable, "-IS", "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=False,
+                          preexec_fn=lambda: [os.close(fd) for fd in closed])
+    assert done.returncode == 7
