@@ -1,4 +1,4 @@
-"""What is logged: the names of the events, and one JSON line for each.
+"""What is logged: one JSON line for each event, and the names of those of root's runs.
 
 No secret has a field here, whatever came from outside is cut and escaped, and a log that cannot
 be written never fails a run. Runs as: whoever imports it. Writes: the file of its own principal below
@@ -13,9 +13,7 @@ import time
 LOGS = "/var/log/certdrop"
 LIMIT = 500                        # characters of one value
 
-# keeper
-ADDED = "site-added"
-REMOVED = "site-removed"
+# What root's runs log; others: happened.py.
 POSTED = "request-posted"
 WITHDRAWN = "request-withdrawn"
 REFUSED = "reply-refused"
@@ -24,26 +22,9 @@ INSTALLED = "installed"
 SERVING = "serving"
 NOT_SERVED = "issued-not-served"
 WENT_BACK = "went-back"
-BURNT = "key-burnt"
 DAMAGED = "damaged"
 SERVICE_FAILED = "service-failed"
 ENDED = "stuck-run-ended"
-# issuer
-RUN = "run"
-ISSUED = "issued"
-REVOKED = "revoked"
-FAILED = "failed"
-REGISTERED = "account-registered"
-REPLACED = "account-replaced"
-CONTACT = "account-contact"
-KEY_CHANGED = "account-key-changed"
-DEACTIVATED = "account-deactivated"
-SILENT = "not-seen-to-run"
-NOT_SIGNED = "not-signed"
-UNCONFINED = "sandbox-missing"
-# watcher
-MAILED = "mailed"
-MAIL_FAILED = "mail-failed"
 
 
 def clean(text: object, limit: int = LIMIT) -> str:

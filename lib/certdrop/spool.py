@@ -32,19 +32,10 @@ HEALED_BY_TIME = ("busy", "not-yet-valid", "judge-failed")
 KINDS = ("csr", "now", "revoke", "pem")        # of a request the first three, of a reply the last
 
 # Moments that are noted on disk, whoever notes them. A clock may have been wrong then: a moment counts only where one of our own rules could have
-# set it from now. So each kind has bounds: how many seconds ago it may lie, and how many ahead.
-HAPPENED = "happened"              # something was done or failed: a try, a reply, an installation, a mail, a key that was made
-FRESH = "fresh"                    # it was, and is good for a day: the CA's directory, the agenda
-SPENT = "spent"                    # it was, and counts for a week: what was used of a CA's limits
-LOOK = "look"                      # when the issuer looks at a site again
-POLL = "poll"                      # when the CA's window is asked for again
-TRY = "try"                        # the end of a back-off,
-PUT_OFF = "put off"                # and of one after the CA's Retry-After
-INSTALL = "install"                # when the keeper tries again
-_DAY, _EVER = 86400.0, float("inf")
+# set it from now. So each kind has bounds: how many seconds ago it may lie, and how many ahead. The issuer's own kinds are in issuer/clock.py.
+HAPPENED = (float("inf"), 0.0)     # something was done or failed: a try, a reply, an installation, a mail, a key that was made
+INSTALL = (float("inf"), 3000.0)   # when the keeper tries again
 STEP = 60.0                        # seconds by which a clock may be set back without a word
-BOUNDS = {HAPPENED: (_EVER, 0.0), FRESH: (_DAY, 0.0), SPENT: (7 * _DAY, 0.0), LOOK: (_EVER, _DAY), POLL: (_EVER, _DAY / 2),
-          TRY: (_EVER, 1.2 * _DAY), PUT_OFF: (_EVER, 7.4 * _DAY), INSTALL: (_EVER, 3000.0)}
 
 _DIGITS = frozenset("0123456789")
 _FIRST = frozenset("abcdefghijklmnopqrstuvwxyz") | _DIGITS      # of a site's name
@@ -86,10 +77,9 @@ def is_token(text: str) -> bool:
     return 16 <= len(text) <= 128 and _BASE64URL.issuperset(text)
 
 
-def is_credible(moment: object, kind: str, now: float) -> bool:
-    """Whether a moment (seconds since 1970) that was noted on disk counts: one of our rules could have set it from `now`. See BOUNDS."""
-    ago, ahead = BOUNDS[kind]
-    return isinstance(moment, (int, float)) and now - ago <= moment <= now + ahead + STEP
+def is_credible(moment: object, kind: tuple[float, float], now: float) -> bool:
+    """Whether a moment (seconds since 1970) that was noted on disk counts: one of our rules could have set it from `now`."""
+    return isinstance(moment, (int, float)) and now - kind[0] <= moment <= now + kind[1] + STEP
 
 
 def entry(site: str, number: int, kind: str) -> str:

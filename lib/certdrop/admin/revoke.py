@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from certdrop import events, spool, terminal
+from certdrop import events, happened, spool, terminal
 from certdrop.admin import sites
 from certdrop.config import site
 from certdrop.keeper import install, lock, notes, revoke, state
@@ -104,7 +104,7 @@ def burn(run: Run, which: list[tuple[str, int]]) -> None:
     keys = {one: str(state.facts(*one, "request")["spki_sha256"]) for one in which}
     notes.put("burnt", "".join(f"{key}\n" for key in sorted({*keys.values()} | state.burnt())).encode())
     for (name, number), key in keys.items():
-        run.log.write(events.BURNT, site=name, number=number, spki_sha256=key)
+        run.log.write(happened.BURNT, site=name, number=number, spki_sha256=key)
         run.tell(name, f"the key of generation {number:04d} will never be used again")
 
 

@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping
 
-from certdrop import events, spool
+from certdrop import events, happened, spool
 from certdrop.admin import first_use
 from certdrop.config import general, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
@@ -72,7 +72,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
         text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile)) if value)
         first_use.write(f"{site.ETC}/sites.d/{name}.toml", text.encode(), 0o644)
         run = Run(PROGRAM, False, True)
-        run.log.write(events.ADDED, site=name, domains=" ".join(domains))
+        run.log.write(happened.ADDED, site=name, domains=" ".join(domains))
         run.tell(name, f"added; its names: {' '.join(domains)}")
         install.reconcile(run, [name])
         wanted = {name: Sight(name).next}
@@ -279,7 +279,7 @@ def remove(name: str, agreed: bool) -> int:
             install.finish_removals()
         elif os.path.lexists(f"{site.ETC}/sites.d/{name}.toml"):
             os.unlink(f"{site.ETC}/sites.d/{name}.toml")
-        run.log.write(events.REMOVED, site=name)
+        run.log.write(happened.REMOVED, site=name)
         run.tell(name, "removed, with its keys and certificates")
     run.flush()
     return os.EX_OK

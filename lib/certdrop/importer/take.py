@@ -15,7 +15,7 @@ import subprocess
 import time
 import urllib.parse
 
-from certdrop import events, spool
+from certdrop import happened, spool
 from certdrop.config import general, site
 from certdrop.importer.pairs import Account, Found, Pair
 from certdrop.keeper import generations, install, lock, notes, services
@@ -76,7 +76,7 @@ def _take_pair(run: Run, found: Found, config: general.Config) -> None:
     generations.sync(hidden)
     os.rename(hidden, f"{site.STATE}/sites/{name}")
     generations.sync(site.STATE + "/sites")
-    run.log.write(events.ADDED, site=name, domains=" ".join(pair.domains), imported_from=found.client)
+    run.log.write(happened.ADDED, site=name, domains=" ".join(pair.domains), imported_from=found.client)
     run.tell(name, f"taken over from {found.client}; its names: {' '.join(pair.domains)}")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from certdrop import spool
 from certdrop.config import site
-from certdrop.issuer import notes
+from certdrop.issuer import clock, notes
 from certdrop.issuer.transport import Answer, Transport
 from certdrop.issuer.trouble import REFUSED, UNREACHABLE, AccountUnknown, Trouble, from_answer
 from certdrop.signer import jose
@@ -68,7 +68,7 @@ class Account:
     def _load(self) -> None:
         found = notes.table(self._entry)
         fit = {"directory": self.as_directory(found.get("directory")) is not None,
-               "directory_at": spool.is_credible(found.get("directory_at"), spool.FRESH, time.time()),
+               "directory_at": spool.is_credible(found.get("directory_at"), clock.FRESH, time.time()),
                "account": self.is_here(found.get("account")), "contact": isinstance(found.get("contact"), list),
                "changing": isinstance(found.get("changing"), bool), "before": self.is_here(found.get("before"))}
         self.known = {key: value for key, value in found.items() if fit.get(key)}
@@ -97,7 +97,7 @@ class Session:
         """The CA's directory object (RFC 8555 section 7.1.1), as kept, or asked for. Raises Trouble."""
         with self.account.lock:
             known, at = self.account.known.get("directory"), self.account.known.get("directory_at")
-            if not fresh and isinstance(known, dict) and spool.is_credible(at, spool.FRESH, time.time()):
+            if not fresh and isinstance(known, dict) and spool.is_credible(at, clock.FRESH, time.time()):
                 return known
             url = self.account.directory_url
             answer = self.transport.request("GET", url)

@@ -12,6 +12,7 @@ import os
 
 from certdrop import spool
 from certdrop.config import site
+from certdrop.issuer import clock
 from certdrop.issuer.posted import Request, identity, stamp
 
 DAY = 86400.0
@@ -32,7 +33,7 @@ class Agenda:
             finally:
                 os.close(fd)
             written, configured = head.split()
-            for line in listed if configured == self.configured and spool.is_credible(float(written), spool.FRESH, now) else ():
+            for line in listed if configured == self.configured and spool.is_credible(float(written), clock.FRESH, now) else ():
                 name, when, order_at, found = line.split()
                 moments = float(when), float(order_at)
                 if max(moments) <= now + DAY + spool.STEP:             # which neither an infinity is, nor what is no number

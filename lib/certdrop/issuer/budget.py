@@ -13,7 +13,7 @@ import threading
 from certdrop import spool
 from certdrop.config import general, site
 from certdrop.events import stamp
-from certdrop.issuer import notes
+from certdrop.issuer import clock, notes
 
 HOUR, DAY = 3600.0, 86400.0
 FAILED, ISSUED, ORDERED = "failed", "issued", "ordered"
@@ -85,7 +85,7 @@ class Budget:
         kept: list[str] = []
         for line in text.splitlines(keepends=True):
             parts = line.rstrip("\n").split(" ")
-            if len(parts) != 4 or not parts[0].isdecimal() or not line.endswith("\n") or not spool.is_credible(float(parts[0]), spool.SPENT, now):
+            if len(parts) != 4 or not parts[0].isdecimal() or not line.endswith("\n") or not spool.is_credible(float(parts[0]), clock.SPENT, now):
                 continue
             kept.append(line)
             if parts[1] == self.ca:

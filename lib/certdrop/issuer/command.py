@@ -255,8 +255,8 @@ def _tell_silences(now: float) -> None:
         except OSError:
             seen = 2 * DAY
         if not -spool.STEP <= seen <= DAY + 2 * LATE:          # the look before may be that old; a moment that has not come says nothing
-            from certdrop import events
-            events.Log("issuer").write(events.SILENT, who=who)
+            from certdrop import events, happened
+            events.Log("issuer").write(happened.SILENT, who=who)
             say(f"the {who} was not seen to run for more than a day; without it {follows}; sudo certdrop-check says what keeps it from that", os.EX_OK)
 
 

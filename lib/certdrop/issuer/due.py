@@ -2,13 +2,14 @@
 
 A renewal is due when the CA says so (RFC 9773), else when a share of the certificate's real lifetime is left; never after a constant number
 of days. What went wrong is under a back-off. A clock that is wrong makes nobody ask in a loop: see BRAKE; and what was noted under one does not
-count: see spool.BOUNDS.
+count: see clock.py.
 Runs as: whoever imports it. Sources: RFC 9773 sections 4.2 and 4.3; Let's Encrypt's integration guide for the back-off.
 """
 
 from __future__ import annotations
 
 from certdrop import spool
+from certdrop.issuer import clock
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 NEVER = float("inf")
@@ -179,14 +180,14 @@ def due(site: str, wanted_now: bool, certificate: Certificate | None, record: Re
 
 def held_until(record: Record, now: float) -> float:
     """The end of the back-off; 0 where there is none, or where a clock that was wrong then noted it."""
-    kind = spool.PUT_OFF if record.retry_after else spool.TRY
+    kind = clock.PUT_OFF if record.retry_after else clock.TRY
     believed = record.count > 0 and spool.is_credible(record.failed_at, spool.HAPPENED, now) and spool.is_credible(record.next_try, kind, now)
     return float(record.next_try) if believed else 0.0
 
 
 def asked_to_wait(record: Record, now: float) -> float:
     """The moment before which the CA wants no other try; 0 for none."""
-    return float(record.retry_after) if spool.is_credible(record.retry_after, spool.PUT_OFF, now) else 0.0
+    return float(record.retry_after) if spool.is_credible(record.retry_after, clock.PUT_OFF, now) else 0.0
 
 
 def next_try(failures: int, retry_after: float, left: float | None, now: float, chance: float) -> float:
@@ -204,7 +205,7 @@ def poll_due(certificate: Certificate | None, record: Record, now: float) -> boo
     """Whether to ask for the CA's window: not known for this certificate, or its time has come (or was noted by a clock that was wrong)."""
     if certificate is None or now >= certificate.not_after:
         return False                               # expired, it is due anyway
-    return record.window_of != certificate.sha256 or now >= record.poll_at or not spool.is_credible(record.poll_at, spool.POLL, now)
+    return record.window_of != certificate.sha256 or now >= record.poll_at or not spool.is_credible(record.poll_at, clock.POLL, now)
 
 
 def poll_pause(retry_after: float, chance: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from structlog import PrintLogger, processors, wrap_logger
 
-from certdrop import events, words
+from certdrop import events, happened, words
 from certdrop.issuer import due
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
@@ -72,7 +72,7 @@ def failed(journal: Any, task: Task, trouble: Trouble, options: Options) -> None
         task.ledger.save()
     except OSError:
         pass                                   # a full disk: the failure is told all the same
-    journal.error(events.FAILED, site=task.name, number=task.request.number, kind=trouble.kind, problem=trouble.problem,
+    journal.error(happened.FAILED, site=task.name, number=task.request.number, kind=trouble.kind, problem=trouble.problem,
                   next_try=events.stamp(task.ledger.next_try), error=trouble.text)
     fact, said = in_two(trouble)
     say(f"{task.name}: {fact}; the live certificate stays; {following(task.ledger)}" + (f"; {said}" if said else ""), options.loud, options.apart)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from certdrop import TERMINAL, VERSION, events, spool, terminal, words
+from certdrop import TERMINAL, VERSION, events, happened, spool, terminal, words
 from certdrop.config import general, site
 from certdrop.issuer import orders, turn
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session, as_object
@@ -204,7 +204,7 @@ class Counter:
         if not agreed:
             raise terminal.Declined("nobody is there to be asked; --yes agrees")
         place, before = self.session.kid(), str(self.account.known.get("before") or "")
-        self.log.write(events.REPLACED if before else events.REGISTERED, account=place, **({"before": before} if before else {}))
+        self.log.write(happened.REPLACED if before else happened.REGISTERED, account=place, **({"before": before} if before else {}))
         say("registered" + (f", in place of {before}; {FORBIDS.format(before)}" if before else ""), os.EX_OK)
         return self.show()
 
@@ -252,7 +252,7 @@ class Counter:
         place = self._account()
         self.session.post(place, {"contact": self.account.contact}, place)
         self.account.note(contact=self.account.contact)
-        self.log.write(events.CONTACT, account=place)
+        self.log.write(happened.CONTACT, account=place)
         return say(f"the contact is now {' '.join(self.config.contact) or 'nobody'}", os.EX_OK)
 
     def rollover(self, quiet: bool) -> int:
@@ -266,11 +266,11 @@ class Counter:
         try:
             self.session.post(url, json.loads(self.holder.change(url, place)), place)
         except Trouble as trouble:
-            self.log.write(events.FAILED, kind="key change", error=trouble.text)
+            self.log.write(happened.FAILED, kind="key change", error=trouble.text)
             raise
         self.holder.exchange()
         self._account()                        # by the new key
-        self.log.write(events.KEY_CHANGED, account=place, key=thumbprint(self.holder.jwk()))
+        self.log.write(happened.KEY_CHANGED, account=place, key=thumbprint(self.holder.jwk()))
         return say(f"the account {place} has a new key", os.EX_OK, not quiet)
 
     def deactivate(self) -> int:
@@ -285,7 +285,7 @@ class Counter:
             say(f"{trouble.text}; so the key is set aside", os.EX_OK)
         self.account.forget(place)
         self.holder.deactivated()
-        self.log.write(events.DEACTIVATED, account=place)
+        self.log.write(happened.DEACTIVATED, account=place)
         return say(f"the account {place} is deactivated; its key is set aside, and the next order at this CA makes another account", os.EX_OK)
 
     def _account(self) -> str:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from certdrop import events, spool
+from certdrop import events, happened, spool
 from certdrop.config import general, site
 from certdrop.issuer import ari, budget, log, ports, revoke
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session
@@ -62,7 +62,7 @@ class Network:
 
     def unconfined(self, lacking: str) -> None:
         """Say, once a run, which wall does not stand."""
-        self.log.warning(events.UNCONFINED, text=lacking.partition(":")[0])
+        self.log.warning(happened.UNCONFINED, text=lacking.partition(":")[0])
         log.say(lacking, self.options.loud)
 
     # ---- a run
@@ -77,7 +77,7 @@ class Network:
         random.shuffle(wanted)                 # no site is always the last one
         wanted.sort(key=lambda task: not task.request.now)
         if wanted:
-            self.log.info(events.RUN, due=len(wanted), sites=len(tasks))
+            self.log.info(happened.RUN, due=len(wanted), sites=len(tasks))
             if roots.missing(self.config):
                 log.say(roots.missing(self.config), self.options.loud)
         if self.options.loud and self.options.names:
@@ -97,7 +97,7 @@ class Network:
                     with open(task.standing.place + "/fullchain.pem", "rb") as stream:
                         task.foreign = browsers.is_foreign(stream.read(spool.MAX_REPLY), None)
                 except (OSError, ValueError) as error:         # roots that cannot be read: it is renewed in its time
-                    self.log.warning(events.FAILED, site=task.name, kind="chain", error=events.clean(error))
+                    self.log.warning(happened.FAILED, site=task.name, kind="chain", error=events.clean(error))
                 task.decide(now)
 
     def rehearse(self, tasks: list[Task]) -> int:
@@ -180,7 +180,7 @@ class Network:
         except (Trouble, OSError, MemoryError, ValueError, KeyError) as error:
             retry_after = error.retry_after if isinstance(error, Trouble) else 0.0
             ledger.note_no_window(certificate, retry_after, False, time.time(), chance)
-            self.log.warning(events.FAILED, site=task.name, kind="renewal information", error=str(error))
+            self.log.warning(happened.FAILED, site=task.name, kind="renewal information", error=str(error))
             if isinstance(error, Trouble):
                 self.learn(error)
 
@@ -230,10 +230,10 @@ class Network:
             new, account.registered_now = account.registered_now, False
         before = account.known.get("before")
         if new and before:
-            self.log.warning(events.REPLACED, account=place, before=before)
+            self.log.warning(happened.REPLACED, account=place, before=before)
             log.say(f"{LOST.format(before)}; registered another: {place}; {FORBIDS.format(before)}", True)
         elif new:
-            self.log.info(events.REGISTERED, account=place)
+            self.log.info(happened.REGISTERED, account=place)
             log.say(f"registered an account at {self.config.directory_url}: {place}", self.options.loud)
         return place
 
@@ -287,11 +287,11 @@ class Network:
         ledger.issued(self.config.directory_url, leaf.fingerprint(hashes.SHA256()).hex(), by_time, time.time())
         request.answered = True
         task.standing.refusal, task.standing.look_at = "", 0.0
-        self.log.info(events.ISSUED, site=task.name, number=request.number, why=task.why, requests=session.transport.requests - before,
+        self.log.info(happened.ISSUED, site=task.name, number=request.number, why=task.why, requests=session.transport.requests - before,
                       seconds=round(time.monotonic() - begin, 2), replaces="replaces" in order.extra, **({"profile": profile} if profile else {}),
                       **({"unreplaced": order.unreplaced.text} if order.unreplaced else {}))
         for warning in order.warnings:
-            self.log.warning(events.FAILED, site=task.name, kind="warning", error=warning)
+            self.log.warning(happened.FAILED, site=task.name, kind="warning", error=warning)
             log.say(f"{task.name}: {warning}", self.options.loud)
         log.say(f"{task.name}: issued; the reply for request {request.number:04d} waits for root", self.options.loud)
 
@@ -372,7 +372,7 @@ class Network:
             self._by_our_account(lambda: revoke.ask(self._session(), one.entry))
             self.reached()
             one.succeeded(time.time())
-            self.log.info(events.REVOKED, site=one.name, number=one.number)
+            self.log.info(happened.REVOKED, site=one.name, number=one.number)
             log.say(f"{one.name}: the certificate of generation {one.number:04d} is revoked", self.options.loud)
         except (Trouble, OSError, MemoryError, ValueError, KeyError, TypeError) as error:
             trouble = (error if isinstance(error, Trouble) else of_this_host(error) if isinstance(error, (OSError, MemoryError))
@@ -382,7 +382,7 @@ class Network:
             with self.lock:
                 self.codes.add(CODES.get(trouble.kind, os.EX_TEMPFAIL))
             one.failed(trouble, time.time())
-            self.log.error(events.FAILED, site=one.name, number=one.number, kind="revocation", problem=trouble.problem, error=trouble.text,
+            self.log.error(happened.FAILED, site=one.name, number=one.number, kind="revocation", problem=trouble.problem, error=trouble.text,
                            next_try=events.stamp(one.next_try))
             log.say(f"{one.name}: generation {one.number:04d} is not revoked: {trouble.text}; {log.following(one)}", self.options.loud)
 

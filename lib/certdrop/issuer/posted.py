@@ -101,7 +101,7 @@ class Standing:
                 self.look_at = min(self.look_at, installed + pause if installed else 0.0)
 
 
-def _moment(found: object, kind: str) -> float:
+def _moment(found: object, kind: tuple[float, float]) -> float:
     """A moment of root's notes; 0 where a clock that was wrong noted it, and the keeper does not heed it either."""
     return float(str(found)) if spool.is_credible(found, kind, time.time()) else 0.0
 

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 
-from certdrop import events, spool
+from certdrop import events, happened, spool
 from certdrop.config import general, site
 from certdrop.issuer.trouble import LOCAL, REFUSED, Trouble
 from certdrop.signer import jose
@@ -81,7 +81,7 @@ def _run(sock: socket.socket, parent: int, config: general.Config, may: frozense
                 sock.send(b"!" + f"it cannot load what it needs: {error}".encode("ascii", "backslashreplace")[:1000])
                 message = following()
         except Exception as error:
-            log.write(events.FAILED, kind="internal", error=f"the signer: {error!r}")
+            log.write(happened.FAILED, kind="internal", error=f"the signer: {error!r}")
 
 
 def shut_in() -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from certdrop import events, spool
+from certdrop import events, happened, spool
 from certdrop.config import general, site
 from certdrop.issuer.trouble import Trouble
 from certdrop.signer import keyring
@@ -36,7 +36,7 @@ def serve(sock: socket.socket, config: general.Config, may: frozenset[str], log:
         if answer[:1] == b"-":
             refused += 1
             if refused <= LOGGED:
-                log.write(events.NOT_SIGNED, error=answer[1:].decode("ascii", "replace"), url=url)
+                log.write(happened.NOT_SIGNED, error=answer[1:].decode("ascii", "replace"), url=url)
         sock.send(answer)
         message = following()
 

@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from certdrop import VERSION, events, words
+from certdrop import VERSION, events, happened, words
 from certdrop import spool
 from certdrop.config import layout
 from certdrop.config import general
@@ -232,7 +232,7 @@ def read_and_write(pipes: tuple[int, int], route: mailer.Route) -> int:
     read_only = evidence.read_only()
     disorder = layout.deviations()             # root's table, and owners and modes: nothing that others wrote
     for wall in shut_in(ports(reader, places), reader.browsers):
-        journal.warning(events.UNCONFINED, error=wall)
+        journal.warning(happened.UNCONFINED, error=wall)
     before = reader.watcher()
     sites = look_twice(reader, places, now)
     runs = {"keeper": reader.last_run("keeper"), "issuer": reader.last_run("issuer")}
@@ -244,7 +244,7 @@ def read_and_write(pipes: tuple[int, int], route: mailer.Route) -> int:
         tails = {who: tail(f"{events.LOGS}/{who}.log") for who in runs}
         subject, body = message.write(kind, problems, runs, tails, route.name, now)
         after.failed = ask(pipes, {"do": "mail", "subject": subject, "body": body})
-        journal.info(events.MAIL_FAILED if after.failed else events.MAILED, kind=kind, problems=len(problems), error=after.failed)
+        journal.info(happened.MAIL_FAILED if after.failed else happened.MAILED, kind=kind, problems=len(problems), error=after.failed)
         if not after.failed:
             after.mailed = int(now)
             after.told = {problem.key: before.told.get(problem.key, int(now)) for problem in problems}

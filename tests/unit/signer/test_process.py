@@ -11,7 +11,7 @@ import socket
 
 import pytest
 
-from certdrop import events, spool
+from certdrop import events, happened, spool
 from certdrop.config import general, site
 from certdrop.issuer.trouble import Trouble
 from certdrop.signer import jose, keyring, process, protocol, service
@@ -84,7 +84,7 @@ def test_what_it_refuses_is_told_and_logged(top, config):
     assert found.sign(get(CA + "/x"))
     lines = [json.loads(line) for line in (top / "log/issuer.log").read_text().splitlines()]
     assert len(lines) == service.LOGGED
-    assert (lines[0]["event"], lines[0]["url"]) == (events.NOT_SIGNED, r"https://evil.example.org/\x1b[2J")
+    assert (lines[0]["event"], lines[0]["url"]) == (happened.NOT_SIGNED, r"https://evil.example.org/\x1b[2J")
 
 
 @pytest.mark.parametrize("message", [b"", b"Z", b"S", b"S\n", b"S\n.", b"E", b"Ehttps://evil.test/", b"N", b"X", b"D", b"C",
