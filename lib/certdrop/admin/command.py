@@ -11,8 +11,9 @@ import sys
 
 from certdrop import VERSION, terminal
 from certdrop.admin import dhparam, first_use, revoke, sites
+from certdrop.by_hand import Refused, Usage, guard
 from certdrop.config import general, site
-from certdrop.keeper.command import Refused, Usage, as_root, guard
+from certdrop.keeper.command import as_root
 from certdrop.keeper.revoke import REASONS
 from certdrop.trust import roots
 

@@ -17,9 +17,9 @@ import time
 
 from certdrop import spool, words
 from certdrop.admin import sites
+from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import lock, notes, services
-from certdrop.keeper.command import Refused
 from certdrop.keeper.run import say
 from certdrop.walls import session, users
 

@@ -14,9 +14,9 @@ import time
 
 from certdrop import events, happened, spool, terminal
 from certdrop.admin import sites
+from certdrop.by_hand import Refused
 from certdrop.config import site
 from certdrop.keeper import install, lock, notes, revoke, state
-from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
 from certdrop.keeper.state import Sight
 

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 
 from certdrop import events, happened, spool
 from certdrop.admin import first_use
+from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
-from certdrop.keeper.command import Refused
 from certdrop.keeper.run import Run, say
 from certdrop.keeper.state import Sight
 from certdrop.nginx import own

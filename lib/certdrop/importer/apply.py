@@ -14,11 +14,11 @@ import signal
 from typing import NoReturn
 
 from certdrop import spool
+from certdrop.by_hand import Refused
 from certdrop.config import site
 from certdrop.importer.files import Reader, Unreadable
 from certdrop.importer.nginx import LARGEST
 from certdrop.keeper import integrity, notes, services
-from certdrop.keeper.command import Refused
 
 UNDO = "import.diff"
 BEGUN = "This change was begun:\n"     # before the diff, until the change is made or taken back; patch(1) passes over it

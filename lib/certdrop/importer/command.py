@@ -12,12 +12,13 @@ import shlex
 import sys
 
 from certdrop import VERSION, events, spool, words
+from certdrop.by_hand import Refused, Usage, guard
 from certdrop.config import general, site
 from certdrop.importer import apply, leftovers, take
 from certdrop.importer.clients import CLIENTS, Client
 from certdrop.importer.pairs import Found
 from certdrop.importer.survey import Choice, Survey
-from certdrop.keeper.command import Refused, Usage, as_root, guard
+from certdrop.keeper.command import as_root
 from certdrop.keeper.run import say
 from certdrop.walls import users
 

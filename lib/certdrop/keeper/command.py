@@ -1,4 +1,4 @@
-"""`certdrop-install`: the keeper for cron and, through sudo, the issuer; and how every program of root's begins and ends.
+"""`certdrop-install`: the keeper for cron and, through sudo, the issuer; how root's work begins, and what is said of what ends it.
 
 Runs as: root. Trusts: of a caller through sudo, nothing. Reads and writes: nothing by itself.
 """
@@ -20,14 +20,6 @@ STOPPED, ASKED = "stopped", "stopped-asked"                # keeper/: why the la
 HELP = "usage: certdrop-install   (no arguments: takes what the spool holds, judges, installs, reloads; see certdrop-install(8))\n"
 
 
-class Usage(Exception):
-    """The command line is not understood; the text says what of it."""
-
-
-class Refused(Exception):
-    """What was asked cannot be done; the text says why, and nothing was changed."""
-
-
 def main(argv: list[str]) -> int:
     """`certdrop-install`. Returns a code of sysexits.h; 0 too where another keeper is at work."""
     if argv in (["--help"], ["-h"]):
@@ -41,8 +33,20 @@ def main(argv: list[str]) -> int:
         return os.EX_USAGE
     asked_by_issuer = os.environ.get("SUDO_USER") == spool.ISSUER
     watched = sys.stderr is not None and sys.stderr.isatty()
-    return guard("certdrop-install", lambda: as_root(lambda: _install(asked_by_issuer, watched)), quiet=not watched,
-                 stamp=ASKED if asked_by_issuer else STOPPED)
+    try:
+        return as_root(lambda: _install(asked_by_issuer, watched))
+    except ImportError:
+        raise                                       # said where it started
+    except Exception as error:
+        text, code = explain(error)
+        lasts = not asked_by_issuer or isinstance(error, world.Unfit)
+    if watched or code != os.EX_TEMPFAIL:           # a later run mends that by itself
+        say([f"certdrop-install: {text}"])
+    events.Log("keeper").write("error", text=text)
+    if lasts:
+        with contextlib.suppress(OSError):
+            notes.put(ASKED if asked_by_issuer else STOPPED, text.encode("utf-8", "replace"))
+    return code
 
 
 def _install(asked_by_issuer: bool, watched: bool) -> int:
@@ -74,39 +78,18 @@ def as_root(work: Callable[[], int]) -> int:
     return work()
 
 
-def guard(program: str, work: Callable[[], int], quiet: bool = False, stamp: str = "") -> int:
-    """The exit code of some work; what it raises becomes one line and the right code, and a traceback only where it is our bug.
-
-    `quiet`, nothing is said of what a later run mends by itself: it is logged. It is noted under keeper/`stamp`; of a run that the issuer asked for,
-    what its world forbids.
-    """
-    lasts = stamp == STOPPED
-    try:
-        return work()
-    except Usage as error:
-        text, code = f"{error}; certdrop --help shows how", os.EX_USAGE
-    except Refused as error:
-        text, code = str(error), os.EX_DATAERR
-    except site.Wrong as error:
-        text, code = str(error), os.EX_CONFIG
-    except PermissionError as error:
-        text = f"{error.filename}: {error.strerror}; certdrop-check says what is wrong" if error.filename else str(error)
-        code = os.EX_NOPERM
-    except lock.Busy as error:
-        text, code = f"another keeper is at work ({error}); try again later", os.EX_TEMPFAIL
-    except world.Unfit as error:
-        text, code, lasts = f"{error}; nothing was done", os.EX_TEMPFAIL, stamp != ""
-    except OSError as error:
-        text, code = f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL
-    except ImportError:
-        raise                                       # said where it started
-    except Exception as error:                      # our bug: the one case for a traceback
-        import traceback
-        text, code = f"internal error: {error!r}; the live certificates stay; please report this\n{traceback.format_exc()}", os.EX_SOFTWARE
-    if not quiet or code != os.EX_TEMPFAIL:
-        say([f"{program}: {text}"])
-    events.Log("keeper").write("error", text=text)
-    if lasts:
-        with contextlib.suppress(OSError):
-            notes.put(stamp, text.encode("utf-8", "replace"))
-    return code
+def explain(error: Exception) -> tuple[str, int]:
+    """What ended some work of root's, in a line, and the exit code for it; with a traceback only where it is our bug."""
+    if isinstance(error, site.Wrong):
+        return str(error), os.EX_CONFIG
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: {error.strerror}; certdrop-check says what is wrong" if error.filename else str(error), os.EX_NOPERM
+    if isinstance(error, lock.Busy):
+        return f"another keeper is at work ({error}); try again later", os.EX_TEMPFAIL
+    if isinstance(error, world.Unfit):
+        return f"{error}; nothing was done", os.EX_TEMPFAIL
+    if isinstance(error, OSError):
+        return f"{error}; the live certificates stay; try again later", os.EX_TEMPFAIL
+    import traceback
+    told = "".join(traceback.format_exception(error))
+    return f"internal error: {error!r}; the live certificates stay; please report this\n{told}", os.EX_SOFTWARE

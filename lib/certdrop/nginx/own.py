@@ -10,9 +10,9 @@ import os
 import re
 
 from certdrop import spool
+from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import services
-from certdrop.keeper.command import Refused
 from certdrop.nginx import configuration
 from certdrop.nginx.blocks import Build, blocks
 from certdrop.nginx.vacancy import PLAIN, TLS

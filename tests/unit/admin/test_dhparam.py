@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from certdrop.admin import dhparam
+from certdrop.by_hand import Refused
 from certdrop.config import site
-from certdrop.keeper.command import Refused
 
 
 @pytest.mark.parametrize("bits", dhparam.OFFSETS)

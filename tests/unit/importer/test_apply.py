@@ -11,11 +11,11 @@ from typing import Any, Callable
 
 import pytest
 
+from certdrop.by_hand import Refused
 from certdrop.config import site
 from certdrop.importer import apply
 from certdrop.importer.nginx import unified
 from certdrop.keeper import services
-from certdrop.keeper.command import Refused
 
 NAMES = ["a.conf", "b.conf", "c.conf"]
 OLD, NEW = "ssl_certificate old;\n", "include new;\n"

@@ -14,12 +14,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
 from certdrop import spool
+from certdrop.by_hand import Usage
 from certdrop.config import site
 from certdrop.importer import pairs, take
 from certdrop.importer import command as import_command
 from certdrop.importer import examiner as import_booth
 from certdrop.importer.pairs import Examiner, Found
-from certdrop.keeper.command import Usage
 from certdrop.signer import jose
 
 NOW = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)

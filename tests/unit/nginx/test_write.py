@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from certdrop.by_hand import Refused
 from certdrop.keeper import services
-from certdrop.keeper.command import Refused
 from certdrop.nginx import own, write
 
 
