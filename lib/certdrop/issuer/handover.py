@@ -1,7 +1,8 @@
 """Hands replies over: says to root what lies in replies/ under each name that root asks for. `python3 -I -S .../issuer/handover.py`, by root's keeper only.
 
 It may hang, where somebody holds the directory, or a file, in the kernel; root waits for no answer longer than its deadline.
-Runs as: _certdrop; refuses to be root. Trusts: standard input, which is root's list. Reads: replies/. Writes: standard output, a pipe to root.
+It begins as root and becomes _certdrop at once: whoever changes its user so, and executes nothing afterwards, cannot be traced by others of that user.
+Runs as: _certdrop. Trusts: standard input, which is root's list. Reads: replies/. Writes: standard output, a pipe to root.
 """
 
 import os
@@ -16,10 +17,13 @@ NOTHING, REPLY, REFUSED = b"-", b"+", b"!"
 
 def main() -> int:
     """Answer for each name, in turn."""
+    from certdrop import spool
+    from certdrop.walls import users
+    if os.getuid() == 0:
+        users.become(spool.ISSUER)
     if os.getuid() == 0:
         return os.EX_NOPERM
-    from certdrop import spool
-    from certdrop.walls import jail
+    from certdrop.walls import jail    # not before
     jail.give_up_privileges()          # who has the same uid must not speak for this process
     with open(0, encoding="ascii") as stream:
         names = stream.read().split("\n")

@@ -97,7 +97,7 @@ def _start(run: Run, entries: list[str]) -> subprocess.Popen[bytes]:
     try:
         os.write(asked, "\n".join(entries).encode())
         os.lseek(asked, 0, os.SEEK_SET)
-        return subprocess.Popen([*users.as_user(run.issuer, run.group), "/usr/bin/python3", "-I", "-S", PROGRAM], stdin=asked, stdout=subprocess.PIPE,
+        return subprocess.Popen(["/usr/bin/python3", "-I", "-S", PROGRAM], stdin=asked, stdout=subprocess.PIPE,
                                 stderr=subprocess.DEVNULL, bufsize=0, cwd="/", env=users.ENVIRONMENT, start_new_session=True,
                                 pass_fds=[places], preexec_fn=lambda: any(_is_free(places, place) for place in range(MOST)) or os._exit(0))
     finally:

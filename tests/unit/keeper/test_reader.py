@@ -18,6 +18,7 @@ from certdrop import spool
 from certdrop.config import site
 from certdrop.issuer import handover
 from certdrop.keeper import reader
+from certdrop.walls import users
 
 KILL = os.kill
 ENTRIES = ["a@0002.pem", "b@0002.pem", "c@0002.pem", "d@0002.pem"]
@@ -153,9 +154,11 @@ handover.answer = tell""")
 
 
 def test_root_hands_nothing_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program that reads for root does not do it as root."""
+    """The program that reads for root becomes the issuer's user first, and does nothing where it cannot."""
+    became: list[str] = []
     monkeypatch.setattr(os, "getuid", lambda: 0)
-    assert handover.main() == os.EX_NOPERM
+    monkeypatch.setattr(users, "become", became.append)
+    assert handover.main() == os.EX_NOPERM and became == [spool.ISSUER]
 
 
 @pytest.mark.parametrize("ago, told", [(3600, []), (2 * 86400, ["issuer"]), (-30, []), (-30 * 86400, ["issuer"])])
