@@ -480,12 +480,12 @@ def test_a_killed_doctor_leaves_no_token(host: Host, well: str) -> None:
 
 def test_the_network_part_can_write_nothing(host: Host, well: str) -> None:
     """As root starts it: what looks at the DNS and the CA runs as _certdrop-watch, is shut in before its first packet, and opens no file for writing."""
-    host.run("sh", "-c", f"strace -f -qq -s 300 -o /tmp/calls -e trace=execve,setreuid,openat,landlock_restrict_self,connect certdrop-check {well}", code=0)
+    host.run("sh", "-c", f"strace -f -qq -s 300 -o /tmp/calls -e trace=execve,setresuid,openat,landlock_restrict_self,connect certdrop-check {well}", code=0)
     calls = [line.split(None, 1) for line in stage.read("/tmp/calls").splitlines()]
     process = next(number for number, call in calls if "watcher/__main__.py" in call and call.startswith("execve"))
     mine = [call for number, call in calls if number == process]
     begun, confined = (next(at for at, call in enumerate(mine) if words in call) for words in ("watcher/__main__.py", "landlock_restrict_self"))
-    assert any(call.startswith("setreuid") for call in mine[:begun])
+    assert any(call.startswith("setresuid") for call in mine[:begun])
     assert not [call for call in mine[begun:confined] if call.startswith("connect")]
     assert [call for call in mine[confined:] if "sin_port=htons(14000)" in call]
     assert not [call for call in mine[begun:] if call.startswith("openat") and ("O_WRONLY" in call or "O_RDWR" in call or "O_CREAT" in call)]

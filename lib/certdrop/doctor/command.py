@@ -156,7 +156,7 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
         if parts is None:
             yield [Line(WARNING, "root", "only root can see what sudo, sshd and nginx are told, locked passwords, and other clients", "sudo certdrop-check")]
         yield [*by_root("walls"), *kernel.look(parts is not None)]
-        yield [*cron.look(), *by_root("cron"), *check_sites.runs(), *mail.look(parts is not None)] if _site_names() else []
+        yield [*(cron.look() if parts is None else by_root("cron")), *check_sites.runs(), *mail.look(parts is not None)] if _site_names() else []
     yield by_root("nginx")
     token, seen = (parts or {}).get("token"), nginx.Seen(*parts["seen"]) if parts and parts["seen"] else None
     if seen and not token:

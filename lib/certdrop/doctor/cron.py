@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
+from certdrop.doctor import doing
 from certdrop.doctor.ask import ask
 from certdrop.doctor.line import FAILED, OK, WARNING, Line, verdict
 
@@ -18,49 +19,65 @@ TIMER = "certdrop-watch.timer"
 
 
 def look() -> list[Line]:
-    """Whether a cron runs, and takes our table."""
-    running, all_seen = _running()
+    """Whether a cron runs, and takes our table. Who is not root may see neither."""
+    running, all_seen, deleted = _running()
     wrong = []
     if os.path.isdir("/run/systemd/system") and os.path.exists(GENERATOR):
         running = running or "systemd-cron"
     if not running:
         words = "no cron daemon runs: nothing is issued, installed or renewed" if all_seen else "no cron daemon can be seen from here"
-        wrong.append((words, "start it: systemctl start cron, or service cron start"))
-    lines = verdict("cron", wrong, f"{running} runs", FAILED if all_seen else WARNING)
+        wrong.append((words, "start it: systemctl start cron, or service cron start" if all_seen else "sudo certdrop-check"))
+    elif deleted:
+        wrong.append((f"{running} runs a program that an upgrade has replaced: it may refuse each job",
+                      "systemctl restart cron" if os.path.isdir("/run/systemd/system") else "service cron restart"))
+    return [*verdict("cron", wrong, f"{running} runs", FAILED if all_seen else WARNING), *_table()]
+
+
+def _table() -> list[Line]:
     try:
         found = os.lstat(TABLE)
+    except PermissionError:
+        return [Line(WARNING, "cron table", f"{TABLE} cannot be seen from here", "sudo certdrop-check")]
     except OSError:
-        return [*lines, Line(FAILED, "cron", f"{TABLE} is not there: nothing starts certdrop", "install the package again; where another scheduler starts "
-                             "certdrop-issue and certdrop-install, this line is wrong")]
+        return [Line(FAILED, "cron", f"{TABLE} is not there: nothing starts certdrop", "install the package again; where another scheduler starts "
+                     "certdrop-issue and certdrop-install, this line is wrong")]
     odd = not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022 or found.st_nlink != 1
     wrong = [(f"{TABLE} is not root's alone: cron passes over it", f"chown root:root {TABLE}; chmod 644 {TABLE}")] if odd else []
-    return [*lines, *verdict("cron table", wrong, f"{TABLE} is there, root's alone")]
+    return verdict("cron table", wrong, f"{TABLE} is there, root's alone")
 
 
-def _running() -> tuple[str, bool]:
-    """The cron that runs, and whether root's processes can be seen at all."""
+def _running() -> tuple[str, bool, bool]:
+    """The cron that runs, whether root's processes can be seen at all, and whether its program was deleted."""
     seen = False
     try:
         entries = os.listdir("/proc")
     except OSError:
-        return "", False
+        return "", False, False
     for entry in filter(str.isdigit, entries):
         try:
             with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as stream:
                 name = stream.read().strip()
             seen = seen or os.stat(f"/proc/{entry}").st_uid == 0
             if name in DAEMONS and os.stat(f"/proc/{entry}").st_uid == 0:
-                return name, True
+                return name, True, _is_deleted(entry)
         except OSError:
             continue
-    return "", seen
+    return "", seen, False
+
+
+def _is_deleted(process: str) -> bool:
+    try:
+        return os.readlink(f"/proc/{process}/exe").endswith(" (deleted)")
+    except OSError:
+        return False                           # only root may read it
 
 
 def as_root() -> list[Line]:
-    """Whether the watcher's timer is active, where systemd runs."""
+    """The same, seen by root; whether cron's jobs begin; and whether the watcher's timer is active, where systemd runs."""
+    lines = [*look(), *doing.cron()]
     if not os.path.isdir("/run/systemd/system"):
-        return []
+        return lines
     done = ask("/usr/bin/systemctl", "is-active", TIMER)
     if done.out.strip() == "active":
-        return [Line(OK, "timer", f"{TIMER} is active: a dead cron is noticed")]
-    return [Line(FAILED, "timer", f"{TIMER} is {done.out.strip()[:20]!a}: nobody would notice that cron is dead", f"systemctl enable --now {TIMER}")]
+        return [*lines, Line(OK, "timer", f"{TIMER} is active: a dead cron is noticed")]
+    return [*lines, Line(FAILED, "timer", f"{TIMER} is {done.out.strip()[:20]!a}: nobody would notice that cron is dead", f"systemctl enable --now {TIMER}")]

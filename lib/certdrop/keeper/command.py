@@ -51,13 +51,13 @@ def main(argv: list[str]) -> int:
 
 def _install(asked_by_issuer: bool, watched: bool) -> int:
     talk = watched and not asked_by_issuer
+    if asked_by_issuer:
+        notes.put(ASKED, b"")                       # it has begun; that is what is noted there of one that could not
     try:
         with lock.held(lock.ISSUERS if asked_by_issuer else lock.ALL):
             run = Run("certdrop-install", asked_by_issuer, talk)
             install.reconcile(run)
-            if asked_by_issuer:
-                notes.put(ASKED, b"")
-            else:
+            if not asked_by_issuer:
                 run.said += reader.silences(run)
     except lock.Busy as busy:
         if talk:
