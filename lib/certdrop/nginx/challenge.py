@@ -152,18 +152,19 @@ def _early(inside: list[Directive], config: Configuration, path: str, known: dic
 
 def _holds(args: list[str], known: dict[str, str]) -> bool:
     """Whether an `if` is true for such a request; False where that cannot be known."""
-    words = " ".join(args).strip()
-    if not words.startswith("(") or not words.endswith(")"):
+    if not args or not args[0].startswith("(") or not args[-1].endswith(")"):
         return False
-    parts = words[1:-1].split(None, 2)
-    value = known.get(parts[0][1:].strip("{}")) if parts and parts[0].startswith("$") else None
+    words = [args[0][1:], *args[1:]]                       # as ngx_http_rewrite_if_condition takes the parentheses off: a quoted
+    words[-1] = words[-1][:-1]                             # word before the last one is a word of its own
+    words = words[0 if words[0] else 1:None if words[-1] else -1]
+    value = known.get(words[0][1:].strip("{}")) if words and words[0].startswith("$") else None
     if value is None:
         return False
-    if len(parts) == 1:
+    if len(words) == 1:
         return value not in ("", "0")
-    if len(parts) == 2:
-        parts.append("")
-    _, operator, other = parts
+    if len(words) != 3:                                    # nginx refuses it
+        return False
+    _, operator, other = words
     if operator in ("=", "!="):
         return (value == other) == (operator == "=")
     if operator.lstrip("!") in ("~", "~*"):
