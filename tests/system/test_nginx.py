@@ -140,6 +140,20 @@ def test_the_challenge_stands_before_regular_expressions(host: Host, served: str
     assert (ask(served, PATH + TOKEN)[0], ask(served, "/page")[0]) == (200, 301)
 
 
+@pytest.mark.parametrize("guard", ["auth_request /guard;", 'auth_basic "staff";\n    auth_basic_user_file /etc/hostname;', "deny all;"])
+def test_the_challenge_needs_no_leave(host: Host, served: str, guard: str) -> None:
+    """Whatever the server block has its visitors prove, the CA need not; and still nothing but reading is allowed."""
+    put(TOKEN)
+    text = host.run("certdrop-nginx", served, code=0).text
+    guarded = text.replace("    location / {\n        return 301", f"    {guard}\n    location = /guard {{\n        return 401;\n    }}\n"
+                           "    location / {\n        try_files /none =404;\n    }\n    location /page {\n        return 301", 1)
+    assert guarded != text
+    host.world.nginx.add_site(served, guarded)
+    host.world.nginx.reload()
+    assert (ask(served, PATH + TOKEN)[0], ask(served, "/x")[0] in (401, 403)) == (200, True)
+    assert ask(served, PATH + TOKEN, "POST")[0] in (401, 403)
+
+
 def test_http2_and_tls_1_3_are_spoken(host: Host, served: str) -> None:
     """The printed blocks are right for this nginx and this OpenSSL; below TLS 1.2 nothing is spoken."""
     pem = f"/var/lib/certdrop/live/{served}/cert.pem"
