@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from certdrop import spool
 from certdrop.config import site
-from certdrop.nginx.configuration import Configuration, Directive, Server
+from certdrop.nginx.configuration import Configuration, Directive, Server, listen
 
 PATH = "/.well-known/acme-challenge/"
 TOKEN = "certdrop-looks-for-the-way-to-its-challenges"
@@ -55,14 +55,19 @@ def way(config: Configuration, address: str, name: str, wish: Wish = Wish()) -> 
     """For a name, asked for at an address of this host ("192.0.2.1", "[2001:db8::1]"; "*" and "[::]" are any other one)."""
     name = site.as_host(name)
     found = _way(config, address, name)
-    return found._replace(mend=_mend(config, address, name, found, wish)) if found.why else found
+    return found._replace(mend=_mend(config, address, name, found, wish)) if found.why and not found.mend else found
 
 
 def _way(config: Configuration, address: str, name: str) -> Way:
-    """The same, with no advice."""
+    """The same, with no advice but where it is known already."""
     server = config.answers.find(address, 80, name)
     if server is None:
         return Way(None, f"nginx does not listen on port 80{' over IPv6' if address.startswith('[') and config.answers.addresses(80) else ''}")
+    wrapped = config.answers.wrapped(address, 80)
+    if wrapped:
+        at = [one for other in config.servers for one in other.all("listen") if wrapped in one.args and listen(one.args).port == 80]
+        return Way(server, f"{at[0].place}: {_words(at[0])} makes port 80 one that does not speak plain HTTP",
+                   f"take the word {wrapped} out of " + " and ".join(f"the listen at {one.place}" for one in at))
     path = PATH + TOKEN
     known = _known(name)
     early = _early(server.inside, config, path, known)
@@ -84,10 +89,10 @@ def _mend(config: Configuration, address: str, name: str, found: Way, wish: Wish
     server = found.server
     if server and name in server.names:
         return _let_in(config, server, [name, *map(site.as_host, wish.domains)])
-    listen = f"listen {'[::]:' if address.startswith('[') else ''}80;"
+    line = f"listen {'[::]:' if address.startswith('[') else ''}80;"
     for other in config.servers:
         if name in other.names:                            # and it does not listen here
-            return f"add to {_block(other)}: " + (listen if _has_challenges(config, other) else f"{listen} {SNIPPET}")
+            return f"add to {_block(other)}: " + (line if _has_challenges(config, other) else f"{line} {SNIPPET}")
     for other in config.servers:
         if {site.as_host(one) for one in wish.domains} & set(other.names) and any(one.port == 80 for one in other.listens):
             named = other.all("server_name")[0]

@@ -66,6 +66,11 @@ class Listen(NamedTuple):
         """Whether it is an IPv6 address."""
         return self.address.startswith("[")
 
+    @property
+    def wrapped(self) -> str:
+        """The word by which it does not speak plain HTTP, "" where it does."""
+        return next((word for word in self.words if word in ("ssl", "proxy_protocol")), "")
+
 
 @dataclass
 class Server:
@@ -219,6 +224,7 @@ class _Place:
         self.patterns: list[tuple[str, Server]] = []
         self.default: Server | None = None
         self.is_marked = self.takes_both = False
+        self.wrapped = ""                      # "ssl" or "proxy_protocol": one block's word holds for all at this place
 
     def add(self, server: Server, one: Listen) -> None:
         """A block that listens here."""
@@ -230,6 +236,7 @@ class _Place:
         if self.default is None or marked and not self.is_marked:
             self.default, self.is_marked = server, self.is_marked or marked
         self.takes_both = self.takes_both or "ipv6only=off" in one.words
+        self.wrapped = self.wrapped or one.wrapped
 
     def find(self, name: str) -> Server | None:
         """By nginx's order (its manual's "Server names"), then the default."""
@@ -263,11 +270,20 @@ class Answers:
 
         An exact address goes before the wildcard.
         """
+        place = self._at(address, port)
+        return place.find(name.lower()) if place else None
+
+    def wrapped(self, address: str, port: int) -> str:
+        """The word of `listen` by which plain HTTP is not spoken there, "" where it is."""
+        place = self._at(address, port)
+        return place.wrapped if place else ""
+
+    def _at(self, address: str, port: int) -> _Place | None:
         place = self._places.get((address, port)) or self._places.get(("[::]" if address.startswith("[") else "*", port))
         if place is None and not address.startswith("["):
             both = self._places.get(("[::]", port))            # `listen [::]:80 ipv6only=off` takes IPv4 too
             place = both if both and both.takes_both else None
-        return place.find(name.lower()) if place else None
+        return place
 
 
 def _rank(pattern: str, name: str) -> tuple[int, int] | None:

@@ -33,6 +33,7 @@ GOOD = {
     "an if on nothing": "server { listen 80; if ($host = \"\") { return 301 https://x; } CHALLENGE; }",
     "a break for challenges": "server { listen 80; CHALLENGE; if ($uri ~ ^/\\.well-known/acme-challenge/) { break; } return 301 https://x; }",
     "an if on what is not known": "server { listen 80; if ($http_user_agent ~ bot) { return 403; } CHALLENGE; }",
+    "TLS at another address": "server { listen 80; listen [::]:80 ssl; listen 443 ssl; CHALLENGE; }",
     "a rewrite of something else": "server { listen 80; rewrite ^/old /new; CHALLENGE; }",
     "the default answers": "server { listen 80 default_server; server_name _; CHALLENGE; }",
 }
@@ -72,6 +73,10 @@ BAD = {
         "server { listen 80; server_name a.test; location ^~ /.well-known/acme-challenge/ { root /srv/acme; } }",
         "does not lead to", "challenge"),
     "only port 443": ("server { listen 443 ssl; server_name a.test; CHALLENGE; }", "does not listen on port 80", "listen 80;"),
+    "TLS at port 80": ("server { listen 80 ssl; server_name a.test; CHALLENGE; }", "nginx.conf:2: listen 80 ssl makes", "take the word ssl out"),
+    "the PROXY protocol": ("server { listen 80 proxy_protocol; server_name a.test; CHALLENGE; }", "listen 80 proxy_protocol", "take the word proxy_protocol"),
+    "TLS by another block's word": ("server { listen 80; server_name a.test; CHALLENGE; }\nserver { listen *:80 ssl; server_name b.test; }",
+                                    "nginx.conf:3: listen *:80 ssl", "the listen at /etc/nginx/nginx.conf:3"),
     "no block of its own": ("server { listen 80; server_name b.test; }", "has no challenge location", "certdrop-nginx --write"),
     "another block has the name": ("server { listen 80; CHALLENGE; } server { listen 80; server_name a.test; }",
                                    "has no challenge location", "certdrop-challenge"),
