@@ -18,7 +18,7 @@ from certdrop.config import site as configuration
 from certdrop.doctor.ask import ask
 from certdrop.doctor.line import FAILED, OK, WARNING, Line, verdict
 from certdrop.events import clean
-from certdrop.nginx import challenge, run, vacancy
+from certdrop.nginx import challenge, expression, run, vacancy
 from certdrop.nginx import configuration as nginxconf
 from certdrop.nginx.configuration import Configuration, Directive, Server
 
@@ -143,7 +143,11 @@ def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
     port = 443
     places = config.answers.addresses(port)
     for domain in found.domains:
-        servers = [server for address in places if (server := config.answers.find(address, port, sni(domain)))]
+        try:
+            servers = [server for address in places if (server := config.answers.find(address, port, sni(domain)))]
+        except expression.Unknown as unknown:
+            return [Line(WARNING, f"{found.name}: port {port}", f"cannot tell from nginx's configuration which block answers for {domain}: "
+                         f"{clean(str(unknown), 200)}", unknown.mend)]
         own = [server for server in servers if configuration.as_host(domain) in server.names]
         servers = own or servers               # where it has no block another answers, rightly; what is served there is asked
         if not servers:

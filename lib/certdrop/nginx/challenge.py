@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from certdrop import spool
 from certdrop.config import site
+from certdrop.nginx import expression
 from certdrop.nginx.configuration import Configuration, Directive, Server, listen
 
 PATH = "/.well-known/acme-challenge/"
@@ -54,8 +55,11 @@ def first_trouble(config: Configuration, name: str, wish: Wish = Wish()) -> Way 
 def way(config: Configuration, address: str, name: str, wish: Wish = Wish()) -> Way:
     """For a name, asked for at an address of this host ("192.0.2.1", "[2001:db8::1]"; "*" and "[::]" are any other one)."""
     name = site.as_host(name)
-    found = _way(config, address, name)
-    return found._replace(mend=_mend(config, address, name, found, wish)) if found.why and not found.mend else found
+    try:
+        found = _way(config, address, name)
+        return found._replace(mend=_mend(config, address, name, found, wish)) if found.why and not found.mend else found
+    except expression.Unknown as unknown:
+        return Way(None, f"cannot tell from nginx's configuration where challenges for {name} go: {unknown}", unknown.mend)
 
 
 def _way(config: Configuration, address: str, name: str) -> Way:
@@ -178,14 +182,7 @@ def _holds(args: list[str], known: dict[str, str]) -> bool:
 
 
 def _search(pattern: str, text: str, ignoring_case: bool = False) -> bool:
-    return _match(pattern, text, ignoring_case) is not None
-
-
-def _match(pattern: str, text: str, ignoring_case: bool = False) -> re.Match[str] | None:
-    try:
-        return re.search(re.sub(r"\(\?<(?=[A-Za-z_])", "(?P<", pattern).replace(r"\z", r"\Z"), text, re.IGNORECASE if ignoring_case else 0)
-    except (re.error, RecursionError, OverflowError):
-        return None
+    return expression.search(pattern, text, ignoring_case) is not None
 
 
 def _locate(config: Configuration, inside: list[Directive], path: str, depth: int = 8) -> tuple[Directive, ...]:
@@ -225,7 +222,7 @@ def _file(config: Configuration, server: Server, chosen: tuple[Directive, ...], 
                 return _plain(inner.value) + path
             if inner.name == "alias":
                 kind, where = _kind(one)
-                found = _match(where, path, kind == "~*") if kind.startswith("~") else None
+                found = expression.search(where, path, kind == "~*") if kind.startswith("~") else None
                 return _filled(inner.value, found) if found else inner.value + path[len(where):]
     roots = config.settings(server, "root")
     return _plain(roots[0].value) + path if roots else ""
@@ -235,9 +232,9 @@ def _plain(root: str) -> str:
     return root.rstrip("/")
 
 
-def _filled(text: str, found: re.Match[str]) -> str:
+def _filled(text: str, found: tuple[str, ...]) -> str:
     """A path with the groups of a regular expression put in for $1 to $9."""
-    groups = ["", *(group or "" for group in found.groups()), *[""] * 9]
+    groups = [*found, *[""] * 9]
     return re.sub(r"\$\{?([1-9])\}?", lambda number: groups[int(number[1])], text)
 
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from certdrop.nginx import expression
+
 DEPTH = 64                         # includes and blocks within each other that are followed
 MOST = 500_000                     # directives
 
@@ -239,7 +241,7 @@ class _Place:
         self.wrapped = self.wrapped or one.wrapped
 
     def find(self, name: str) -> Server | None:
-        """By nginx's order (its manual's "Server names"), then the default."""
+        """By nginx's order (its manual's "Server names"), then the default. Raises expression.Unknown."""
         if name in self.exact:
             return self.exact[name]
         best: tuple[tuple[int, int], Server] | None = None
@@ -247,7 +249,10 @@ class _Place:
             rank = _rank(pattern, name)
             if rank is not None and (best is None or rank > best[0]):
                 best = rank, server
-        return best[1] if best else self.default
+        if best:
+            return best[1]
+        expressions = ((pattern[1:], server) for pattern, server in self.patterns if pattern.startswith("~"))
+        return next((server for pattern, server in expressions if expression.search(pattern, name, True) is not None), self.default)
 
 
 class Answers:
@@ -268,7 +273,7 @@ class Answers:
     def find(self, address: str, port: int, name: str) -> Server | None:
         """The block that answers for a name at an address of this host ("192.0.2.1", "[2001:db8::1]"); None where none listens there.
 
-        An exact address goes before the wildcard.
+        An exact address goes before the wildcard. Raises expression.Unknown.
         """
         place = self._at(address, port)
         return place.find(name.lower()) if place else None
@@ -287,18 +292,13 @@ class Answers:
 
 
 def _rank(pattern: str, name: str) -> tuple[int, int] | None:
-    """How well a pattern of server_name matches: *.name by length, then name.* by length, then a regular expression."""
+    """How well a pattern of server_name matches: *.name by length, then name.* by length."""
     if pattern.startswith("."):
         return (4, -1) if pattern[1:] == name else (3, len(pattern)) if name.endswith(pattern) else None
     if pattern.startswith("*."):
         return (3, len(pattern) - 1) if name.endswith(pattern[1:]) else None
     if pattern.endswith(".*"):
         return (2, len(pattern)) if name.startswith(pattern[:-1]) else None
-    if pattern.startswith("~"):
-        try:
-            return (1, 0) if re.search(re.sub(r"\(\?<(?=[A-Za-z_])", "(?P<", pattern[1:]), name, re.IGNORECASE) else None
-        except (re.error, RecursionError, OverflowError):
-            return None
     return None
 
 

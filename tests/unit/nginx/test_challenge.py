@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from certdrop.nginx import challenge
+from certdrop.nginx import challenge, expression
 from certdrop.nginx.configuration import Configuration, Source
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -89,6 +89,29 @@ def test_what_is_in_the_way_is_named(what):
     text, why, mend = BAD[what]
     found = way(text)
     assert why in found.why and mend in found.mend, found
+
+
+@pytest.mark.parametrize("text", ["server { listen 80; server_name ~^(a+)+$; } server { listen 80 default_server; CHALLENGE; }",
+                                  "server { listen 80; if ($host ~ ^(a+)+$) { return 301 https://x; } CHALLENGE; }",
+                                  "server { listen 80; if ($host ~ \"((\") { return 301 https://x; } CHALLENGE; }"])
+def test_what_cannot_be_told_is_not_fine(text):
+    """An expression that would be searched for ever, or is none, is neither a free way nor the end of the program."""
+    assert "cannot tell" in way(text, "a" * 60 + ".test").why
+
+
+@pytest.mark.parametrize("pattern", ["^/[[:punct:]]well-known", "^/\\.well\\H", "^/(?<x>.)well\\-(?P<y>k)", "\\Qwell-known\\E"])
+def test_expressions_are_nginxs(pattern):
+    """They mean what nginx's library means by them."""
+    assert "return 301" in way(f"server {{ listen 80; if ($uri ~ {pattern}) {{ return 301 https://x; }} CHALLENGE; }}").why
+
+
+def test_without_the_library_nothing_is_said_to_be_fine(monkeypatch):
+    """The cause and the package are named."""
+    monkeypatch.setattr(expression, "LIBRARY", "libnone.so.0")
+    expression._library.cache_clear()
+    found = way(GOOD["our own block"])
+    expression._library.cache_clear()
+    assert "libnone.so.0 cannot be loaded" in found.why and found.mend == "apt install libpcre2-8-0"
 
 
 def test_ipv6_is_a_way_of_its_own():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
 
-from certdrop.nginx import configuration
+from certdrop.nginx import configuration, expression
 from certdrop.nginx.configuration import Answers, Configuration, Source, parse, sources
 
 DUMP = """\
@@ -138,8 +139,17 @@ server { listen 80; server_name *.a.test; }
 server { listen 80; server_name *.www.a.test; }
 server { listen 80; server_name mail.*; }
 server { listen 80; server_name ~^r(?<n>\\d+)\\.test$; }
-server { listen 80; server_name .c.test ~((((; }""")).find("192.0.2.1", 80, name)
+server { listen 80; server_name .c.test; }""")).find("192.0.2.1", 80, name)
     assert found and found.directive.line == line
+
+
+@pytest.mark.parametrize("pattern", ["((((", "^(a+)+$", "([a-z.-]+/?)+[0-9]$"])
+def test_an_expression_that_cannot_be_told(pattern):
+    """It does not hang, nobody is said to answer, and names that come before expressions are not touched by it."""
+    answers = Answers(servers(f"server {{ listen 80; server_name c.test ~{pattern}; }}"))
+    assert answers.find("192.0.2.1", 80, "c.test")
+    with pytest.raises(expression.Unknown):
+        answers.find("192.0.2.1", 80, "a" * 60 + ".test")
 
 
 def test_the_address_decides_first():
@@ -188,7 +198,8 @@ def test_nothing_raises():
         for _ in range(5):
             text[chance.randrange(len(text))] = chance.choice(list("{};\"'\\$#\n\0~ *[") + ["\udcff"])
         config = Configuration(sources("".join(text)))
-        config.answers.find("127.0.0.1", 80, "a.test")
+        with contextlib.suppress(expression.Unknown):
+            config.answers.find("127.0.0.1", 80, "a.test")
     Configuration([Source("/n", "http {" + "a {" * 100_000)])
     Configuration([Source("/n", "http { server {" + "\"" * 99_999)])
     assert Configuration([]).servers == [] and Configuration(sources("no dump at all")).servers == []
