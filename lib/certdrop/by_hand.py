@@ -12,10 +12,6 @@ from certdrop import events, words
 from certdrop.keeper.command import explain
 
 
-class Usage(Exception):
-    """The command line is not understood; the text says what of it."""
-
-
 class Refused(Exception):
     """What was asked cannot be done; the text says why, and nothing was changed."""
 
@@ -24,8 +20,6 @@ def guard(program: str, work: Callable[[], int]) -> int:
     """The exit code of some work; what it raises becomes one line and the right code."""
     try:
         return work()
-    except Usage as error:
-        text, code = f"{error}; certdrop --help shows how", os.EX_USAGE
     except Refused as error:
         text, code = str(error), os.EX_DATAERR
     except ImportError:

@@ -31,6 +31,11 @@ def unchanged(host: Host) -> Iterator[None]:
 @pytest.mark.parametrize("argv,code,words", [
     ([], os.EX_USAGE, "what is to be done"),
     (["frobnicate"], os.EX_USAGE, "no such verb"),
+    (["ad", "a.example.org"], os.EX_USAGE, "'ad': no such verb; did you mean add? certdrop --help shows how"),
+    (["renew", "a.example.org", "--forse"], os.EX_USAGE, "no such option of renew; did you mean --force? certdrop renew --help shows how"),
+    (["add", "a.example.org", "--contact=--"], os.EX_USAGE, "no mail address"),
+    (["add", "a.example.org", "--contact"], os.EX_USAGE, "--contact needs a value"),
+    (["remove", "a.example.org", "--yes=no"], os.EX_USAGE, "--yes takes no value"),
     (["add"], os.EX_USAGE, "needs a domain"),
     (["add", "a.example.org", "--nonsense"], os.EX_USAGE, "no such option"),
     (["add", "a.example.org", "--key", "dsa"], os.EX_USAGE, "ecdsa-p256"),
@@ -167,7 +172,7 @@ def test_the_ca_refuses(host: Host) -> None:
 
 
 @pytest.mark.parametrize("tool", ["certdrop", "certdrop-install", "certdrop-issue", "certdrop-account", "certdrop-status", "certdrop-watch", "certdrop-nginx",
-                                  "certdrop-import", "certdrop-check"])
+                                  "certdrop-import", "certdrop-check", "certdrop add", "certdrop-account show"])
 def test_nobody_listens(host: Host, unchanged: None, tool: str) -> None:
     """Help that nobody can read is no error, and no traceback: standard output is closed, or full."""
     for where in (">&-", ">/dev/full"):

@@ -10,14 +10,23 @@ import sys
 
 import pytest
 
-from certdrop import VERSION, spool
+from certdrop import VERSION, commandline, spool
+from certdrop.admin import command as admin
 from certdrop.config import general, site
+from certdrop.doctor import command as doctor
+from certdrop.importer import command as importer
+from certdrop.issuer import manage
 from certdrop.keeper import revoke
+from certdrop.nginx import command as nginx
+from certdrop.status import command as status
+from certdrop.watcher import command as watcher
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAN = ROOT / "man"
 completions = runpy.run_path(str(ROOT / "completions" / "make"))
 PROGRAMS = sorted(path.name for path in (ROOT / "bin").iterdir() if path.is_file())
+LINES = {line.name: line for line in (admin.LINE, manage.LINE, doctor.LINE, importer.LINE, nginx.LINE, status.LINE, watcher.LINE)}
+VERBS = [(program, verb) for program, line in LINES.items() for verb in line.verbs or [""]]
 
 
 def page(name: str) -> str:
@@ -31,10 +40,10 @@ def page_of(program: str) -> str:
     return found.read_text(encoding="ascii")
 
 
-def help_of(program: str, option: str = "--help") -> str:
-    """What `program --help` prints, run from this tree."""
+def help_of(program: str, *words: str) -> str:
+    """What `program --help` (or other words) prints, run from this tree."""
     source = (ROOT / "bin" / program).read_text(encoding="utf-8").replace("/usr/share/certdrop", str(ROOT / "lib"))
-    return subprocess.run([sys.executable, "-c", source, option], stdout=subprocess.PIPE, check=True, text=True).stdout
+    return subprocess.run([sys.executable, "-c", source, *(words or ["--help"])], stdout=subprocess.PIPE, check=True, text=True).stdout
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -59,11 +68,69 @@ def test_every_manual_page_begins_with_examples(name):
     assert re.search(r"^\.(?:Dl|Bd -literal)", re.split(r"^\.S[sh] ", rest, flags=re.M)[0], re.M)
 
 
+def whole_help(program: str) -> str:
+    """What `program --help` prints, and `program VERB --help` for each verb."""
+    verbs = LINES[program].verbs if program in LINES else []
+    return "\n".join([help_of(program), *(help_of(program, verb, "--help") for verb in verbs)])
+
+
+def options(program: str, verb: str) -> dict[str, bool]:
+    """The options that the parser knows, but for --help and --version; whether each takes a value."""
+    actions = [action for action in LINES[program].parser(verb)._actions if action.option_strings not in (["--help"], ["--version"])]
+    return {option: action.nargs is None for action in actions for option in action.option_strings}
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_and_manual_name_the_same_options(program):
     """An option that --help shows is in the manual."""
-    shown = set(re.findall(r"--([a-z][a-z-]+)", help_of(program))) - {"help", "version"}
+    shown = set(re.findall(r"--([a-z][a-z-]+)", whole_help(program))) - {"help", "version"}
     assert shown <= set(re.findall(r"Fl -([a-z][a-z-]+)", page_of(program)))
+
+
+def test_every_program_but_those_of_cron_and_sudo_has_a_parser():
+    """So that nothing of what follows passes over one."""
+    assert set(PROGRAMS) - set(LINES) == {"certdrop-issue", "certdrop-install"}
+
+
+def synopsis(program: str) -> dict[str, dict[str, bool]]:
+    """The options that the SYNOPSIS of a manual has for each verb ("" without one); whether each takes a value."""
+    found: dict[str, dict[str, bool]] = {}
+    text = page_of(program).partition("\n.Sh SYNOPSIS\n.Nm\n")[2].partition("\n.Sh ")[0]
+    for form in text.split("\n.Nm\n"):
+        first = form.splitlines()[0]
+        for verb in first.removeprefix(".Cm ").split(" | ") if first.startswith(".Cm ") else [""]:
+            found.setdefault(verb, {}).update({f"-{option}": bool(value) for option, value in re.findall(r"Fl (-[a-z-]+)( (?:Op )?Ar)?", form)})
+    return found
+
+
+@pytest.mark.parametrize("program", LINES)
+def test_the_synopsis_has_what_the_parser_knows(program):
+    """Each verb, each option of it and whether it takes a value; and no other."""
+    assert synopsis(program) == {verb: options(program, verb) for name, verb in VERBS if name == program}
+
+
+def listed(program: str, text: str) -> dict[str, bool]:
+    """The options that the lists of a manual explain; whether each takes a value."""
+    items = "\n".join(re.findall(r"^\.It (Fl -.*)$", text, re.M))
+    return {f"-{option}": bool(value) for option, value in re.findall(r"Fl (-[a-z-]+)( (?:Op )?Ar)?", items)}
+
+
+@pytest.mark.parametrize("program", LINES)
+def test_the_manual_explains_what_the_parser_knows(program):
+    """In a list below each verb, or in one for the whole program; and no other option."""
+    text, verbs = page_of(program), LINES[program].verbs
+    if program == "certdrop":
+        parts = re.split(rf"^\.It Cm ({'|'.join(verbs)})\b.*\n", text.partition("\n.Sh DESCRIPTION\n")[2].partition("\n.Sh ")[0], flags=re.M)
+        assert {verb: listed(program, part) for verb, part in zip(parts[1::2], parts[2::2])} == {verb: options(program, verb) for verb in verbs}
+    else:
+        assert listed(program, text) == {option: takes for name, verb in VERBS if name == program for option, takes in options(program, verb).items()}
+        assert [verb for verb in verbs if f"\n.It Cm {verb}\n" not in text] == []
+
+
+@pytest.mark.parametrize("program", [program for program, line in LINES.items() if line.verbs])
+def test_the_manual_says_that_verbs_have_help(program):
+    """Each its own."""
+    assert f"\n.Ql {program} VERB --help\n" in page_of(program)
 
 
 def table() -> dict[str, list[str]]:
@@ -75,11 +142,28 @@ def table() -> dict[str, list[str]]:
 def test_completion_knows_the_options(program):
     """All that --help shows, and nothing that it does not."""
     words = {word.partition("=")[0] for place, follow in table().items() if place.split()[0] == program for word in follow}
-    text = help_of(program)
+    text = whole_help(program)
     shown = set(re.findall(r"--[a-z][a-z-]+", text))
     assert shown - words == set() and {word for word in words if word.startswith("--")} - shown <= {"--help", "--version"}
     verbs = {place.split()[1] for place in table() if place.startswith(f"{program} ")}
-    assert verbs == set(re.findall(rf"(?:usage:|^)\s+{program} ([a-z]+)\b", text, re.M)) if verbs else True
+    assert verbs == set(re.findall(rf"(?:usage:|^)\s+{program} ([a-z]+)\b", help_of(program).partition("\n\n")[0], re.M)) if verbs else True
+
+
+@pytest.mark.parametrize("program", LINES)
+def test_completion_knows_what_the_parser_knows(program):
+    """Each verb, each option where it may stand and whether it takes a value, names where it takes some; and nothing else."""
+    line = LINES[program]
+    for verb in ["", *line.verbs]:
+        follow = table()[f"{program} {verb}".strip()]
+        found = {word.partition("=")[0]: "=" in word for word in follow if word.startswith("--")}
+        known = dict.fromkeys(commandline.options_of(line.parser(verb)), False)
+        assert found == {**known, **options(program, verb)}
+        others = [word for word in follow if not word.startswith("--")]
+        if line.verbs and not verb:
+            assert others == list(line.verbs)
+        elif verb not in ("add", "dhparam"):             # new names, and numbers
+            assert others == ["SITE"] * line.verbs.get(verb, line.syntax).takes_names
+    assert [place for place in table() if place.split()[0] == program and place.partition(" ")[2] not in ["", *line.verbs]] == []
 
 
 def test_completion_knows_the_kinds_of_key():
@@ -91,7 +175,7 @@ def test_the_reasons_of_a_revocation_are_the_same_everywhere():
     """In the code, --help, the manual and the completions."""
     reasons = set(revoke.REASONS)
     assert set(completions["WORDS"]["REASON"].split()) == reasons
-    assert [reason for reason in reasons if reason not in help_of("certdrop") or f".It Cm {reason}\n" not in page("certdrop.8")] == []
+    assert [reason for reason in reasons if reason not in help_of("certdrop", "revoke", "--help") or f".It Cm {reason}\n" not in page("certdrop.8")] == []
 
 
 ZSH = """compadd() { [[ $1 == -a ]] && print -l -- ${(P)2} }; _files() { print FILES }; _users() { print USERS }

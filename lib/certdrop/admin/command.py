@@ -9,57 +9,70 @@ import os
 import re
 import sys
 
-from certdrop import VERSION, terminal
+from certdrop import terminal
 from certdrop.admin import dhparam, first_use, revoke, sites
-from certdrop.by_hand import Refused, Usage, guard
+from certdrop.by_hand import Refused, guard
+from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import general, site
 from certdrop.keeper.command import as_root
 from certdrop.keeper.revoke import REASONS
 from certdrop.trust import roots
 
-VERBS = ("add", "renew", "rotate", "rollback", "revoke", "remove", "dhparam")
-HELP = """\
-usage: certdrop add DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]
-                    [--ca CA | --staging] [--contact ADDRESS] [--yes] [--no-issue] [--dry-run]
-       certdrop renew NAME... [--force]
-       certdrop rotate NAME... | --all | --due   [--next | --cancel | --compromised | --force]
-       certdrop rollback NAME
-       certdrop revoke NAME [--number N] [--reason REASON] [--yes]
-       certdrop remove NAME [--yes]
-       certdrop dhparam [2048 | 3072 | 4096] [--own]
-
-  add       a new site: one certificate for these domains, its first domain its name. The first time it asks
-            for the CA and a contact, unless --ca, --staging, --contact or --yes say; --dry-run only says what it would do
-  renew     get a certificate now; --force also where the live one is not a day old, or where it could not be served
-  rotate    get one with a new key now; --next only posts the new key, --cancel withdraws the wish; --compromised, because
-            the key got out: it is never used again, and once the new one is served, what was issued for it is revoked
-  rollback  go back to the generation before
-  revoke    have the CA revoke a certificate: the live one, or that of generation --number; --reason is one of
-            unspecified, keyCompromise, affiliationChanged, superseded, cessationOfOperation
-  remove    forget a site, its keys and certificates; and the server block that certdrop-nginx wrote, if nobody changed it
-  dhparam   for those who still need Diffie-Hellman parameters: RFC 7919's, or searched with --own
-
+LINE = Program("certdrop", "certdrop(8)", Syntax(
+    (), "Gets and renews certificates from an ACME CA, for nginx and others.", {}, """\
 certdrop add example.org www.example.org --contact hostmaster@example.org
 certdrop-nginx example.org          prints the server blocks for it
 certdrop-status                     shows how all is
-
-See certdrop(8).
-"""
+"""), {
+    "add": Syntax((
+        "DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]\n[--ca CA | --staging] [--contact ADDRESS] [--yes] [--no-issue] [--dry-run]",
+    ), "a new site: one certificate for these domains, its first domain its name", {
+        "--name NAME": "the site's name, where it is not to be its first domain",
+        "--key KIND": f"of the key: {', '.join(site.KEYS)}",
+        "--profile PROFILE": "one of the CA's profiles, such as shortlived",
+        "--ca CA": "a name such as letsencrypt or zerossl, or the https:// URL of an ACME directory; for the first site",
+        "--staging": "the same as --ca letsencrypt-staging: for trying things, browsers do not trust it",
+        "--contact ADDRESS": "the mail address that the CA may write to; for the first site",
+        "--yes": "ask no questions",
+        "--no-issue": "do not ask the CA now; a placeholder stays until renew or cron does",
+        "--dry-run": "only say what would be done",
+    }, "certdrop add example.org www.example.org --contact hostmaster@example.org",
+        "The first time it asks for the CA and a contact, unless --ca, --staging, --contact or --yes say."),
+    "renew": Syntax(("NAME... [--force]",), "get a certificate now", {
+        "--force": "also where the live one is not a day old, or where it could not be served",
+    }, "certdrop renew example.org"),
+    "rotate": Syntax(("NAME... | --all | --due   [--next | --cancel | --compromised] [--force]",), "get a certificate with a new key now", {
+        "--all": "for all sites",
+        "--due": "for those whose key is older than their key_max_age, as root's hourly run does by itself",
+        "--next": "only post the new key, and print its SHA-256, for a TLSA record",
+        "--cancel": "withdraw the wish for a certificate now",
+        "--compromised": "because the key got out: it is never used again, and once the new one is served, what was issued for it is revoked",
+        "--force": "also where it could not be served",
+    }, "certdrop rotate example.org"),
+    "rollback": Syntax(("NAME",), "go back to the generation before the live one", {}, "certdrop rollback example.org"),
+    "revoke": Syntax(("NAME [--number N] [--reason REASON] [--yes]",), "have the CA revoke a certificate, for ever", {
+        "--number N": "that of this generation, in place of the live one",
+        "--reason REASON": f"one of {', '.join(REASONS)}",
+        "--yes": "do not ask",
+    }, "certdrop revoke example.org --number 7 --reason superseded",
+        "Where the key got out, rotate --compromised is what helps: it gets another certificate first."),
+    "remove": Syntax(("NAME [--yes]",), "forget a site, its keys and certificates; and the server block that certdrop-nginx wrote, if nobody changed it", {
+        "--yes": "do not ask",
+    }, "certdrop remove example.org", "Refused while a service still needs them."),
+    "dhparam": Syntax(("[2048 | 3072 | 4096] [--own]",), "for those who still need Diffie-Hellman parameters: RFC 7919's, of so many bits (3072)", {
+        "--own": "search a group of one's own instead, which takes minutes",
+    }, "certdrop dhparam 4096"),
+})
 
 
 def main(argv: list[str]) -> int:
     """`certdrop`. Returns a code of sysexits.h."""
-    if argv[:1] in (["--help"], ["-h"], ["help"]) or argv[1:2] == ["--help"]:
-        print(HELP, end="")
-        return os.EX_OK
-    if argv == ["--version"]:
-        print(f"certdrop {VERSION}")
-        return os.EX_OK
-    return guard("certdrop", lambda: _checked(argv))
+    return guard("certdrop", lambda: LINE.main(argv, _checked))
 
 
-def _checked(argv: list[str]) -> int:
-    verb, names, options = _parse(argv)
+def _checked(words: Words) -> int:
+    verb, names, options = words
+    _refuse(words)
     if verb == "add":
         names = [sites.a_label(name) for name in names]
         if ":" in names[0]:
@@ -93,31 +106,13 @@ def _foretell(names: list[str], options: dict[str, str]) -> int:
     return os.EX_OK
 
 
-def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
-    """(verb, names, options). Raises Usage."""
-    valued = {"--name": "add", "--key": "add", "--profile": "add", "--contact": "add", "--ca": "add", "--number": "revoke", "--reason": "revoke"}
-    flags = {"--staging": "add", "--no-issue": "add", "--dry-run": "add",
-             "--all": "rotate", "--due": "rotate", "--next": "rotate", "--cancel": "rotate", "--compromised": "rotate", "--own": "dhparam"}
-    if not argv or argv[0] not in VERBS:
-        raise Usage(f"{argv[0]!a:.80}: no such verb" if argv else f"what is to be done? {', '.join(VERBS)}")
-    verb, names, options, rest = argv[0], [], {}, argv[1:]
-    while rest:
-        word = rest.pop(0)
-        option, _, value = word.partition("=")
-        if option in valued and valued[option] == verb:
-            if "=" not in word and not rest:
-                raise Usage(f"{option} needs a value")
-            options[option] = value if "=" in word else rest.pop(0)
-        elif flags.get(word) == verb or (word == "--yes" and verb in ("add", "revoke", "remove") or word == "--force" and verb in ("renew", "rotate")):
-            options[word] = "yes"
-        elif word.startswith("-"):
-            raise Usage(f"{word!a:.80}: no such option of {verb}")
-        else:
-            names.append(word)
+def _refuse(words: Words) -> None:
+    """Raise Usage for what makes no sense."""
+    verb, names, options = words
     if verb == "dhparam":
         if names not in ([], *([str(bits)] for bits in dhparam.OFFSETS)):
             raise Usage("dhparam takes one of 2048, 3072, 4096")
-        return verb, names, options
+        return
     everything = "--all" in options or "--due" in options
     if bool(names) == everything or (verb in ("rollback", "revoke", "remove") and len(names) != 1):
         raise Usage(f"{verb} needs {'a domain' if verb == 'add' else 'the name of a site'}{', or --all or --due, not both' if verb == 'rotate' else ''}")
@@ -133,7 +128,6 @@ def _parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
         raise Usage("--profile: give the name of one of the CA's profiles")
     if options.get("--key", "ecdsa-p256") not in site.KEYS:
         raise Usage(f"--key: give one of {', '.join(site.KEYS)}")
-    return verb, names, options
 
 
 def _do(verb: str, names: list[str], options: dict[str, str]) -> int:

@@ -12,7 +12,8 @@ import subprocess
 import sys
 
 from certdrop import events, spool, terminal
-from certdrop.by_hand import Refused, Usage
+from certdrop.by_hand import Refused
+from certdrop.commandline import Usage
 from certdrop.config import general, site
 from certdrop.trust import roots
 from certdrop.walls import users

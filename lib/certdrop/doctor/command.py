@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from certdrop import VERSION, events, spool, words
+from certdrop import events, spool, words
+from certdrop.commandline import Program, Syntax, Words
 from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.doctor import ca, clients, cron, host, kernel, keys, mail, nginx
@@ -25,43 +26,31 @@ from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.walls import jail, syscalls
 from certdrop.watcher.principal import as_watcher, seen_by_root
 
-HELP = """\
-usage: certdrop-check [NAME...] [--issuing] [--offline] [--quiet] [--json]
-
-Examines everything that makes issuing or renewing fail, for these sites or all of them:
-one line each, ok, warning or failed, with why it matters and how to mend it. Changes
-nothing; as root, a token lies among the challenges while it runs, and is fetched over
-every address of every name, as the CA would.
-
-  --issuing   only what keeps the CA from issuing: as certdrop add and renew show it
-  --offline   leave the network alone: no DNS, no CA, no token
-  --quiet     only warnings and failures
-  --json      a list of objects: level, what, why, mend
-
-  sudo certdrop-check               everything
-  sudo certdrop-check example.org   one site, and what all sites need
-
-Exit status: 0 nothing failed, 78 something did. See certdrop-check(8).
-"""
+LINE = Program("certdrop-check", "certdrop-check(8)", Syntax(
+    ("[NAME...] [--issuing] [--offline] [--quiet] [--json]",), """\
+Examines everything that makes issuing or renewing fail, for these sites or all of them: one line each, ok, warning or failed, with why it matters
+and how to mend it. Changes nothing; as root, a token lies among the challenges while it runs, and is fetched over every address of every name,
+as the CA would.""", {
+        "--issuing": "only what keeps the CA from issuing: as certdrop add and renew show it",
+        "--offline": "leave the network alone: no DNS, no CA, no token",
+        "--quiet": "only warnings and failures",
+        "--json": "a list of objects: level, what, why, mend",
+    }, """\
+sudo certdrop-check               everything
+sudo certdrop-check example.org   one site, and what all sites need
+""", "Exit status: 0 nothing failed, 78 something did."))
 MARKS = {OK: "ok     ", WARNING: "warning", FAILED: "failed "}
-OPTIONS = ("--issuing", "--offline", "--quiet", "--json")
 
 Parts = dict[str, Any]             # what root saw, by part: lists of lines, and more
 
 
 def main(argv: list[str]) -> int:
     """The program; returns 0 where nothing failed, 78 where something did, 64 for usage, 65 for a site that is not there."""
-    if argv in (["--help"], ["-h"]):
-        print(HELP, end="")
-        return os.EX_OK
-    if argv == ["--version"]:
-        print(f"certdrop-check {VERSION}")
-        return os.EX_OK
-    names, options = [word for word in argv if not word.startswith("-")], [word for word in argv if word.startswith("-")]
-    wrong = [word for word in options if word not in OPTIONS]
-    if wrong:
-        print(f"certdrop-check: {wrong[0]!a:.80}: no such option; certdrop-check --help shows how", file=sys.stderr)
-        return os.EX_USAGE
+    return LINE.main(argv, lambda typed: _look(typed, argv))
+
+
+def _look(typed: Words, argv: list[str]) -> int:
+    names, options = typed.names, typed.options
     unknown = [name for name in names if name not in _site_names()]
     if unknown:
         print(f"certdrop-check: {unknown[0]!a:.80}: no such site; certdrop-status lists them", file=sys.stderr)
@@ -93,7 +82,7 @@ def main(argv: list[str]) -> int:
                       f"{token.name} may lie in {spool.challenges()}; the next run of certdrop-issue removes it")
 
 
-def _work(names: list[str], options: list[str]) -> int:
+def _work(names: list[str], options: Collection[str]) -> int:
     """What is left once root has looked."""
     seen = seen_by_root()
     parts = None if seen is None else json.loads(seen)
@@ -176,7 +165,7 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
     yield by_root("clients")
 
 
-def show(parts: Iterator[list[Line]], options: list[str]) -> int:
+def show(parts: Iterator[list[Line]], options: Collection[str]) -> int:
     """Print the lines as they come; the exit code."""
     lines: list[Line] = []
     for part in parts:

@@ -11,8 +11,10 @@ import os
 import shlex
 import sys
 
-from certdrop import VERSION, events, spool, words
-from certdrop.by_hand import Refused, Usage, guard
+from certdrop import events, spool
+from certdrop import words as saying
+from certdrop.by_hand import Refused, guard
+from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import general, site
 from certdrop.importer import apply, leftovers, take
 from certdrop.importer.clients import CLIENTS, Client
@@ -23,75 +25,47 @@ from certdrop.keeper.run import say
 from certdrop.walls import users
 
 PROGRAM = "certdrop-import"
-HELP = """\
-usage: certdrop-import [NAME...] [--yes | --dry-run | --diff | --apply | --json] [OPTION...]
-       certdrop-import --key FILE --chain FILE [--name NAME] [--account FILE] ...
-
-Takes over what other ACME clients left (certbot, dehydrated, acme.sh, lacme, uacme,
-lego, acme-tiny): certificates, keys, account, without a new order. Without --yes it
-only shows what it would do. The old client's files stay as they are.
-
-  --yes             do it: for all, or for the sites NAME alone
-  --dry-run         only show it, which is the default
-  --diff            print the change to nginx's configuration, as a unified diff
-  --apply           make that change; all of it is taken back where nginx's test fails
-  --json            show it for programs
-  --client CLIENT   of this client alone
-  --dir DIRECTORY   its files are there, not where they usually are
-  --key, --chain    a key and a chain that no client is known for; --name NAME of
-                    the site, --account: and an account key
-  --ca URL          the ACME directory, where the client does not note it
-  --owner USER      trust the files of this user as if they were root's
-  --untrusted       take chains too that lead to no trusted root
-  --no-account      leave the account key where it is
-
+LINE = Program(PROGRAM, "certdrop-import(8)", Syntax((
+    "[NAME...] [--yes | --dry-run | --diff | --apply | --json]\n[--client CLIENT [--dir DIRECTORY]] [--ca URL] [--owner USER]\n[--untrusted] [--no-account]",
+    "--key FILE --chain FILE [--name NAME] [--account FILE] ..."), "Takes over what other ACME clients left (certbot, dehydrated, acme.sh, lacme, uacme, \
+lego, acme-tiny): certificates, keys, account, without a new order. Without --yes it only shows what it would do. The old client's files stay as they are.", {
+    "--yes": "do it: for all, or for the sites NAME alone",
+    "--dry-run": "only show it, which is the default",
+    "--diff": "print the change to nginx's configuration, as a unified diff",
+    "--apply": "make that change; all of it is taken back where nginx's test fails",
+    "--json": "show it for programs",
+    "--client CLIENT": "of this client alone",
+    "--dir DIRECTORY": "its files are there, not where they usually are",
+    "--key FILE": "a key that no client is known for, with",
+    "--chain FILE": "its certificate and the intermediate ones",
+    "--name NAME": "of the site that they become",
+    "--account FILE": "and an account key",
+    "--ca URL": "the ACME directory, where the client does not note it",
+    "--owner USER": "trust the files of this user as if they were root's",
+    "--untrusted": "take chains too that lead to no trusted root",
+    "--no-account": "leave the account key where it is",
+}, """\
 certdrop-import                                what is there?
 certdrop-import --yes                          take it over
 certdrop-import --diff                         what would change for nginx?
 certdrop-import --apply                        change it, test nginx, reload it
-
-See certdrop-import(8).
-"""
-VALUED = ("--client", "--dir", "--key", "--chain", "--name", "--account", "--ca", "--owner")
-FLAGS = ("--yes", "--dry-run", "--diff", "--apply", "--json", "--untrusted", "--no-account")
+"""))
 
 
 def main(argv: list[str]) -> int:
     """`certdrop-import`. Returns a code of sysexits.h."""
-    if argv in (["--help"], ["-h"]):
-        print(HELP, end="")
-        return os.EX_OK
-    if argv == ["--version"]:
-        print(f"{PROGRAM} {VERSION}")
-        return os.EX_OK
-    return guard(PROGRAM, lambda: _checked(argv))
+    return guard(PROGRAM, lambda: LINE.main(argv, _checked))
 
 
-def _checked(argv: list[str]) -> int:
-    try:
-        choice, flags = parse(argv)
-    except Usage as error:
-        print(f"{PROGRAM}: {error}; {PROGRAM} --help shows how", file=sys.stderr)
-        return os.EX_USAGE
+def _checked(words: Words) -> int:
+    choice, flags = parse(words)
     return as_root(lambda: _do(choice, flags))
 
 
-def parse(argv: list[str]) -> tuple[Choice, set[str]]:
+def parse(words: Words) -> tuple[Choice, set[str]]:
     """What was given. Raises Usage."""
-    choice, flags, values, rest = Choice(), set(), {}, list(argv)
-    while rest:
-        word = rest.pop(0)
-        option, _, value = word.partition("=")
-        if option in VALUED:
-            if "=" not in word and not rest:
-                raise Usage(f"{option} needs a value")
-            values[option] = value if "=" in word else rest.pop(0)
-        elif word in FLAGS:
-            flags.add(word)
-        elif word.startswith("-"):
-            raise Usage(f"{word!a:.80}: no such option")
-        else:
-            choice.names.append(word.lower())
+    choice, values, flags = Choice(), words.options, set(words.options)
+    choice.names = [name.lower() for name in words.names]
     if len(flags & {"--yes", "--dry-run", "--diff", "--apply", "--json"}) > 1:
         raise Usage("--yes, --dry-run, --diff, --apply and --json exclude each other")
     for option in ("--dir", "--key", "--chain", "--account"):
@@ -177,7 +151,7 @@ def _diff(survey: Survey, make: bool) -> int:
 
 
 def _put(text: str) -> None:
-    words.put(1, (words.clean(text) if words.at_terminal(1) else text).encode("utf-8", "surrogateescape"))     # a program gets every byte
+    saying.put(1, (saying.clean(text) if saying.at_terminal(1) else text).encode("utf-8", "surrogateescape"))     # a program gets every byte
 
 
 def describe(survey: Survey) -> list[str]:

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     try:
         options = Options(argv, os.isatty(2) or "2" in os.environ.get(TERMINAL, ""))
     except Usage as error:
-        return say(f"{error}; certdrop-issue --help shows how", os.EX_USAGE)
+        return say(f"{error}{'' if str(error).endswith('?') else ';'} certdrop-issue --help shows how", os.EX_USAGE)
     try:
         uid = pwd.getpwnam(spool.ISSUER).pw_uid
         if os.getuid() == 0 or (os.getuid() == uid and any(map(os.isatty, (0, 1, 2)))):

@@ -15,7 +15,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from certdrop import TERMINAL, VERSION, events, happened, spool, terminal, words
+from certdrop import TERMINAL, events, happened, spool, terminal
+from certdrop import words as saying
+from certdrop.commandline import Program, Syntax, Words
 from certdrop.config import general, site
 from certdrop.issuer import orders, turn
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session, as_object
@@ -27,68 +29,40 @@ from certdrop.walls import become
 
 DAY = 86400
 PATIENCE = 120.0                   # seconds for all that is said with the CA
-HELP = """\
-usage: certdrop-account register [--directory CA] [--yes]
-       certdrop-account show [--directory CA]
-       certdrop-account terms [--directory CA]
-       certdrop-account contact [--directory CA]
-       certdrop-account rollover [--directory CA] [--due]
-       certdrop-account deactivate [--directory CA] [--yes]
-
-  register    make an account at the CA; its terms of service are shown, and --yes agrees to them
-  show        the account, its key, and the CAA record that lets in no other account
-  terms       what the CA demands: its terms of service, an external account binding, its profiles; makes no account
-  contact     tell the CA the contact that certdrop.toml has now
-  rollover    give the account a new key; --due only if the key is older than account_key_max_age
-  deactivate  end the account for ever, after a question; --yes answers it
-
-  --directory CA   in place of the configured one: a name such as letsencrypt, or the https:// URL of an ACME directory
-
+CA = {"--directory CA": "in place of the configured one: a name such as letsencrypt, or the https:// URL of an ACME directory"}
+LINE = Program("certdrop-account", "certdrop-account(8)", Syntax(
+    (), "The ACME account of the configured CA, by hand.", {}, """\
 certdrop-account show
 certdrop-account register --directory letsencrypt-staging --yes
-
-See certdrop-account(8).
-"""
-VERBS: dict[str, set[str]] = {"register": {"--yes"}, "show": set(), "terms": set(), "contact": set(), "rollover": {"--due"}, "deactivate": {"--yes"}}
-
-
-class Usage(Exception):
-    """The command line is not understood; the text says what of it."""
+"""), {
+    "register": Syntax(("[--directory CA] [--yes]",), "make an account at the CA; its terms of service are shown", {
+        **CA, "--yes": "agree to the terms of service"}, "certdrop-account register --directory letsencrypt-staging --yes", takes_names=False),
+    "show": Syntax(("[--directory CA]",), "the account, its key, and the CAA record that lets in no other account", CA,
+                   "certdrop-account show", takes_names=False),
+    "terms": Syntax(("[--directory CA]",), "what the CA demands: its terms of service, an external account binding, its profiles; makes no account", CA,
+                    "certdrop-account terms --directory zerossl", takes_names=False),
+    "contact": Syntax(("[--directory CA]",), "tell the CA the contact that certdrop.toml has now", CA, "certdrop-account contact", takes_names=False),
+    "rollover": Syntax(("[--directory CA] [--due]",), "give the account a new key", {
+        **CA, "--due": "only if the key is older than account_key_max_age"}, "certdrop-account rollover", takes_names=False),
+    "deactivate": Syntax(("[--directory CA] [--yes]",), "end the account for ever, after a question", {
+        **CA, "--yes": "do not ask"}, "certdrop-account deactivate --directory letsencrypt-staging", takes_names=False),
+})
 
 
 class Options:
-    """The words of the command line. Raises Usage."""
+    """What was given."""
 
-    def __init__(self, argv: list[str]) -> None:
-        if not argv or argv[0] not in VERBS:
-            raise Usage(f"{argv[0]!a:.80}: no such verb" if argv else f"what is to be done? {', '.join(VERBS)}")
-        self.verb, rest, self.directory, flags = argv[0], argv[1:], "", set()
-        while rest:
-            word = rest.pop(0)
-            name, equals, value = word.partition("=")
-            if name == "--directory":
-                if not equals and not rest:
-                    raise Usage("--directory needs a CA")
-                self.directory = value if equals else rest.pop(0)
-            elif word in VERBS[self.verb]:
-                flags.add(word)
-            else:
-                raise Usage(f"{word!a:.80}: {self.verb} takes no such word")
-        self.yes, self.due = "--yes" in flags, "--due" in flags
+    def __init__(self, words: Words) -> None:
+        self.verb, self.directory = words.verb, words.options.get("--directory", "")
+        self.yes, self.due = "--yes" in words.options, "--due" in words.options
 
 
 def main(argv: list[str]) -> int:
     """Returns a code of sysexits.h."""
-    if {"--help", "-h"} & set(argv):
-        print(HELP, end="")
-        return os.EX_OK
-    if argv == ["--version"]:
-        print(f"certdrop-account {VERSION}")
-        return os.EX_OK
-    try:
-        options = Options(argv)
-    except Usage as error:
-        return say(f"{error}; certdrop-account --help shows how", os.EX_USAGE)
+    return LINE.main(argv, lambda words: _checked(Options(words), argv))
+
+
+def _checked(options: Options, argv: list[str]) -> int:
     try:
         uid = pwd.getpwnam(spool.ISSUER).pw_uid
         if os.getuid() == 0 or (os.getuid() == uid and become.is_due()):
@@ -116,11 +90,11 @@ def _elsewhere(options: Options, argv: list[str]) -> int:
     """The same by _certdrop, and away from this terminal. What is to be agreed to is asked here: that process hears no answer. Raises terminal.Declined."""
     if options.verb == "deactivate" and not options.yes:
         ask(f"The account at {_config(options).directory_url} ends for ever: no certificate can be renewed, nor revoked, by it any more. Deactivate it?")
-        argv = [*argv, "--yes"]
+        argv = [argv[0], "--yes", *argv[1:]]
     code = _there(argv)
     if options.verb == "register" and not options.yes and code == os.EX_USAGE:
         ask("Do you agree to them?")
-        code = _there([*argv, "--yes"])
+        code = _there([argv[0], "--yes", *argv[1:]])
     return code
 
 
@@ -324,5 +298,5 @@ def ask(question: str) -> None:
 def say(text: str, code: int, loud: bool = True) -> int:
     """A line for a person; returns the code."""
     if loud:
-        words.say(f"certdrop-account: {text}")
+        saying.say(f"certdrop-account: {text}")
     return code

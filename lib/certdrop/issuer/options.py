@@ -9,12 +9,14 @@ usage: certdrop-issue [--cron] [--force] [--plan | --dry-run | --revoke] [--no-i
   asks the CA for the certificates that are due: all sites, or these
 
   --plan        only list what is due, when and why; no network, no change
-  --dry-run     place whole orders with the CA's staging, for a key and an account to throw away; nothing is kept
+  --dry-run     place whole orders with the CA's staging, for a key and an account to throw away;
+                nothing is kept
   --revoke      only have revoked what root wants revoked, now; place no order
   --force       ask for these now, due or not (never beyond the CA's limits)
   --no-install  do not have root look at the replies afterwards
   --cron        say only what needs a person at once, and wait for what is due before the next run
-  --verbose     say what happens although nobody seems to watch; --quiet: say only what needs a person at once
+  --verbose     say what happens although nobody seems to watch
+  --quiet       say only what needs a person at once
   --apart       write what failed to standard output, all else to standard error
 
 certdrop-issue --plan
@@ -36,7 +38,8 @@ class Options:
         flags = {word for word in argv if word.startswith("-")}
         unknown = flags - FLAGS
         if unknown:
-            raise Usage(f"{min(unknown)!a:.80}: no such option")
+            from certdrop import commandline   # for this alone: a tick loads no argparse
+            raise Usage(commandline.unknown(min(unknown), "no such option", sorted(FLAGS)))
         self.names = [word for word in argv if not word.startswith("-")]
         self.cron, self.force = "--cron" in flags, "--force" in flags
         self.plan, self.dry_run = "--plan" in flags, "--dry-run" in flags

@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
         print(f"certdrop-install {VERSION}")
         return os.EX_OK
     if argv:
-        sys.stderr.write("certdrop-install: takes no arguments\n" + HELP)
+        what = "no such option" if argv[0].startswith("-") else "certdrop-install takes no names"
+        say([f"certdrop-install: {argv[0]!a:.80}: {what}; certdrop-install --help shows how"])
         return os.EX_USAGE
     asked_by_issuer = os.environ.get("SUDO_USER") == spool.ISSUER
     watched = sys.stderr is not None and sys.stderr.isatty()

@@ -13,7 +13,8 @@ import sys
 import time
 from typing import TextIO
 
-from certdrop import VERSION, events
+from certdrop import events
+from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import site as configuration
 from certdrop.status import report, table
 from certdrop.watcher import phrases, verdict
@@ -23,72 +24,46 @@ from certdrop.watcher.places import Places
 from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
-USAGE = """usage: certdrop-status [--no-probe] [--warning PERCENT] [--critical PERCENT]
-                       [--json | --nagios | --prometheus [FILE]] [NAME...]"""
-HELP = USAGE + """
-
-  shows what is on disk, what the services of this host show, when each certificate is renewed, and the last error
-
-  --json               a list of objects, for programs
-  --nagios             one line, exit code 0, 1, 2 or 3, performance data
-  --prometheus [FILE]  metrics; into FILE, whole or not at all, for node_exporter's textfile collector
-  --no-probe           ask no service
-  --warning, --critical PERCENT    of the lifetime that is left
-
+LINE = Program("certdrop-status", "certdrop-status(1)", Syntax((
+    "[--no-probe] [--warning PERCENT] [--critical PERCENT]\n[--json | --nagios | --prometheus [FILE]] [NAME...]",),
+    "Shows what is on disk, what the services of this host show, when each certificate is renewed, and the last error.", {
+        "--json": "a list of objects, for programs",
+        "--nagios": "one line, exit code 0, 1, 2 or 3, performance data",
+        "--prometheus [FILE]": "metrics; into FILE, whole or not at all, for node_exporter's textfile collector",
+        "--no-probe": "ask no service",
+        "--warning PERCENT": "of the lifetime that is left: so much or less is a warning",
+        "--critical PERCENT": "and so much or less is critical",
+    }, """\
 certdrop-status                     all sites, a line each
 certdrop-status example.org         all that is known of one
-
-See certdrop-status(1)."""
-
-
-class Usage(Exception):
-    """The command line is not understood."""
+"""))
 
 
 class Options:
-    """The command line."""
+    """What was given. Raises Usage."""
 
-    def __init__(self, argv: list[str]) -> None:
-        self.form = "table"
-        self.file = ""
-        self.probe = True
+    def __init__(self, words: Words) -> None:
+        forms = [form for form in ("json", "nagios", "prometheus") if f"--{form}" in words.options]
+        if len(forms) > 1:
+            raise Usage(f"--{forms[0]} and --{forms[1]} exclude each other")
+        self.form = forms[0] if forms else "table"
+        self.file = words.options.get("--prometheus", "")
+        if self.file and not self.file.startswith("/"):
+            raise Usage("--prometheus: give the whole path of a file, from / on")
+        self.probe = "--no-probe" not in words.options
         self.thresholds = Thresholds()
-        self.names: list[str] = []
-        self.help = False
-        rest = list(argv)
-        while rest:
-            word = rest.pop(0)
-            if word in ("--json", "--nagios", "--prometheus"):
-                if self.form not in ("table", word[2:]):
-                    raise Usage(f"--{self.form} and {word} exclude each other")
-                self.form = word[2:]
-                if word == "--prometheus" and rest and rest[0].startswith("/"):
-                    self.file = rest.pop(0)
-            elif word == "--no-probe":
-                self.probe = False
-            elif word in ("--warning", "--critical"):
-                setattr(self.thresholds, word[2:], _share(word, rest))
-            elif word in ("--help", "-h"):
-                self.help = True
-            elif word.startswith("-"):
-                raise Usage(f"{word!a}: unknown option")
-            else:
-                self.names.append(word)
+        for option in ("--warning", "--critical"):
+            if option in words.options:
+                setattr(self.thresholds, option[2:], _share(option, words.options[option]))
+        self.names = words.names
 
 
 def main(argv: list[str]) -> int:
     """The program; returns Nagios' exit codes: 0 fine, 1 warning, 2 critical, 3 not known."""
-    if argv == ["--version"]:
-        print(f"certdrop-status {VERSION}")
-        return verdict.OK
-    try:
-        options = Options(argv)
-    except Usage as error:
-        print(f"certdrop-status: {error}\n{USAGE}", file=sys.stderr)
-        return verdict.UNKNOWN
-    if options.help:
-        print(HELP)
-        return verdict.OK
+    return LINE.main(argv, lambda words: _checked(Options(words), argv), verdict.UNKNOWN)
+
+
+def _checked(options: Options, argv: list[str]) -> int:
     try:
         if options.file:
             return _to_file(options, argv)
@@ -167,7 +142,7 @@ def _to_file(options: Options, argv: list[str]) -> int:
                 code = show(options, out)
                 out.flush()
                 return code
-            again = [word for word in argv if word != options.file]
+            again = ["--prometheus" if word.startswith("--prometheus=") else word for word in argv if word != options.file]
             code = as_watcher("certdrop-status", again, work, verdict.UNKNOWN, out=fd)
         if code != verdict.UNKNOWN:
             os.chmod(temporary, 0o644)
@@ -188,11 +163,11 @@ def _width(out: TextIO) -> int:
         return shutil.get_terminal_size((table.NARROW, 0)).columns if at_terminal(out) else table.NARROW
 
 
-def _share(word: str, rest: list[str]) -> float:
+def _share(option: str, text: str) -> float:
     try:
-        value = float(rest.pop(0).rstrip("%"))
-    except (IndexError, ValueError) as error:
-        raise Usage(f"{word}: give the percentage of the lifetime that is left") from error
+        value = float(text.rstrip("%"))
+    except ValueError as error:
+        raise Usage(f"{option}: give the percentage of the lifetime that is left") from error
     if not 0 <= value <= 100:
-        raise Usage(f"{word}: give a number from 0 to 100")
+        raise Usage(f"{option}: give a number from 0 to 100")
     return value / 100

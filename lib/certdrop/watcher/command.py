@@ -18,8 +18,8 @@ import sys
 import time
 from typing import Any
 
-from certdrop import VERSION, events, happened, words
-from certdrop import spool
+from certdrop import events, happened, spool, words
+from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import layout
 from certdrop.config import general
 from certdrop.config import site as configuration
@@ -35,16 +35,12 @@ from certdrop.watcher.places import Places
 from certdrop.watcher.principal import USER, as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
-USAGE = "usage: certdrop-watch [--test | --check | --deliver]"
-HELP = USAGE + """
-
-  looks at all sites, and sends one mail when there is something to tell; runs hourly by itself
-
-  --test    send a message now, and say where it went
-  --check   say whether there is a way out, without using it
-  --deliver send the message on standard input (for certdrop-watch.socket, where systemd shuts the watcher in)
-
-Where mail goes stands in [mail] of /etc/certdrop/certdrop.toml. See certdrop-watch(8)."""
+LINE = Program("certdrop-watch", "certdrop-watch(8)", Syntax(
+    ("[--test | --check | --deliver]",), "Looks at all sites, and sends one mail when there is something to tell; runs hourly by itself.", {
+        "--test": "send a message now, and say where it went",
+        "--check": "say whether there is a way out, without using it",
+        "--deliver": "send the message on standard input (for certdrop-watch.socket, where systemd shuts the watcher in)",
+    }, "sudo certdrop-watch --test", "Where mail goes stands in [mail] of /etc/certdrop/certdrop.toml.", takes_names=False))
 TIME = 240                         # seconds for the reader
 GRACE = 5.0                        # seconds for the reader to be gone
 FRAME = 128 * 1024                 # bytes of a message by pipe
@@ -55,20 +51,18 @@ TAIL = 8192                        # bytes of a log's end
 
 def main(argv: list[str]) -> int:
     """The program; returns an exit code of sysexits.h. On a terminal it says what it found."""
-    if argv == ["--version"]:
-        print(f"certdrop-watch {VERSION}")
-        return os.EX_OK
-    if argv not in ([], ["--test"], ["--check"], ["--deliver"], ["--help"]):
-        print(USAGE, file=sys.stderr)
-        return os.EX_USAGE
-    if argv == ["--help"]:
-        print(HELP)
-        return os.EX_OK
-    if argv in ([], ["--test"]) and os.geteuid() not in (0, _uid()):
-        return _refuse(f"{'--test ' if argv else ''}must be run as root; try sudo: it sends mail in this host's name")
-    work = {"--test": send_test, "--check": check, "--deliver": deliver}.get(argv[0], run) if argv else run
+    return LINE.main(argv, _checked)
+
+
+def _checked(typed: Words) -> int:
+    asked = list(typed.options)
+    if len(asked) > 1:
+        raise Usage(f"{asked[0]} and {asked[1]} exclude each other")
+    if asked in ([], ["--test"]) and os.geteuid() not in (0, _uid()):
+        return _refuse(f"{'--test ' * len(asked)}must be run as root; try sudo: it sends mail in this host's name")
+    work = {"--test": send_test, "--check": check, "--deliver": deliver}.get(asked[0], run) if asked else run
     try:
-        return as_watcher("certdrop-watch", argv, lambda: _guarded(work), os.EX_SOFTWARE)
+        return as_watcher("certdrop-watch", asked, lambda: _guarded(work), os.EX_SOFTWARE)
     except KeyError as error:
         return _say(f"{events.clean(error)}; install the package again", os.EX_NOPERM)
     except OSError as error:                   # no process, no memory, nobody who reads

@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
 from certdrop import spool
-from certdrop.by_hand import Usage
+from certdrop.commandline import Usage
 from certdrop.config import site
 from certdrop.importer import pairs, take
 from certdrop.importer import command as import_command
@@ -192,6 +192,11 @@ def test_the_next_key(kind, nearest):
     assert take.nearest_kind(kind) == nearest
 
 
+def understood(argv):
+    """The choice and the flags that certdrop-import makes of words."""
+    return import_command.parse(import_command.LINE.read(argv))
+
+
 @pytest.mark.parametrize("argv", [
     ["--yes", "--diff"], ["--key", "x"], ["--chain", "x"], ["--name", "x"], ["--account", "x"], ["--key"], ["--what"], ["--dir", "/x"], ["--client", "x"],
     ["--client", "acme-tiny", "--dir", "/x"], ["--ca", "http://x"], ["--owner", "nobody-at-all"], ["--key", "a", "--chain", "b", "site"],
@@ -199,15 +204,15 @@ def test_the_next_key(kind, nearest):
 def test_words_that_make_no_sense(argv):
     """Are refused before anything is looked at."""
     with pytest.raises(Usage):
-        import_command.parse(argv)
+        understood(argv)
 
 
 def test_words_that_do(monkeypatch, tmp_path):
     """Paths are taken from where the administrator stands: root's own world begins elsewhere."""
     monkeypatch.chdir(tmp_path)
-    choice, flags = import_command.parse(["--key=a.key", "--chain", "b.pem", "--yes", "--untrusted", "--no-account"])
+    choice, flags = understood(["--key=a.key", "--chain", "b.pem", "--yes", "--untrusted", "--no-account"])
     assert (choice.key, choice.chain, choice.untrusted, choice.with_account) == (f"{tmp_path}/a.key", f"{tmp_path}/b.pem", True, False)
-    assert "--yes" in flags and import_command.parse(["A.test"])[0].names == ["a.test"]
+    assert "--yes" in flags and understood(["A.test"])[0].names == ["a.test"]
 
 
 def test_what_is_found_is_told_in_one_line_each(tmp_path):

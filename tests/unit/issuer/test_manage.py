@@ -18,7 +18,9 @@ from certdrop.signer import jose
 def test_what_is_not_understood(argv, capfd):
     """Exit code 64, and where help is."""
     assert manage.main(argv) == os.EX_USAGE
-    assert "certdrop-account --help" in capfd.readouterr().err
+    place = " ".join(["certdrop-account", *(word for word in argv[:1] if word in manage.LINE.verbs)])
+    said = capfd.readouterr().err
+    assert said.startswith("certdrop-account: ") and said.endswith(f" {place} --help shows how\n") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("argv, directory, yes, due", [
@@ -26,7 +28,7 @@ def test_what_is_not_understood(argv, capfd):
     (["rollover", "--directory=https://ca.test/dir", "--due"], "https://ca.test/dir", False, True)])
 def test_what_is_understood(argv, directory, yes, due):
     """A CA in two ways of writing, and each verb's own flags."""
-    found = manage.Options(argv)
+    found = manage.Options(manage.LINE.read(argv))
     assert (found.directory, found.yes, found.due) == (directory, yes, due)
 
 

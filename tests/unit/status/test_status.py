@@ -103,7 +103,7 @@ def copy_site(world: World, old: str, new: str) -> None:
 def run(*argv: str) -> tuple[int, str]:
     """(exit code, output) of the part of the program behind the change of user."""
     out = io.StringIO()
-    code = status.show(status.Options(list(argv)), out)
+    code = status.show(status.Options(status.LINE.read(list(argv))), out)
     return code, out.getvalue()
 
 
@@ -404,7 +404,7 @@ def test_colour_only_on_a_terminal(world: World) -> None:
     assert "\033" not in run("--no-probe")[1]
     leader, follower = os.openpty()
     with os.fdopen(follower, "w") as out:
-        status.show(status.Options(["--no-probe"]), out)
+        status.show(status.Options(status.LINE.read(["--no-probe"])), out)
     assert b"\033[32mserving" in os.read(leader, 65536)
     os.close(leader)
 
