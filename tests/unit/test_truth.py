@@ -37,7 +37,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def run(*argv: str) -> tuple[int, str]:
     out = io.StringIO()
-    return status.show(status.Options([*argv, "--no-probe"]), out), out.getvalue()
+    return status.show(status.Options(status.LINE.read([*argv, "--no-probe"])), out), out.getvalue()
 
 
 def only() -> dict[str, Any]:
