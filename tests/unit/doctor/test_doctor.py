@@ -439,7 +439,7 @@ def test_no_cron_can_be_seen(monkeypatch):
     """Where other users' processes are hidden, that is a warning, not a failure."""
     monkeypatch.setattr(cron, "_running", lambda: ("", False, False))
     assert cron.look()[0].level == WARNING
-    monkeypatch.setattr(cron, "_running", lambda: ("", True))
+    monkeypatch.setattr(cron, "_running", lambda: ("", True, False))
     assert cron.look()[0].level == FAILED
 
 
