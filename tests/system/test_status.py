@@ -55,9 +55,9 @@ def test_served_is_seen_by_a_handshake_with_nginx(host: Host, site: str) -> None
 def test_root_becomes_the_watcher_before_it_reads_or_connects(host: Host, site: str) -> None:
     """As root, what the issuer wrote is opened, and nginx is asked, by a process that is _certdrop-watch, in a session of its own."""
     as_issuer(f"open({STATE + '/issuer/' + site + '.json'!r}, 'w').write('{{}}')")
-    text = host.run("strace", "-f", "-y", "-e", "trace=openat,setreuid,setsid,connect,execve", "certdrop-status").text
+    text = host.run("strace", "-f", "-y", "-e", "trace=openat,setresuid,setsid,connect,execve", "certdrop-status").text
     uid = pwd.getpwnam("_certdrop-watch").pw_uid
-    changed = text.index(f"setreuid({uid}, {uid})")
+    changed = text.index(f"setresuid({uid}, {uid}, ")
     assert "setsid()" in text[:changed] and "execve(" in text[changed:]
     touched = [match.start() for match in re.finditer(rf"{site}\.json|/sites/{site}|sin_port=htons\(443\)", text)]
     assert touched and min(touched) > changed

@@ -24,6 +24,7 @@ def look() -> list[Line]:
     wrong = []
     if os.path.isdir("/run/systemd/system") and os.path.exists(GENERATOR):
         running = running or "systemd-cron"
+    running = running or _timers()
     if not running:
         words = "no cron daemon runs: nothing is issued, installed or renewed" if all_seen else "no cron daemon can be seen from here"
         wrong.append((words, "start it: systemctl start cron, or service cron start" if all_seen else "sudo certdrop-check"))
@@ -33,13 +34,22 @@ def look() -> list[Line]:
     return [*verdict("cron", wrong, f"{running} runs", FAILED if all_seen else WARNING), *_table()]
 
 
+def _timers() -> str:
+    """Whether systemd's timers do cron's work."""
+    if not os.path.isdir("/run/systemd/system"):
+        return ""
+    done = ask("/usr/bin/systemctl", "is-active", "certdrop-issue.timer", "certdrop-install.timer")
+    return "systemd with certdrop's timers" if done.out.split() == ["active", "active"] else ""
+
+
 def _table() -> list[Line]:
     try:
         found = os.lstat(TABLE)
     except PermissionError:
         return [Line(WARNING, "cron table", f"{TABLE} cannot be seen from here", "sudo certdrop-check")]
     except OSError:
-        return [Line(FAILED, "cron", f"{TABLE} is not there: nothing starts certdrop", "install the package again; where another scheduler starts "
+        return [Line(FAILED, "cron", f"{TABLE} is not there: nothing starts certdrop", "apt install --reinstall -o "
+                     "Dpkg::Options::=--force-confmiss certdrop; where another scheduler starts "
                      "certdrop-issue and certdrop-install, this line is wrong")]
     odd = not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022 or found.st_nlink != 1
     wrong = [(f"{TABLE} is not root's alone: cron passes over it", f"chown root:root {TABLE}; chmod 644 {TABLE}")] if odd else []

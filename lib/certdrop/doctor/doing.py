@@ -60,15 +60,21 @@ step(pam.pam_start(b"cron", user, ctypes.byref(conv), ctypes.byref(handle)), "st
 pam.pam_set_item(handle, 3, b"cron")
 step(pam.pam_acct_mgmt(handle, 0x8000), "account")
 step(pam.pam_open_session(handle, 0x8000), "session")
-try:
-    uid, gid = int(sys.argv[2]), int(sys.argv[3])
-    os.setgroups([gid]); os.setresgid(gid, gid, gid); os.setresuid(uid, uid, uid)
-    os.posix_spawn("/bin/sh", ["/bin/sh", "-c", ":"], {})
-    os.wait()
-    os.execv("/bin/true", ["true"])
-except OSError as error:
-    print(f"a shell: {error.strerror}")
-    sys.exit(1)
+job, code = os.fork(), 1
+if job == 0:
+    try:
+        uid, gid = int(sys.argv[2]), int(sys.argv[3])
+        os.setgroups([gid]); os.setresgid(gid, gid, gid); os.setresuid(uid, uid, uid)
+        os.posix_spawn("/bin/sh", ["/bin/sh", "-c", ":"], {})
+        code = os.waitstatus_to_exitcode(os.wait()[1])
+    except OSError as error:
+        os.write(1, f"a shell: {error.strerror}\n".encode())
+    finally:
+        os._exit(code)
+code = os.waitstatus_to_exitcode(os.waitpid(job, 0)[1])
+pam.pam_close_session(handle, 0x8000)
+pam.pam_end(handle, code)
+sys.exit(code)
 """
 
 
@@ -104,7 +110,7 @@ def _intercepts() -> bool:
 def sudo_mend(words: str) -> str:
     """What mends that sudo says this."""
     if not os.path.exists(RULES):
-        rule = f"install {RULES} again: apt install --reinstall certdrop"
+        rule = "apt install --reinstall -o Dpkg::Options::=--force-confmiss certdrop"
     else:
         rule = "visudo: the line @includedir /etc/sudoers.d has to stand in /etc/sudoers, and nothing after it may take the rule back"
     for first, second, mend in SUDO_SAYS:
@@ -158,7 +164,8 @@ def cron_mend(who: list[str], words: str) -> str:
         return "; ".join(f"chage -E -1 {user}" for user in ended)
     if words.startswith("a shell: "):
         return f"raise nproc for {' and '.join(who)} in /etc/security/limits.conf"
-    return f"let PAM admit them: as the first line of {ACCESS}: +:{' '.join(who)}:ALL"
+    return f"find the module of {PAM}, or of the common-account that it includes, which refuses them; for pam_access, the first line of {ACCESS}: " \
+           f"+:{' '.join(who)}:ALL"
 
 
 def _is_expired(user: str) -> bool:
