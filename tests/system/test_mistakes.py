@@ -186,6 +186,7 @@ def clock(host: Host, name: str) -> Iterator[None]:
                   pebble._environment())
     pebble.wait_ready(pebble.port, pebble.management_port)
     yield from block(f"server {{ listen 80; server_name {name}; {INCLUDE} }}\n")(host, name)
+    new_certificate(host)
 
 
 def hidden_bundle(host: Host, name: str) -> Iterator[None]:
@@ -370,6 +371,11 @@ def setting(host: Host, name: str, found: re.Match[str]) -> None:
 
 def time_service(host: Host, name: str, found: re.Match[str]) -> None:
     """A clock that is not this stage's own cannot be set here: the CA's certificate is made anew in its place."""
+    new_certificate(host)
+
+
+def new_certificate(host: Host) -> None:
+    """The CA's server has one that is valid now."""
     host.world.pebble.stop()
     host.world.pebble.certificate, host.world.pebble.key = stage.Authority().issue("pebble", host.world.pebble.host)
     host.world.pebble.start()
@@ -414,7 +420,7 @@ def test_what_is_said_mends_it(host: Host, what: str) -> None:
     name, mistake = host.name(), MISTAKES[what]
     domains = [name, *(one.replace("NAME", name) for one in mistake.more)]
     expected = mistake.add.replace("NAME", re.escape(name))
-    with contextlib.contextmanager(mistake.make)(host, name):
+    with made(mistake.make(host, name)):
         done = host.run("certdrop", "add", *domains)
         first = first_line(done)
         there = os.path.exists(f"/etc/certdrop/sites.d/{name}.toml")
@@ -436,6 +442,16 @@ def swept(host: Host) -> Iterator[None]:
     """Nothing stays of a row."""
     yield
     leave(host)
+
+
+@contextlib.contextmanager
+def made(making: Iterator[None]) -> Iterator[None]:
+    """While this mistake is there; it is undone whatever is found out, so that the next row has a whole host."""
+    next(making)
+    try:
+        yield
+    finally:
+        next(making, None)
 
 
 def mends(line: str) -> str:

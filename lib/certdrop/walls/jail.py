@@ -65,7 +65,7 @@ def landlock_abi() -> int:
 def landlock(read: tuple[str, ...] = (), write: tuple[str, ...] = (), ports: tuple[int, ...] | None = None) -> int:
     """Confine this thread, and what it starts, to reading below `read`, writing below `write` and connecting to TCP `ports`.
 
-    `ports` None leaves TCP alone; () forbids all. Paths that do not exist are passed over. Below ABI 4 ports cannot be
+    `ports` None leaves TCP alone; () forbids all. Paths that do not exist, or that this user cannot reach, are passed over. Below ABI 4 ports cannot be
     confined, below 6 abstract sockets and signals. Execution is never allowed. Returns the ABI. Raises Unconfined where there is none.
     """
     abi = landlock_abi()
@@ -96,7 +96,7 @@ def landlock(read: tuple[str, ...] = (), write: tuple[str, ...] = (), ports: tup
 def _allow_below(ruleset: int, path: str, allowed: int) -> None:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return
     try:
         if not os.path.isdir(f"/proc/self/fd/{fd}"):

@@ -214,6 +214,22 @@ def test_landlock_allows_what_it_is_told(room: str) -> None:
                 assert in_child(lambda: (jail.landlock(ports=(one.getsockname()[1],)), socket.socket().connect(server.getsockname()))[1]) == expected
 
 
+@as_root
+@with_landlock
+def test_landlock_passes_over_what_is_out_of_reach(room: str) -> None:
+    """A directory above that is closed to this user: the rest is allowed, and the way stays closed."""
+    os.makedirs(room + "/closed/read")
+    os.mkdir(room + "/read")
+    os.chmod(room + "/closed", 0o700)
+
+    def deed() -> object:
+        users.become("nobody")
+        jail.landlock((f"{room}/closed/read", f"{room}/read"))
+        return os.listdir(f"{room}/read"), os.access(f"{room}/closed/read", os.R_OK)
+    os.chmod(room, 0o755)
+    assert in_child(deed) == "([], False)"
+
+
 @with_landlock
 def test_landlock_reaches_other_processes(room: str) -> None:
     """From ABI 6 no signal and no abstract socket leads out; tracing never does."""
