@@ -349,7 +349,7 @@ class Certdrop(Client):
         return shell("certdrop-issue", "--quiet", *names)
 
     def has(self, name: str) -> str:
-        return f"/var/spool/certdrop/replies/{name}@{state.Sight(name).next or 0:04d}.pem"
+        return f"/var/spool/certdrop/replies/{name}@{state.Observed(name).next or 0:04d}.pem"
 
     def forge(self, names: Sequence[str], made: Forge) -> None:
         """By the keeper's own code, each site with keys of its own, but for the judge; and the renewal windows that the issuer would have asked for."""

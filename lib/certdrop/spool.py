@@ -27,7 +27,7 @@ REASONS = (
     "key", "names-missing", "names-extra", "names-wildcard", "not-yet-valid", "expired", "key-usage",
     "ca-as-leaf", "encoding", "replay", "stale", "untrusted", "broken-chain", "judge-failed",
 )
-HEALED_BY_TIME = ("busy", "not-yet-valid", "judge-failed")
+TRANSIENT = ("busy", "not-yet-valid", "judge-failed")
 
 KINDS = ("csr", "now", "revoke", "pem")        # of a request the first three, of a reply the last
 

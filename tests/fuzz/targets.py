@@ -268,7 +268,7 @@ def window(data: bytes) -> None:
     try:
         found = ari.read(data, 0.0)
         insist(found.start < found.end and abs(found.end) < 1e12 and found.url == events.clean(found.url))
-    except trouble.Trouble as refused:
+    except trouble.Failure as refused:
         insist(refused.text == events.clean(refused.text, 5000))
 
 
@@ -321,10 +321,10 @@ def moved_blocks(data: bytes) -> None:
 # ---- the signer
 
 ACME, POSTED = "https://ca.example.org:14000", "a.example@0002.csr"
-_DESK: list[service.Desk] = []
+_DESK: list[service.Service] = []
 
 
-def _desk() -> service.Desk:
+def _desk() -> service.Service:
     """The signer's, with one request of root's; made when it is first needed."""
     if not _DESK:
         builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
@@ -335,7 +335,7 @@ def _desk() -> service.Desk:
             os.makedirs(f"{ROOM}/{path}")
         pathlib.Path(f"{ROOM}/spool/requests/{POSTED}").write_bytes(builder.sign(forger.new_key(), hashes.SHA256()).public_bytes(Encoding.PEM))
         site.STATE, spool.SPOOL = f"{ROOM}/var", f"{ROOM}/spool"
-        _DESK.append(service.Desk(config, frozenset()))
+        _DESK.append(service.Service(config, frozenset()))
     spool.SPOOL = f"{ROOM}/spool"
     return _DESK[0]
 
@@ -380,7 +380,7 @@ def request(data: bytes) -> None:
     header, _, payload = data.partition(b"\n")
     text = f"{b64(header)}.{b64(payload)}".encode()
     try:
-        _desk().mandate.key_for(POSTED, text)
+        _desk().policy.key_for(POSTED, text)
     except policy.Refused:
         return
     _is_innocent(text)

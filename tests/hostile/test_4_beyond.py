@@ -51,11 +51,11 @@ def replaced(path: str, text: str, mode: int = 0o755) -> Iterator[None]:
                 py_compile.compile(path)                                 # what root's next run would do
 
 
-BOOTH = '''
+SANDBOX = '''
 import ctypes, json, mmap, os, resource, signal, socket, sys, threading
 sys.path[:0] = ["/usr/share/certdrop"]
 from certdrop.walls import jail
-from certdrop.judge import booth
+from certdrop.judge import sandbox
 jail.give_up_privileges()
 libc = ctypes.CDLL(None, use_errno=True)
 parent = os.getpid()
@@ -118,7 +118,7 @@ def case():
             pass
     return ";".join(got) or "nothing"
 
-print(booth.hear(case))
+print(sandbox.run(case))
 '''
 
 
@@ -126,12 +126,12 @@ print(booth.hear(case))
 LENT = "import ctypes, os; print([os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}')])"
 
 
-def test_70_code_in_the_booth(ground: Ground) -> None:
+def test_70_code_in_the_sandbox(ground: Ground) -> None:
     """Goal: having taken over the child that parses one reply, reach anything: a file, the network, a process, its parent, another case."""
-    program = "/usr/local/lib/booth.py"
+    program = "/usr/local/lib/sandbox.py"
     sibling = subprocess.Popen(["/bin/sleep", "100"], user="_certdrop-judge", group="_certdrop-judge", extra_groups=[])
     try:
-        with replaced(program, BOOTH.replace("SIBLING", str(sibling.pid)), 0o644):
+        with replaced(program, SANDBOX.replace("SIBLING", str(sibling.pid)), 0o644):
             found = ground.run("/usr/bin/python3", "-I", "-S", program, user="_certdrop-judge", code=0).text.strip()
         got = set(found.split(";"))
         assert {one for one in got if not one.startswith("fd ")} <= {"nothing"} | ({"kill sibling"} if landlock_abi() < 6 else set())

@@ -20,9 +20,9 @@ ATTACK = '''
 import ctypes, json, os, resource, signal, struct, sys
 sys.path[:0] = ["/usr/share/certdrop"]
 from certdrop.walls import jail
-from certdrop.judge import booth
+from certdrop.judge import sandbox
 BEGIN
-booth.say("ready")
+sandbox.say("ready")
 libc = ctypes.CDLL(None, use_errno=True)
 IOPRIO_SET, GENERIC = (251, False) if os.uname().machine == "x86_64" else (30, True)
 SETATTR, KCMP, MIGRATE, WRITEV, PTRACE, TGKILL = (274, 272, 238, 271, 117, 131) if GENERIC else (314, 312, 256, 311, 101, 234)
@@ -74,9 +74,9 @@ def everything(targets):
     return "tried"
 
 
-for (question,) in booth.frames():
+for (question,) in sandbox.frames():
     targets = json.loads(question)
-    booth.say(RUN)
+    sandbox.say(RUN)
 '''
 
 
@@ -143,8 +143,8 @@ def test_124_code_in_one_judge(others: list[judges.Judge], task: str, ground: Gr
 @pytest.mark.parametrize("shut", [True, False])
 def test_125_code_in_one_case(others: list[judges.Judge], ground: Ground, shut: bool) -> None:
     """Goal: from the child that looks at one reply, disable the process that will fork the next, or any of the above; shut in, and even where it were not."""
-    program = ATTACK.replace("BEGIN", "jail.give_up_privileges()\njail.keep_cases_apart()" + ("" if shut else "\nbooth.shut_in = lambda *_: None"))
-    with replaced(HOSTILE, program.replace("RUN", "booth.hear(lambda: everything(targets))"), 0o644), Hostile("chain", ground.roots) as attacker:
+    program = ATTACK.replace("BEGIN", "jail.give_up_privileges()\njail.keep_cases_apart()" + ("" if shut else "\nsandbox.shut_in = lambda *_: None"))
+    with replaced(HOSTILE, program.replace("RUN", "sandbox.run(lambda: everything(targets))"), 0o644), Hostile("chain", ground.roots) as attacker:
         attacker.start()
         assert attacker.ask(b"[]") == "tried" and attacker.process
         mine = below(attacker.process.pid)

@@ -145,7 +145,7 @@ from certdrop.issuer import manage
 def killed(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-class Killed(manage.Counter):
+class Killed(manage.Verbs):
     def __init__(self, config, holder, account, session):
         super().__init__(config, holder, account, session)
         request = session.transport.request
@@ -162,7 +162,7 @@ class Killed(manage.Counter):
             make_other()
             {killer}
         holder.make_other = armed
-manage.Counter = Killed
+manage.Verbs = Killed
 sys.exit(manage.main(["rollover"]))
 """
     stage.write("/usr/local/share/killed.py", program)

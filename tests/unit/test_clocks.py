@@ -16,15 +16,15 @@ from certdrop.issuer import budget, clock, due, ledger, plan, posted
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.due import DAY, HOUR
 from certdrop.issuer.options import Options
-from certdrop.issuer.trouble import RATE_LIMITED, UNREACHABLE, VALIDATION, Trouble
+from certdrop.issuer.failure import RATE_LIMITED, UNREACHABLE, VALIDATION, Failure
 from certdrop.keeper.notes import Notes
 
 NOW = 1_800_000_000
 TICK = 600
 CLOCKS = {"+1 h": HOUR, "+100 days": 100 * DAY, "2038": 2147483648 - NOW, "2111": 4449513600 - NOW, "1970": 3600 - NOW, "-100 days": -100 * DAY}
 SITES = {"waits for its first certificate": 0, "is due": 70, "has the CA's window": 40}     # age of the certificate in days
-CAS = {"answers": None, "is not reached": Trouble(UNREACHABLE, "x"), "refuses": Trouble(VALIDATION, "x"),
-       "wants patience": Trouble(RATE_LIMITED, "x", 7 * DAY)}
+CAS = {"answers": None, "is not reached": Failure(UNREACHABLE, "x"), "refuses": Failure(VALIDATION, "x"),
+       "wants patience": Failure(RATE_LIMITED, "x", 7 * DAY)}
 
 
 class World:
@@ -47,7 +47,7 @@ class World:
         self.disk.put(f"state/sites/a.test/{number - 1:04d}/cert.json", json.dumps(
             {"sha256": f"a.test-{number}", "not_before": int(begin), "not_after": int(begin + 90 * DAY)}))
 
-    def tick(self, real: float, ahead: float, trouble: Trouble | None) -> None:
+    def tick(self, real: float, ahead: float, failure: Failure | None) -> None:
         """A run of cron."""
         now = self.shown = real + ahead
         listed, agenda = posted.requests()[0], Agenda(now)
@@ -58,9 +58,9 @@ class World:
         spent = budget.Budget(configured("letsencrypt"), now)
         if task.when <= now and not spent.refusal(["a.test"], False, now)[0]:
             self.asked.append(real)
-            if trouble:
-                task.ledger.failed(trouble, task.certificate, now)
-                if trouble.kind == VALIDATION:
+            if failure:
+                task.ledger.failed(failure, task.certificate, now)
+                if failure.kind == VALIDATION:
                     spent.note(budget.FAILED, "a.test", now)
             else:
                 task.ledger.issued("https://ca", f"a.test-{self.number + 1}", None if task.request.now else task.certificate, now)
@@ -78,11 +78,11 @@ class World:
         self._date(self.number, real - HOUR)
 
 
-def story(world: World, ahead: float, trouble: Trouble | None) -> tuple[int, float, int]:
+def story(world: World, ahead: float, failure: Failure | None) -> tuple[int, float, int]:
     """(orders while the clock was wrong, hours until the site was asked for, or was well, when it was right again; orders in the day after that)."""
     random.seed(1)
     for tick in range(36):                     # six hours
-        world.tick(NOW + tick * TICK, ahead, trouble)
+        world.tick(NOW + tick * TICK, ahead, failure)
     wrong, back = len(world.asked), NOW + 36 * TICK
     for hour in range(9 * 24):
         world.tick(back + hour * HOUR, 0.0, None)
@@ -91,13 +91,13 @@ def story(world: World, ahead: float, trouble: Trouble | None) -> tuple[int, flo
     return wrong, (after[0] - back) / HOUR if after else 0.0, sum(moment < back + DAY for moment in after)
 
 
-def bound(site: str, ahead: float, trouble: Trouble | None) -> float:
+def bound(site: str, ahead: float, failure: Failure | None) -> float:
     """Hours in which a site must have been asked for: a due one at once, unless the rules hold it by what happened just now."""
     if "window" in site:
         return 42 + 1                          # its window ends then
-    if trouble is None or ahead != HOUR:
+    if failure is None or ahead != HOUR:
         return 0.0
-    return 7.4 * 24 if trouble.retry_after else 29.0       # what was noted five hours ago, by a clock one hour ahead, could be today's
+    return 7.4 * 24 if failure.retry_after else 29.0       # what was noted five hours ago, by a clock one hour ahead, could be today's
 
 
 @pytest.mark.parametrize("ca", CAS)
@@ -147,13 +147,13 @@ def main() -> None:
     print("| the clock was | the CA then | the site | orders in 6 h of it | hours until asked for, when right | orders in the day after |")
     print("|---|---|---|---|---|---|")
     for shift, ahead in CLOCKS.items():
-        for ca, trouble in CAS.items():
+        for ca, failure in CAS.items():
             for site in SITES:
                 with tempfile.TemporaryDirectory() as top, pytest.MonkeyPatch.context() as patch:
                     patch.setattr("certdrop.config.site.STATE", top + "/state")
                     patch.setattr("certdrop.config.site.ETC", top + "/etc")
                     patch.setattr(spool, "SPOOL", top + "/spool")
-                    wrong, hours, after = story(World(Disk(top), patch, site), ahead, trouble)
+                    wrong, hours, after = story(World(Disk(top), patch, site), ahead, failure)
                     print(f"| {shift} | {ca} | {site} | {wrong} | {hours:.1f} | {after} |")
 
 

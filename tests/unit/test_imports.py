@@ -29,7 +29,7 @@ OURS = {
     "issuer/manage": {"commandline"},
     "issuer/options": {"commandline"},           # to refuse a word
     "issuer/rehearsal": {"judge"},     # a dry run is told what root's judge would say, by the judge's own code
-    "signer": {"spool", "events", "happened", "config", "walls", "issuer/trouble"},
+    "signer": {"spool", "events", "happened", "config", "walls", "issuer/failure"},
     "keeper": {"spool", "events", "words", "shown", "config", "walls"},
     "judge": {"spool", "walls", "trust/verify"},
     "watcher": {"start", "spool", "events", "happened", "shown", "terminal", "words", "config", "walls", "trust"},
@@ -192,10 +192,10 @@ def test_no_circle() -> None:
     ("importer", "pairs", "from certdrop.judge import chain"),
     ("judge", "chain", "import socket"),
     ("judge", "served", "from cryptography import x509"),
-    ("judge", "booth", "import ssl"),
-    ("judge", "booth", "import structlog"),
+    ("judge", "sandbox", "import ssl"),
+    ("judge", "sandbox", "import structlog"),
     ("judge", "chain", "from certdrop.config import site"),
-    ("status", "table", "from certdrop.keeper.state import Sight"),
+    ("status", "table", "from certdrop.keeper.state import Observed"),
     ("watcher", "command", "import certdrop.issuer"),
     ("spool", "spool", "from certdrop import events"),
     ("spool", "spool", "import socket"),
@@ -216,7 +216,7 @@ def test_an_offence_is_found(part, module, source):
     ("keeper", "install", "from certdrop import spool\nfrom certdrop.config import site\nfrom certdrop.keeper import notes\nimport json"),
     ("judge", "chain", "from OpenSSL import crypto\nfrom certdrop.spool import Refused"),
     ("judge", "served", "import socket, ssl"),
-    ("importer", "examiner", "from certdrop.judge import booth, chain"),
+    ("importer", "examiner", "from certdrop.judge import sandbox, chain"),
     ("issuer", "ports", "import http.client, ssl, structlog"),
     ("config", "site", "from certdrop import spool\nimport tomllib"),
 ])

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIB = ROOT / "lib" / "certdrop"
-RAISED = {"Refused", "Wrong", "Failed", "Trouble", "Undelivered", "Moved", "Missing", "PermissionError", "fail", "_put_off"}
+RAISED = {"Refused", "ConfigError", "Failed", "Failure", "Undelivered", "Moved", "ConfigMissing", "PermissionError", "fail", "_put_off"}
 # What a message of these says is for a log, or the reason of a refusal that certdrop-spool(5) explains.
 PASSED_OVER = {"signer/policy.py", "signer/service.py:Refused", "judge/chain.py", "spool.py"}
 

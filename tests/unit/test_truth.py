@@ -19,7 +19,7 @@ from certdrop.issuer import due
 from certdrop.keeper import notes
 from certdrop.status import command as status
 from certdrop.watcher import alarm, evidence, message, places, verdict
-from certdrop.watcher.evidence import Mouth
+from certdrop.watcher.evidence import MailHealth
 from certdrop.watcher.verdict import Thresholds
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
@@ -173,7 +173,7 @@ def test_a_first_run_that_is_still_to_come_is_no_warning(world: World) -> None:
 def test_summary_of_a_fresh_installation(world: World) -> None:
     """No word that sounds as if something were wrong."""
     world.usual("example.org")
-    assert "watcher has not run yet" in run()[1] and Mouth() == evidence.Reader().watcher()
+    assert "watcher has not run yet" in run()[1] and MailHealth() == evidence.Reader().watcher()
 
 
 # What browsers take.

@@ -1,1 +1,1 @@
-"""The administrator's desk: tools used by hand, reachable neither by cron nor by sudo."""
+"""The administrator's tools, used by hand, reachable neither by cron nor by sudo."""

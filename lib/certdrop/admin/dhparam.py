@@ -87,7 +87,7 @@ def warnings(bits: int) -> list[str]:
     for name in site.site_names():
         try:
             key = site.load_site(name, config).key
-        except site.Wrong:
+        except site.ConfigError:
             continue
         if key.startswith("rsa-") and int(key[4:]) > bits:
             found.append(f"certdrop: {name}: warning: {bits} bits of Diffie-Hellman are weaker than its RSA key of {key[4:]}; "

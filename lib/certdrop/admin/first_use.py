@@ -25,7 +25,7 @@ WAIT = 150                         # seconds for the CA to say what it is
 
 
 def settle(options: dict[str, str]) -> str:
-    """The text of a certdrop.toml that is to be written, or "" where there is one. Asks on a terminal. Raises Usage, Refused, site.Wrong."""
+    """The text of a certdrop.toml that is to be written, or "" where there is one. Asks on a terminal. Raises Usage, Refused, site.ConfigError."""
     if "--staging" in options:
         if options.get("--ca", "letsencrypt-staging") != "letsencrypt-staging":
             raise Usage("--staging and --ca name two CAs; give one of them")
@@ -168,7 +168,7 @@ def _is_bound(config: general.Config) -> bool:
     except FileNotFoundError:
         return False
     except ValueError as error:                # TOMLDecodeError
-        raise site.Wrong(f"{EAB}: {error}; see certdrop-account(8)") from None
+        raise site.ConfigError(f"{EAB}: {error}; see certdrop-account(8)") from None
 
 
 def _refuse_word(text: str) -> None:

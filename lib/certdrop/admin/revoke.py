@@ -18,14 +18,14 @@ from certdrop.by_hand import Refused
 from certdrop.config import site
 from certdrop.keeper import install, lock, notes, revoke, state
 from certdrop.keeper.run import Run, say
-from certdrop.keeper.state import Sight
+from certdrop.keeper.state import Observed
 
 
 def ask(name: str, number: int | None, reason: str, agreed: bool) -> int:
     """Say what will be revoked, and ask whether it shall be; its number. Raises Refused."""
     number = find(name, number)
     end = events.stamp(state.moment(name, number, "not_after"))
-    if number == Sight(name).live:
+    if number == Observed(name).live:
         say([f"certdrop: {name}: generation {number:04d} is the live one: it is still served, and clients that look will refuse it from then on; "
              f"certdrop rotate {name} --compromised has another one served first, and is the way if its key got out"])
     if agreed:
@@ -39,13 +39,13 @@ def ask(name: str, number: int | None, reason: str, agreed: bool) -> int:
 
 def find(name: str, number: int | None) -> int:
     """The generation whose certificate is meant: the live one, unless a number is given. Raises Refused."""
-    sight = Sight(name) if spool.is_site_name(name) else None
-    if sight is None or not sight.numbers:
+    observed = Observed(name) if spool.is_site_name(name) else None
+    if observed is None or not observed.numbers:
         raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
-    real = [there for there in sight.whole if not state.has(name, there, "placeholder")]
-    number = sight.live if number is None else number
+    real = [there for there in observed.whole if not state.has(name, there, "placeholder")]
+    number = observed.live if number is None else number
     if number not in real:
-        there = ", ".join(f"{there:04d}{' (live)' * (there == sight.live)}" for there in real) or "none"
+        there = ", ".join(f"{there:04d}{' (live)' * (there == observed.live)}" for there in real) or "none"
         raise Refused(f"{name}: there is no certificate of {f'generation {number:04d}' if number else 'this site'} to revoke; kept are those of: {there}")
     if state.moment(name, number, "not_after") <= time.time():
         raise Refused(f"{name}: generation {number:04d} has expired; there is nothing to revoke")
@@ -79,20 +79,20 @@ def compromised(names: list[str]) -> int:
         run = Run(sites.PROGRAM, False, True)
         known, burning = [site.load_site(name, run.config) for name in names], []
         for name in names:
-            sight = Sight(name)
-            if sight.live is None or not state.is_burnt(name, sight.live):         # else it is gone on with what was begun
-                burning += [(name, number) for number in (sight.live, None if sight.fault else sight.next) if number is not None]
+            observed = Observed(name)
+            if observed.live is None or not state.is_burnt(name, observed.live):         # else it is gone on with what was begun
+                burning += [(name, number) for number in (observed.live, None if observed.fault else observed.next) if number is not None]
         burn(run, burning)
         install.take(run, known)               # a certificate that waits is not served any more, but known, and so can be revoked
         run.witness.end()
         for found in known:
             install.settle(run, found)
-            wanted[found.name] = Sight(found.name).next
+            wanted[found.name] = Observed(found.name).next
     run.flush()
     code = sites.issue(wanted)
     run = Run(sites.PROGRAM, False, True)      # what is posted now
     for name in names:
-        if state.owed(Sight(name), run.posted.get(name, set())):
+        if state.owed(Observed(name), run.posted.get(name, set())):
             run.fail(name, "what was issued for the key that got out is revoked when another certificate is served; later runs see to that", os.EX_TEMPFAIL)
     run.flush()
     there = [name for name in names if any(kind == "revoke" for _, kind in run.posted.get(name, set()))]

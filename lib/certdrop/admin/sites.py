@@ -19,7 +19,7 @@ from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.run import Run, say
-from certdrop.keeper.state import Sight
+from certdrop.keeper.state import Observed
 from certdrop.nginx import own
 from certdrop.trust import roots
 from certdrop.walls import become, users
@@ -38,7 +38,7 @@ SHORT = "shortlived"               # Let's Encrypt's profile of 160 hours
 
 
 def add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool) -> int:
-    """Add a site, ask for its certificate where `ask` says so, and tell what would go wrong unseen. Raises Refused and site.Wrong."""
+    """Add a site, ask for its certificate where `ask` says so, and tell what would go wrong unseen. Raises Refused and site.ConfigError."""
     code = _add(domains, name, key, profile, settings, ask)
     _warn_of_silence()
     return code
@@ -49,7 +49,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
     refuse(domains, name)
     with lock.held():
         config = general.load_config()
-        if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Sight(name).numbers:
+        if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Observed(name).numbers:
             raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}")
         twin = _twin(domains, key or config.key, config) if name == domains[0] else ""
         if twin:
@@ -60,7 +60,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
                 services.find(service).test()
             except services.Failed as error:
                 words = re.sub(r"\S+ \S+ \[emerg\] \d+#\d+: ", "", str(error))       # nginx's time and numbers
-                raise site.Wrong(f"{service} cannot use a certificate now: {words}; nothing was added; mend that, then run this again") from error
+                raise site.ConfigError(f"{service} cannot use a certificate now: {words}; nothing was added; mend that, then run this again") from error
         if settings:
             if os.path.lexists(first_use.CONFIG):
                 raise Refused(f"{first_use.CONFIG} was written meanwhile, by somebody else; nothing was added; try again")
@@ -75,7 +75,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
         run.log.write(happened.ADDED, site=name, domains=" ".join(domains))
         run.tell(name, f"added; its names: {' '.join(domains)}")
         install.reconcile(run, [name])
-        wanted = {name: Sight(name).next}
+        wanted = {name: Observed(name).next}
     run.flush()
     unknown = roots.missing(general.load_config())
     if unknown:
@@ -93,7 +93,7 @@ def _twin(domains: list[str], key: str, config: general.Config) -> str:
     for name in site.site_names():
         try:
             found = site.load_site(name, config)
-        except site.Wrong:
+        except site.ConfigError:
             continue
         if set(found.domains) == set(domains) and found.key == key:
             return name
@@ -134,7 +134,7 @@ def refuse(domains: list[str], name: str) -> None:
     try:
         for domain in domains:
             site.refuse_domain(domain)
-    except site.Wrong as error:
+    except site.ConfigError as error:
         meant = [name for text in domains for name in what_is_meant(text)]
         could = meant != domains and meant and all(site.is_host_name(one) or site.is_address(one) for one in meant)
         why = next((why for sign, why in NO_NAME if re.search(sign, domain) and domain.count(":") < 2), "")       # more look like an address
@@ -186,7 +186,7 @@ def rotate_due() -> int:
     with lock.held():
         run = Run(PROGRAM, False, True)
         install.reconcile(run)
-        nexts: dict[str, int | None] = {name: Sight(name).next for name in site.site_names()}
+        nexts: dict[str, int | None] = {name: Observed(name).next for name in site.site_names()}
         wanted = {name: number for name, number in nexts.items() if number is not None and state.has(name, number, "now")}
     run.flush()
     return issue(wanted) if wanted else run.exit_code()
@@ -197,10 +197,10 @@ def cancel(names: list[str]) -> int:
     with lock.held():
         run = Run(PROGRAM, False, True)
         for name in known(names):
-            sight = Sight(name)
-            if sight.next is not None and state.has(name, sight.next, "now"):
-                os.unlink(state.directory(name, sight.next) + "/now")
-                install.withdraw(run, name, sight.next, "now")
+            observed = Observed(name)
+            if observed.next is not None and state.has(name, observed.next, "now"):
+                os.unlink(state.directory(name, observed.next) + "/now")
+                install.withdraw(run, name, observed.next, "now")
             run.tell(name, "nothing is wanted before its time")
     run.flush()
     return os.EX_OK
@@ -211,8 +211,8 @@ def rollback(name: str) -> int:
     known([name])
     with lock.held():
         run = Run(PROGRAM, False, True)
-        wanted, sight = site.load_site(name, run.config), Sight(name)
-        older = [number for number in sight.complete if number < (sight.live or 0) and not state.has(name, number, "placeholder")]
+        wanted, observed = site.load_site(name, run.config), Observed(name)
+        older = [number for number in observed.complete if number < (observed.live or 0) and not state.has(name, number, "placeholder")]
         if not older:
             raise Refused(f"{name}: there is no earlier generation to go back to")
         if state.moment(name, older[-1], "not_after") <= time.time():
@@ -221,8 +221,8 @@ def rollback(name: str) -> int:
             raise Refused(f"{name}: the key of generation {older[-1]:04d} got out, and is never used again; certdrop renew {name} gets a new certificate")
         if (older[-1], "revoke") in run.posted.get(name, set()):
             raise Refused(f"{name}: generation {older[-1]:04d} is revoked, or about to be; certdrop renew {name} gets a new certificate")
-        generations.make_next(wanted, sight.highest + 1, None, now=False)
-        for number in reversed(sight.complete):            # killed in between, the live one is still the newest
+        generations.make_next(wanted, observed.highest + 1, None, now=False)
+        for number in reversed(observed.complete):            # killed in between, the live one is still the newest
             if number > older[-1]:
                 generations.mark(name, number, "withdrawn")
         install.reconcile(run, [name])
@@ -244,10 +244,10 @@ def remove(name: str, agreed: bool) -> int:
     """Forget a site, its keys and certificates, and its own server block where that was `agreed`; refused while a service still needs it. Raises Refused."""
     with lock.held():
         install.finish_removals()
-        if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") and not (spool.is_site_name(name) and Sight(name).numbers):
+        if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") and not (spool.is_site_name(name) and Observed(name).numbers):
             raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
         run, live = Run(PROGRAM, False, True), site.STATE + "/live"
-        sight = Sight(name)
+        observed = Observed(name)
         used = _used(run, name)
         for service in used:
             shown = configuration_of(service)                # seen without touching anything: a kill leaves nothing aside that is in use
@@ -268,13 +268,13 @@ def remove(name: str, agreed: bool) -> int:
             except services.Failed as error:
                 os.rename(f"{live}/.{name}.aside", f"{live}/{name}")
                 raise Refused(f"{name}: still in use: {error}; take the site out of that service's configuration first") from error
-        for number in state.owed(sight, run.posted.get(name, set())):
+        for number in state.owed(observed, run.posted.get(name, set())):
             revoke.post(run, name, number, "keyCompromise")
-        notes.put(name, b"%d" % sight.highest, below="keeper/retired")
+        notes.put(name, b"%d" % observed.highest, below="keeper/retired")
         for number, kind in sorted(run.posted.get(name, set())):
             if kind != "revoke":                             # what is to be revoked is revoked, site or no site
                 install.withdraw(run, name, number, kind)
-        if sight.numbers:
+        if observed.numbers:
             os.rename(state.directory(name), f"{site.STATE}/sites/.removed-{name}")
             install.finish_removals()
         elif os.path.lexists(f"{site.ETC}/sites.d/{name}.toml"):
@@ -295,12 +295,12 @@ def issue(wanted: Mapping[str, int | None]) -> int:
     with lock.held():
         run = Run(PROGRAM, False, True)
         for name, number in wanted.items():
-            proven = Sight(name).proven
+            proven = Observed(name).proven
             if number is not None and proven is not None and proven >= number:
                 run.tell(name, f"generation {proven:04d} is installed, and served")
         install.reconcile(run, list(wanted))
         for name, number in wanted.items():
-            newest = Sight(name).newest
+            newest = Observed(name).newest
             if number is None or newest is None or newest < number:
                 absent.append(name)
                 run.fail(name, f"no certificate was installed; the live certificate stays; cron goes on trying; certdrop renew {name} tries at once",
@@ -317,30 +317,30 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
     left = os.EX_OK                            # what was refused or put off before is over where another certificate comes
     with lock.held():
         run = Run(PROGRAM, False, True)
-        before = {name: Sight(name).live for name in names}
+        before = {name: Observed(name).live for name in names}
         install.reconcile(run, names)
         for name in names:
-            wanted, sight = site.load_site(name, run.config), Sight(name)
-            if sight.next is None or sight.newest is None:
+            wanted, observed = site.load_site(name, run.config), Observed(name)
+            if observed.next is None or observed.newest is None:
                 continue
             if not (force or only_post):
-                trouble = _cannot_be_used(run, wanted, sight)
+                trouble = _cannot_be_used(run, wanted, observed)
                 if trouble:
                     left = os.EX_TEMPFAIL
                     run.fail(name, f"{trouble}; nothing is ordered (--force orders all the same)", os.EX_TEMPFAIL)
                     continue
-                served = not fresh and _serves_already(run, wanted, sight, before[name])
+                served = not fresh and _serves_already(run, wanted, observed, before[name])
                 if served:
                     run.tell(name, f"{served}; nothing is ordered (--force orders all the same)")
                     continue
-            carried = _spki(name, sight.next) == _spki(name, sight.newest)
+            carried = _spki(name, observed.next) == _spki(name, observed.newest)
             if fresh and (carried or only_post):
-                now = not only_post or state.has(name, sight.newest, "placeholder")
-                generations.make_next(wanted, sight.highest + 1, None, now)
-            elif not state.has(name, sight.next, "now"):
-                generations.mark(name, sight.next, "now")
+                now = not only_post or state.has(name, observed.newest, "placeholder")
+                generations.make_next(wanted, observed.highest + 1, None, now)
+            elif not state.has(name, observed.next, "now"):
+                generations.mark(name, observed.next, "now")
             install.settle(run, wanted)
-            posted[name] = Sight(name).next
+            posted[name] = Observed(name).next
             if only_post:
                 run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, posted[name] or 0)}")
     run.flush()
@@ -349,7 +349,7 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
     return issue(posted) or left
 
 
-def _cannot_be_used(run: Run, wanted: site.Site, sight: Sight) -> str:
+def _cannot_be_used(run: Run, wanted: site.Site, observed: Observed) -> str:
     """Why another certificate would not be served either: a service that is broken or does not run, or one that was issued and is not served. Or ""."""
     for name in wanted.services:
         try:
@@ -357,10 +357,10 @@ def _cannot_be_used(run: Run, wanted: site.Site, sight: Sight) -> str:
             service.test()
         except services.Failed as error:
             return f"{name} cannot use a certificate now: {error}"
-        if sight.proven is not None and service.port and wanted.probe != "off" and not services.addresses(service, wanted.probe):
+        if observed.proven is not None and service.port and wanted.probe != "off" and not services.addresses(service, wanted.probe):
             return f"{name} does not run: nobody listens on port {service.port}; start it first"
-    newest = sight.newest
-    if newest is None or _is_spent(run, wanted.name, newest) or newest == sight.proven or (newest == sight.live and sight.proven is None):
+    newest = observed.newest
+    if newest is None or _is_spent(run, wanted.name, newest) or newest == observed.proven or (newest == observed.live and observed.proven is None):
         return ""
     return f"generation {newest:04d} was issued, and is not served yet; certdrop-check {wanted.name} says what is in the way"
 
@@ -371,10 +371,10 @@ def _is_spent(run: Run, name: str, number: int) -> bool:
             or state.moment(name, number, "not_after") <= time.time())
 
 
-def _serves_already(run: Run, wanted: site.Site, sight: Sight, before: int | None) -> str:
+def _serves_already(run: Run, wanted: site.Site, observed: Observed, before: int | None) -> str:
     """That a certificate is there which was just installed, or is hours old, where root wants no other and no configuration changed since. Or ""."""
-    name, newest = wanted.name, sight.newest
-    if newest is None or newest != sight.live or _is_spent(run, name, newest) or (sight.next is not None and state.has(name, sight.next, "now")):
+    name, newest = wanted.name, observed.newest
+    if newest is None or newest != observed.live or _is_spent(run, name, newest) or (observed.next is not None and state.has(name, observed.next, "now")):
         return ""
     completed = os.stat(f"{state.directory(name, newest)}/nginx.conf").st_mtime
     for path in (f"{site.ETC}/sites.d/{name}.toml", first_use.CONFIG):
@@ -404,7 +404,7 @@ def _used(run: Run, name: str) -> list[services.Service]:
     """The services of a site that is to be removed; one that this host does not have does not need it."""
     try:
         named = site.load_site(name, run.config).services
-    except site.Wrong:
+    except site.ConfigError:
         named = run.config.services            # its file is gone or wrong, which is no reason to keep it
     found = []
     for service in named:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from certdrop.config import site
-from certdrop.config.site import DIRECTORIES, Wrong
+from certdrop.config.site import DIRECTORIES, ConfigError
 
 LIMITS = ("failed_per_name_and_hour", "issued_per_names_and_week", "orders_per_three_hours")
 MAIL = ("to", "via", "from", "heartbeat", "ca_bundle")
@@ -39,28 +39,28 @@ class Config(site.Config):
 
 
 def load_config() -> Config:
-    """certdrop.toml; the defaults where there is none. Raises Wrong."""
+    """certdrop.toml; the defaults where there is none. Raises ConfigError."""
     config = Config()
     path = site.ETC + "/certdrop.toml"
     if not site.read_config(config):
         return config
     if config.workers not in range(1, 129):
-        raise Wrong(f"{path}: workers: {config.workers}: give a number from 1 to 128")
+        raise ConfigError(f"{path}: workers: {config.workers}: give a number from 1 to 128")
     if config.self_check not in ("warn", "require", "off"):
-        raise Wrong(f'{path}: self_check: "{config.self_check}": give "warn", "require" or "off"')
+        raise ConfigError(f'{path}: self_check: "{config.self_check}": give "warn", "require" or "off"')
     if config.account_key_max_age and site.age_in_days(config.account_key_max_age) is None:
-        raise Wrong(f'{path}: account_key_max_age: "{config.account_key_max_age}": give an age in days such as "180d", or nothing')
+        raise ConfigError(f'{path}: account_key_max_age: "{config.account_key_max_age}": give an age in days such as "180d", or nothing')
     if config.staging and not config.staging_url.startswith("https://"):
-        raise Wrong(f'{path}: staging: "{config.staging}": give {", ".join(DIRECTORIES)} or an https:// URL')
+        raise ConfigError(f'{path}: staging: "{config.staging}": give {", ".join(DIRECTORIES)} or an https:// URL')
     if config.proxy and not re.fullmatch(r"http://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/?", config.proxy):
-        raise Wrong(f'{path}: proxy: "{config.proxy}": give http://HOST:PORT')
+        raise ConfigError(f'{path}: proxy: "{config.proxy}": give http://HOST:PORT')
     for key, value in config.limits.items():
         site.refuse_unknown(path, key, LIMITS)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise Wrong(f"{path}: limits: {key}: give a whole number, 0 for no limit")
+            raise ConfigError(f"{path}: limits: {key}: give a whole number, 0 for no limit")
     for address in config.contact:
         if "@" not in address or not address.isascii() or any(c.isspace() for c in address):
-            raise Wrong(f'{path}: contact: "{address}": give mail addresses')
+            raise ConfigError(f'{path}: contact: "{address}": give mail addresses')
     for key in config.mail:
         site.refuse_unknown(path, key, MAIL)
     return config

@@ -22,7 +22,7 @@ def path(name: str) -> str:
 
 
 def read(name: str) -> Service:
-    """The description. Raises site.Missing and site.Wrong."""
+    """The description. Raises site.ConfigMissing and site.ConfigError."""
     found = Service()
     site.fill(path(name), found, {key: key for key in vars(found)})
     return found

@@ -43,11 +43,11 @@ _BOTH = ("key", "key_max_age", "profile", "services")
 OTHERS = ("contact", "preferred_chain", "staging", "proxy", "ca_bundle", "account_key_max_age", "workers", "self_check", "mail", "limits")
 
 
-class Wrong(Exception):
+class ConfigError(Exception):
     """The configuration (or a name given by hand) is not usable; the text names the file, the key and what to do."""
 
 
-class Missing(Wrong):
+class ConfigMissing(ConfigError):
     """There is no such file."""
 
 
@@ -139,29 +139,29 @@ def as_a_labels(text: str) -> str:
 
 
 def refuse_domain(text: str) -> None:
-    """Raise Wrong, saying why, unless text is a name that HTTP-01 can prove (RFC 8555 section 8.3)."""
+    """Raise ConfigError, saying why, unless text is a name that HTTP-01 can prove (RFC 8555 section 8.3)."""
     if text.startswith("*."):
-        raise Wrong(f"{text}: a wildcard needs the DNS-01 challenge, which certdrop does not do; name each host instead")
+        raise ConfigError(f"{text}: a wildcard needs the DNS-01 challenge, which certdrop does not do; name each host instead")
     if not is_host_name(text) and not is_address(text):
-        raise Wrong(f"{text!a:.80}: no host name; give a full DNS name such as www.example.org, or an IP address")
+        raise ConfigError(f"{text!a:.80}: no host name; give a full DNS name such as www.example.org, or an IP address")
 
 
 def load_config() -> Config:
-    """What root uses of certdrop.toml; the defaults where there is none. Raises Wrong."""
+    """What root uses of certdrop.toml; the defaults where there is none. Raises ConfigError."""
     config = Config()
     read_config(config)
     return config
 
 
 def read_config(config: Config) -> bool:
-    """Set what certdrop.toml says of these keys; whether there is one. Raises Wrong."""
+    """Set what certdrop.toml says of these keys; whether there is one. Raises ConfigError."""
     path = ETC + "/certdrop.toml"
     try:
         fill(path, config, {key: key for key in vars(config)}, OTHERS)
-    except Missing:
+    except ConfigMissing:
         return False
     if not config.directory_url.startswith("https://"):
-        raise Wrong(f'{path}: directory: "{config.directory}": give {", ".join(DIRECTORIES)} or an https:// URL')
+        raise ConfigError(f'{path}: directory: "{config.directory}": give {", ".join(DIRECTORIES)} or an https:// URL')
     if config.trust_roots == STORE and os.path.exists(config.own_roots):
         config.trust_roots = config.own_roots
     _check_policy(path, config)
@@ -169,77 +169,77 @@ def read_config(config: Config) -> bool:
 
 
 def load_site(name: str, config: Config) -> Site:
-    """sites.d/NAME.toml over the defaults. Raises Missing and Wrong."""
+    """sites.d/NAME.toml over the defaults. Raises ConfigMissing and ConfigError."""
     path = f"{ETC}/sites.d/{name}.toml"
     if not spool.is_site_name(name):
-        raise Wrong(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first")
+        raise ConfigError(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first")
     site = Site(name, config)
     fill(path, site, {key: key for key in _SITE_ONLY + _BOTH}, elsewhere=(*vars(config), *OTHERS))
     if not site.domains:
-        raise Wrong(f'{path}: domains is missing; give domains = ["{name}"]')
+        raise ConfigError(f'{path}: domains is missing; give domains = ["{name}"]')
     if len(site.domains) > MAX_DOMAINS:
-        raise Wrong(f"{path}: domains: {len(site.domains)} names; at most {MAX_DOMAINS} fit in one certificate")
+        raise ConfigError(f"{path}: domains: {len(site.domains)} names; at most {MAX_DOMAINS} fit in one certificate")
     site.domains = [as_a_labels(domain) for domain in site.domains]
     for domain in site.domains:
         try:
             refuse_domain(domain)
-        except Wrong as error:
-            raise Wrong(f"{path}: domains: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path}: domains: {error}") from error
     if len(set(site.domains)) != len(site.domains):
-        raise Wrong(f"{path}: domains: a name stands there twice")
+        raise ConfigError(f"{path}: domains: a name stands there twice")
     if site.probe not in ("", "off", "proxy-protocol") and not _match(r"(\[[0-9a-f:]+\]|[0-9.]+):[0-9]{1,5}", site.probe):
-        raise Wrong(f'{path}: probe: "{site.probe}": give "ADDRESS:PORT", "proxy-protocol" or "off"')
+        raise ConfigError(f'{path}: probe: "{site.probe}": give "ADDRESS:PORT", "proxy-protocol" or "off"')
     _check_copies(path, site.copy)
     _check_policy(path, site)
     return site
 
 
 def site_names() -> list[str]:
-    """The names of the configured sites, sorted. Raises Wrong where sites.d cannot be read."""
+    """The names of the configured sites, sorted. Raises ConfigError where sites.d cannot be read."""
     try:
         entries = os.listdir(ETC + "/sites.d")
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise Wrong(f"{ETC}/sites.d: {error.strerror}") from error
+        raise ConfigError(f"{ETC}/sites.d: {error.strerror}") from error
     return sorted(e[:-5] for e in entries if e.endswith(".toml") and spool.is_site_name(e[:-5]))
 
 
 def _check_policy(path: str, found: Config | Site) -> None:
     if found.key not in KEYS:
-        raise Wrong(f'{path}: key: "{found.key}": give one of {", ".join(KEYS)}')
+        raise ConfigError(f'{path}: key: "{found.key}": give one of {", ".join(KEYS)}')
     if found.key_max_age != "renewal" and age_in_days(found.key_max_age) is None:
-        raise Wrong(f'{path}: key_max_age: "{found.key_max_age}": give "renewal" or an age such as "180d"')
+        raise ConfigError(f'{path}: key_max_age: "{found.key_max_age}": give "renewal" or an age such as "180d"')
     if not all(_match(_SERVICE, service) for service in found.services):
-        raise Wrong(f"{path}: services: give names of files in services.d")
+        raise ConfigError(f"{path}: services: give names of files in services.d")
 
 
 def _read(path: str) -> dict[str, object]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise Missing(f"{path}: no such file") from error
+        raise ConfigMissing(f"{path}: no such file") from error
     except OSError as error:
-        raise Wrong(f"{path}: {error.strerror}") from error
+        raise ConfigError(f"{path}: {error.strerror}") from error
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
-            raise Wrong(f"{path}: must be a file that root owns and nobody else can write; mend with chown root {path}; chmod 644 {path}")
+            raise ConfigError(f"{path}: must be a file that root owns and nobody else can write; mend with chown root {path}; chmod 644 {path}")
         text = os.read(fd, spool.MAX_REPLY + 1)
     finally:
         os.close(fd)
     if len(text) > spool.MAX_REPLY:
-        raise Wrong(f"{path}: longer than {spool.MAX_REPLY} bytes")
+        raise ConfigError(f"{path}: longer than {spool.MAX_REPLY} bytes")
     import tomllib                             # 5 ms, and most runs of the issuer need no configuration
     try:
         return tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:              # TOMLDecodeError and UnicodeDecodeError among them
-        raise Wrong(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def fill(path: str, target: object, keys: dict[str, str], passed: Iterable[str] = (), elsewhere: Iterable[str] = ()) -> None:
     """Set target's attributes from a TOML file: `keys` maps its keys to them, and what stands there now says which type is wanted.
-    Others read what is `passed`, and what is `elsewhere` belongs in certdrop.toml. Raises Wrong."""
+    Others read what is `passed`, and what is `elsewhere` belongs in certdrop.toml. Raises ConfigError."""
     for key, value in _read(path).items():
         if key not in keys:
             if key in passed:
@@ -251,28 +251,28 @@ def fill(path: str, target: object, keys: dict[str, str], passed: Iterable[str] 
             value = [value]
         if type(value) is not type(wanted) or (isinstance(value, list) and not all(isinstance(one, part) for one in value)):
             kind = {str: "a string", int: "a whole number", list: "a list of strings", dict: "a table"}[type(wanted)]
-            raise Wrong(f"{path}: {key}: must be {'a table' if key == 'copy' else kind}")
+            raise ConfigError(f"{path}: {key}: must be {'a table' if key == 'copy' else kind}")
         setattr(target, keys[key], value)
 
 
 def refuse_unknown(path: str, key: str, keys: Iterable[str], elsewhere: Iterable[str] = ()) -> None:
-    """Raise Wrong, naming the nearest known one, unless this key is one of `keys`."""
+    """Raise ConfigError, naming the nearest known one, unless this key is one of `keys`."""
     if key in keys:
         return
     if key in elsewhere:
-        raise Wrong(f"{path}: {key}: this key belongs in {ETC}/certdrop.toml")
+        raise ConfigError(f"{path}: {key}: this key belongs in {ETC}/certdrop.toml")
     import difflib
     near = difflib.get_close_matches(key, list(keys), 1, 0)
-    raise Wrong(f"{path}: {key!a:.80}: unknown key; the nearest known one is {near[0]}")
+    raise ConfigError(f"{path}: {key!a:.80}: unknown key; the nearest known one is {near[0]}")
 
 
 def _check_copies(path: str, copies: list[dict[str, str]]) -> None:
     for copy in copies:
         if set(copy) != {"path", "owner", "group", "mode", "what"} or not all(isinstance(value, str) for value in copy.values()):
-            raise Wrong(f"{path}: copy: give path, owner, group, mode and what, each a string")
+            raise ConfigError(f"{path}: copy: give path, owner, group, mode and what, each a string")
         if not _match(_PATH, copy["path"]) or "/../" in copy["path"] or "/./" in copy["path"]:
-            raise Wrong(f'{path}: copy: path: "{copy["path"]}": give an absolute path')
+            raise ConfigError(f'{path}: copy: path: "{copy["path"]}": give an absolute path')
         if copy["what"] not in ("combined", "fullchain", "cert", "chain", "key"):
-            raise Wrong(f'{path}: copy: what: "{copy["what"]}": give combined, fullchain, cert, chain or key')
+            raise ConfigError(f'{path}: copy: what: "{copy["what"]}": give combined, fullchain, cert, chain or key')
         if not _match("0?[0-6][04]0", copy["mode"]) and not (copy["what"] in ("fullchain", "cert", "chain") and copy["mode"] in ("0644", "0444")):
-            raise Wrong(f'{path}: copy: mode: "{copy["mode"]}": give one such as "0640", with nothing for others and no writing for the group')
+            raise ConfigError(f'{path}: copy: mode: "{copy["mode"]}": give one such as "0640", with nothing for others and no writing for the group')

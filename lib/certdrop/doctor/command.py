@@ -99,7 +99,7 @@ def _work(names: list[str], options: Collection[str]) -> int:
 def _site_names() -> list[str]:
     try:
         return configuration.site_names()
-    except configuration.Wrong:
+    except configuration.ConfigError:
         return []
 
 
@@ -107,13 +107,13 @@ def usable(names: list[str]) -> tuple[list[configuration.Site], general.Config |
     """These sites (all, where none is named), those that cannot be read left out, and the configuration; check_sites says what is wrong."""
     try:
         config = general.load_config()
-    except configuration.Wrong:
+    except configuration.ConfigError:
         return [], None
     found = []
     for name in names or _site_names():
         try:
             found.append(configuration.load_site(name, config))
-        except configuration.Wrong:
+        except configuration.ConfigError:
             continue
     return found, config
 

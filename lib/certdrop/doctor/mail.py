@@ -12,7 +12,7 @@ from certdrop import events
 from certdrop.config import site as configuration
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.watcher import mailer
-from certdrop.watcher.evidence import Mouth, Reader
+from certdrop.watcher.evidence import MailHealth, Reader
 
 SYSTEMD = "/run/systemd/system"
 CONFIG = f"[mail] of {configuration.ETC}/certdrop.toml"
@@ -24,13 +24,13 @@ def look(by_root: bool) -> list[Line]:
     try:
         reader = Reader()
         route = mailer.Route(reader.config.mail)
-    except configuration.Wrong as error:
+    except configuration.ConfigError as error:
         return [Line(FAILED, "mail", f"{events.clean(error)}; nobody is told of anything", "certdrop-watch(8) says what may stand there")]
     noted = reader.watcher()
     return [way_out(route, noted, by_root), *silence(route, noted)]
 
 
-def way_out(route: mailer.Route, noted: Mouth, by_root: bool) -> Line:
+def way_out(route: mailer.Route, noted: MailHealth, by_root: bool) -> Line:
     """Whether mail has a way out, as far as can be seen without sending."""
     try:
         if by_root or not route.user:
@@ -42,7 +42,7 @@ def way_out(route: mailer.Route, noted: Mouth, by_root: bool) -> Line:
     return Line(OK, "mail", f"goes to {route.words()}; certdrop-watch --test tries it")
 
 
-def silence(route: mailer.Route, noted: Mouth) -> list[Line]:
+def silence(route: mailer.Route, noted: MailHealth) -> list[Line]:
     """Whether anybody is told when cron stops: by systemd's timer for the watcher, or by who waits for the heartbeat. One line at most where all is well."""
     if route.heartbeat and noted.heartbeat:
         return [Line(WARNING, "heartbeat", f"at {_moment(noted.at)} it was not taken: {noted.heartbeat}; whoever waits for it takes this host for dead",

@@ -40,7 +40,7 @@ class Obstacle(NamedTuple):
     part: str = "names"
 
 
-Wrong = list[Obstacle]
+Obstacles = list[Obstacle]
 
 
 class Authority(NamedTuple):
@@ -84,7 +84,7 @@ def look(sites: list[configuration.Site], doing: Doing, no_token: Sequence[Line]
     return lines
 
 
-def together(site: str, wrong: Wrong) -> list[Line]:
+def together(site: str, wrong: Obstacles) -> list[Line]:
     """A line for each thing to mend, however many names it is for; what has failed first."""
     same: dict[tuple[str, str, str], list[str]] = {}
     for one in sorted(wrong, key=lambda one: one.level != FAILED):
@@ -93,14 +93,14 @@ def together(site: str, wrong: Wrong) -> list[Line]:
             for (level, part, mend), why in same.items()]
 
 
-def _result(domain: str, future: Future[Wrong], end: float) -> Wrong:
+def _result(domain: str, future: Future[Obstacles], end: float) -> Obstacles:
     try:
         return future.result(max(0.0, end - time.monotonic()))
     except TimeoutError:
         return [Obstacle(WARNING, f"{domain}: not examined: there was no time left", "run certdrop-check for its site alone")]
 
 
-def _one(site: str, domain: str, doing: Doing, end: float) -> Wrong:
+def _one(site: str, domain: str, doing: Doing, end: float) -> Obstacles:
     if time.monotonic() > end:
         raise TimeoutError
     if configuration.is_address(domain):
@@ -118,7 +118,7 @@ def _one(site: str, domain: str, doing: Doing, end: float) -> Wrong:
     return wrong
 
 
-def idn(domain: str) -> Wrong:
+def idn(domain: str) -> Obstacles:
     """Whether an internationalized name is one (RFC 5891)."""
     if not any(label.startswith("xn--") for label in domain.split(".")):
         return []
@@ -141,7 +141,7 @@ def _unresolved(domain: str, looked: resolver.Looked) -> tuple[str, str]:
     }.get(looked.problem, (f"{domain}: the DNS fails: {looked.words}", servers))
 
 
-def reach(site: str, domain: str, address: str, doing: Doing) -> Wrong:
+def reach(site: str, domain: str, address: str, doing: Doing) -> Obstacles:
     """Whether a challenge is answered over this address. What is in the way is asked only where it is not."""
     record = "the addresses in the site's file" if domain == address else f"the record {'AAAA' if ':' in address else 'A'} of {domain}"
     if doing.authority.public and not ipaddress.ip_address(address).is_global:
@@ -160,11 +160,11 @@ def reach(site: str, domain: str, address: str, doing: Doing) -> Wrong:
     return [_elsewhere(domain, address, record, came, doing), *here(site, domain, doing)]
 
 
-def here(site: str, domain: str, doing: Doing) -> Wrong:
+def here(site: str, domain: str, doing: Doing) -> Obstacles:
     """Whether nginx would answer at one of the addresses where it listens: for a name that does not lead here (yet)."""
     if doing.token is None or doing.nginx is None:
         return []
-    found: Wrong = []
+    found: Obstacles = []
     for address in [address.strip("[]") for address in doing.nginx.addresses][:MOST] or ["127.0.0.1"]:
         came = _fetch(domain, address, doing.token)
         if came.came:
@@ -224,7 +224,7 @@ def _firewall() -> str:
     return next((command for path, command in FIREWALLS if os.path.exists(path)), "see its rules")
 
 
-def caa(domain: str, authority: Authority) -> Wrong:
+def caa(domain: str, authority: Authority) -> Obstacles:
     """Whether the CA may issue."""
     records, where, problem = resolver.caa(domain)
     if problem:

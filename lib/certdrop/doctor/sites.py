@@ -31,13 +31,13 @@ def look(names: list[str]) -> list[Line]:
     try:
         config = general.load_config()
         names = names or configuration.site_names()
-    except configuration.Wrong as error:
+    except configuration.ConfigError as error:
         return [Line(FAILED, "configuration", events.clean(error), "nothing is renewed until then")]
     wrong, services = [], dict.fromkeys(config.services)
     for name in names:
         try:
             services.update(dict.fromkeys(configuration.load_site(name, config).services))
-        except configuration.Wrong as error:
+        except configuration.ConfigError as error:
             wrong.append((events.clean(error), f"{name} is not renewed until then"))
     wrong += [(events.clean(why), f"nothing is installed for {service} until then; /usr/share/doc/certdrop/examples/services.d has the file as it came")
               for service in services if (why := _described_badly(service))]
@@ -53,9 +53,9 @@ def _described_badly(service: str) -> str:
     path = described.path(service)
     try:
         found = described.read(service)
-    except configuration.Missing:
+    except configuration.ConfigMissing:
         return f"{path} does not exist; it says how to test and reload {service}"
-    except configuration.Wrong as error:
+    except configuration.ConfigError as error:
         return str(error)
     good = all(command[:1] and os.path.isabs(command[0]) for command in (found.test, found.reload))
     return "" if good else f"{path}: test and reload must name a program by its absolute path, then its arguments"
@@ -73,7 +73,7 @@ def untrusted(sites: list[configuration.Site], config: general.Config) -> list[L
     """Where root's judge refused what the CA issued, because it leads to none of trust_roots."""
     try:
         reader = Reader()
-    except configuration.Wrong:
+    except configuration.ConfigError:
         return []
     found = []
     for one in sites:
@@ -125,7 +125,7 @@ def failures(sites: list[configuration.Site]) -> dict[str, str]:
     """By name, what the CA said when it could last not reach it."""
     try:
         reader = Reader()
-    except configuration.Wrong:
+    except configuration.ConfigError:
         return {}                              # said already
     found = {}
     for one in sites:
@@ -142,7 +142,7 @@ def runs(now: float | None = None) -> list[Line]:
     now = time.time() if now is None else now
     try:
         reader = Reader()
-    except configuration.Wrong:
+    except configuration.ConfigError:
         return []                              # said already
     found = []
     began = min(map(reader.configured_at, reader.names()), default=0)
@@ -164,7 +164,7 @@ def served(names: list[str], resolves: bool = True) -> list[Line]:
     """What certdrop-status says of each site, after asking its services."""
     try:
         judged = judged_sites(Reader(), names, Places(resolves), verdict.Thresholds(), time.time())
-    except configuration.Wrong:
+    except configuration.ConfigError:
         return []
     found = []
     for one in judged:

@@ -1,6 +1,6 @@
 """Parses the keys and chains that are to be taken over, and says what they are: the process that root starts as _certdrop-judge for it.
 
-`python3 -I -S .../importer/examiner.py examine ROOTS`. Each case is looked at in the judge's booth, shut in before the first byte; what the
+`python3 -I -S .../importer/examiner.py examine ROOTS`. Each case is looked at in the judge's sandbox, shut in before the first byte; what the
 judge asks of a reply is asked of a chain here by the same code. Runs as: _certdrop-judge; refuses to be root. Trusts: nothing it is sent.
 Reads: the trusted roots, then pipes; a private key comes by pipe and goes back by pipe, re-encoded.
 """
@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa  # noqa: E402
 from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: E402
 from OpenSSL import crypto  # noqa: E402
 
-from certdrop.judge import booth, chain  # noqa: E402
+from certdrop.judge import sandbox, chain  # noqa: E402
 from certdrop.spool import Refused  # noqa: E402
 
 LIMIT = 64 * 1024                  # bytes of an answer: a hundred names, and a key
@@ -56,9 +56,9 @@ def serve(roots: str) -> int:
     except (OSError, crypto.Error):
         return os.EX_NOINPUT
     _rehearse(store)
-    booth.say("ready")
-    for task, *parts in booth.frames():
-        booth.say(booth.hear(lambda: answer(task, parts, store), LIMIT) or "no judge-failed")
+    sandbox.say("ready")
+    for task, *parts in sandbox.frames():
+        sandbox.say(sandbox.run(lambda: answer(task, parts, store), LIMIT) or "no judge-failed")
     return os.EX_OK
 
 
@@ -159,7 +159,7 @@ def _encode(key: Any) -> str:
 
 
 def _rehearse(store: crypto.X509Store) -> None:
-    """Go through all of it once: whatever is loaded on first use cannot be loaded in the booth."""
+    """Go through all of it once: whatever is loaded on first use cannot be loaded in the sandbox."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a.example")])
     now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)

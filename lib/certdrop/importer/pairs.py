@@ -158,7 +158,7 @@ def _obstacle(pair: Pair, untrusted: bool) -> str:
     try:
         for domain in pair.domains:
             site.refuse_domain(domain)
-    except site.Wrong as error:
+    except site.ConfigError as error:
         return str(error)
     return ""
 

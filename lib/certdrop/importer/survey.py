@@ -22,7 +22,7 @@ from certdrop.importer.leftovers import cron_lines
 from certdrop.importer.nginx import Nginx
 from certdrop.importer.pairs import EXPIRED, Account, Examiner, Found, pem_blocks
 from certdrop.keeper import notes, state
-from certdrop.keeper.state import Sight
+from certdrop.keeper.state import Observed
 
 MOST = 10000                       # pairs that are looked at
 
@@ -172,10 +172,10 @@ class Survey:
         elif one.name in names and not one.why:
             try:
                 domains = site.load_site(one.name, self.config).domains
-            except site.Wrong as error:
+            except site.ConfigError as error:
                 one.why = str(error)
                 return
-            live = Sight(one.name).live
+            live = Observed(one.name).live
             if live is None or state.has(one.name, live, "placeholder"):
                 one.why = f"there is a site {one.name} that has no certificate yet; certdrop remove {one.name} makes room for this one"
             elif sorted(domains) == sorted(pair.domains):
@@ -183,7 +183,7 @@ class Survey:
                 one.remarks.append(f"{one.client} has another certificate for it than certdrop")
             else:
                 one.why = f"there is a site {one.name} for other domains"
-        elif Sight(one.name).numbers and not one.why:
+        elif Observed(one.name).numbers and not one.why:
             one.why = f"there are files of a site {one.name} that has no configuration; certdrop remove {one.name} forgets them"
         if not one.why and not one.site:
             self._remark(one)
@@ -255,7 +255,7 @@ def _known() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in site.site_names():
         found.update(dict.fromkeys(notes.Notes(name).spent, name))
-        found.update({str(state.facts(name, number, "cert")["sha256"]): name for number in Sight(name).whole})
+        found.update({str(state.facts(name, number, "cert")["sha256"]): name for number in Observed(name).whole})
     return found
 
 

@@ -21,7 +21,7 @@ from certdrop.importer.pairs import Account, Found, Pair
 from certdrop.keeper import generations, install, lock, notes, services
 from certdrop.keeper.judges import Accepted
 from certdrop.keeper.run import Run
-from certdrop.keeper.state import Sight
+from certdrop.keeper.state import Observed
 from certdrop.walls import users
 
 PROGRAM = "certdrop-import"
@@ -29,7 +29,7 @@ DEADLINE = 60                      # seconds for the child that writes the accou
 
 
 def take(found: list[Found], accounts: list[Account], settings: str) -> Run:
-    """Take these over, and have the keeper go on with them. `settings` is certdrop.toml, where there is none yet. Raises site.Wrong and lock.Busy."""
+    """Take these over, and have the keeper go on with them. `settings` is certdrop.toml, where there is none yet. Raises site.ConfigError and lock.Busy."""
     with lock.held():
         install.finish_removals()
         config = general.load_config()
@@ -37,7 +37,7 @@ def take(found: list[Found], accounts: list[Account], settings: str) -> Run:
             try:
                 services.find(service).test()
             except services.Failed as error:
-                raise site.Wrong(f"{service} does not pass its test as it is: {error}; nothing was imported") from error
+                raise site.ConfigError(f"{service} does not pass its test as it is: {error}; nothing was imported") from error
         if settings and not os.path.exists(site.ETC + "/certdrop.toml"):
             _put(site.ETC, "certdrop.toml", settings.encode())
             config = general.load_config()
@@ -57,10 +57,10 @@ def take(found: list[Found], accounts: list[Account], settings: str) -> Run:
 
 def _take_pair(run: Run, found: Found, config: general.Config) -> None:
     pair, name = found.pair, found.name
-    if pair is None or Sight(name).numbers or os.path.lexists(f"{site.ETC}/sites.d/{name}.toml"):
+    if pair is None or Observed(name).numbers or os.path.lexists(f"{site.ETC}/sites.d/{name}.toml"):
         run.fail(name, "there is a site of this name; not imported", os.EX_DATAERR)        # since it was looked at
         return
-    number = Sight(name).highest + 1
+    number = Observed(name).highest + 1
     hidden = f"{site.STATE}/sites/.removed-{name}"
     os.mkdir(hidden)
     os.chmod(hidden, 0o755)

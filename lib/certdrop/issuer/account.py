@@ -15,7 +15,7 @@ from certdrop import spool
 from certdrop.config import site
 from certdrop.issuer import clock, notes
 from certdrop.issuer.transport import Answer, Transport
-from certdrop.issuer.trouble import REFUSED, UNREACHABLE, AccountUnknown, Trouble, from_answer
+from certdrop.issuer.failure import REFUSED, UNREACHABLE, AccountUnknown, Failure, from_answer
 from certdrop.signer import jose
 from certdrop.signer.jose import b64
 
@@ -94,7 +94,7 @@ class Session:
         self._nonce = ""
 
     def directory(self, fresh: bool = False) -> dict[str, object]:
-        """The CA's directory object (RFC 8555 section 7.1.1), as kept, or asked for. Raises Trouble."""
+        """The CA's directory object (RFC 8555 section 7.1.1), as kept, or asked for. Raises Failure."""
         with self.account.lock:
             known, at = self.account.known.get("directory"), self.account.known.get("directory_at")
             if not fresh and isinstance(known, dict) and spool.is_credible(at, clock.FRESH, time.time()):
@@ -105,16 +105,16 @@ class Session:
                 raise from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
             found = self.account.as_directory(as_object(answer))
             if found is None:
-                raise Trouble(UNREACHABLE, f"{url} is no ACME directory")
+                raise Failure(UNREACHABLE, f"{url} is no ACME directory")
             self.account.note(directory=found, directory_at=int(time.time()))
             return found
 
     def url(self, name: str) -> str:
-        """One of the directory's URLs. Raises Trouble."""
+        """One of the directory's URLs. Raises Failure."""
         return str(self.directory()[name])
 
     def kid(self) -> str:
-        """The account's URL; registers it, or its new contact, where that is due. Raises Trouble."""
+        """The account's URL; registers it, or its new contact, where that is due. Raises Failure."""
         account = self.account
         with account.lock:
             known = str(account.known.get("account") or "")
@@ -135,7 +135,7 @@ class Session:
 
     def find(self) -> str:
         """The account's URL as the CA knows it, by the key or, after a change of keys that was killed, by the other (RFC 8555 section 7.3.1);
-        "" where the CA knows neither. Raises Trouble."""
+        "" where the CA knows neither. Raises Failure."""
         account, place = self.account, ""
         for other in (False, True) if account.key.has_other else (False,):
             try:
@@ -151,12 +151,12 @@ class Session:
         return place
 
     def _place(self, answer: Answer) -> str:
-        """The account's URL, in an answer of newAccount's. Raises Trouble where there is none that the signer would sign for."""
+        """The account's URL, in an answer of newAccount's. Raises Failure where there is none that the signer would sign for."""
         place = str(answer.headers.get("Location") or "")
         if not place:
-            raise Trouble(UNREACHABLE, "the CA did not say the account's URL")
+            raise Failure(UNREACHABLE, "the CA did not say the account's URL")
         if not self.account.is_here(place):
-            raise Trouble(UNREACHABLE, f"the CA names an account at another host ({place}); it is not used")
+            raise Failure(UNREACHABLE, f"the CA names an account at another host ({place}); it is not used")
         return place
 
     def is_another(self, known: str) -> bool:
@@ -168,8 +168,8 @@ class Session:
             account.doubted = True
             try:
                 return self.find() != known
-            except Trouble as trouble:
-                account.is_over = trouble.problem == "unauthorized"        # what a CA says of the key of an account that is deactivated
+            except Failure as failure:
+                account.is_over = failure.problem == "unauthorized"        # what a CA says of the key of an account that is deactivated
                 return False
 
     def _registration(self) -> dict[str, object]:
@@ -179,13 +179,13 @@ class Session:
             return {**wanted, "externalAccountBinding": json.loads(binding)}
         meta = self.directory().get("meta")
         if isinstance(meta, dict) and meta.get("externalAccountRequired") is True:
-            raise Trouble(REFUSED, f"{self.account.directory_url} makes no account without an external account binding; put what it gave you "
+            raise Failure(REFUSED, f"{self.account.directory_url} makes no account without an external account binding; put what it gave you "
                           f"into {site.ETC}/eab.toml, see certdrop-account(8)", problem="externalAccountRequired")
         return wanted
 
     def post(self, url: str, payload: object, kid: str | None = None, request: str = "", other: bool = False) -> Answer:
         """A signed request (RFC 8555 section 6.2), by the account of `kid` (ours unless given; "" by the key alone, or the other one), tried again
-        where its nonce is refused. `request` is the entry of requests/ that it is for, where it is for one. Raises Trouble."""
+        where its nonce is refused. `request` is the entry of requests/ that it is for, where it is for one. Raises Failure."""
         who: dict[str, object] = {"jwk": self.account.key.jwk(other)} if kid == "" else {"kid": kid or self.kid()}
         for _ in range(NONCES):
             first = b64(json.dumps({"alg": "RS256", "nonce": self.nonce(), "url": url, **who}).encode())
@@ -194,19 +194,19 @@ class Session:
             answer = self.send(url, json.dumps({"protected": first, "payload": second, "signature": signature}).encode())
             if answer.status < 300:
                 return answer
-            trouble = from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
-            if trouble.problem != "badNonce":
-                raise trouble
-        raise trouble
+            failure = from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
+            if failure.problem != "badNonce":
+                raise failure
+        raise failure
 
     def send(self, url: str, body: bytes) -> Answer:
-        """A request that is signed already; the nonce of the answer is kept. Raises Trouble."""
+        """A request that is signed already; the nonce of the answer is kept. Raises Failure."""
         answer = self.transport.request("POST", url, body, JOSE)
         self._nonce = str(answer.headers.get("Replay-Nonce") or "")
         return answer
 
     def nonce(self) -> str:
-        """A nonce: that of the last answer, or a fresh one from the CA. Raises Trouble."""
+        """A nonce: that of the last answer, or a fresh one from the CA. Raises Failure."""
         nonce, self._nonce = self._nonce, ""
         if nonce:
             return nonce
@@ -222,14 +222,14 @@ class Session:
         self._nonce = self._nonce or nonce
 
     def check_profile(self, profile: str) -> None:
-        """Raise Trouble, listing what there is, unless the CA offers this profile (draft-ietf-acme-profiles section 3)."""
+        """Raise Failure, listing what there is, unless the CA offers this profile (draft-ietf-acme-profiles section 3)."""
         for fresh in (False, True):
             meta = self.directory(fresh).get("meta")
             offered = meta.get("profiles") if isinstance(meta, dict) else None
             if isinstance(offered, dict) and profile in offered:
                 return
         there = f"it offers {', '.join(sorted(map(str, offered)))}" if isinstance(offered, dict) and offered else "it offers none"
-        raise Trouble(REFUSED, f'the CA has no profile "{profile}"; {there}', problem="invalidProfile")
+        raise Failure(REFUSED, f'the CA has no profile "{profile}"; {there}', problem="invalidProfile")
 
 
 def as_object(answer: Answer) -> dict[str, object]:

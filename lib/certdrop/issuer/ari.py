@@ -14,7 +14,7 @@ from cryptography import x509
 
 from certdrop.events import clean
 from certdrop.issuer.transport import Transport
-from certdrop.issuer.trouble import UNREACHABLE, Trouble, from_answer, seconds_of
+from certdrop.issuer.failure import UNREACHABLE, Failure, from_answer, seconds_of
 
 _MOMENT = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII)
 
@@ -49,7 +49,7 @@ def identifier(pem: bytes) -> str:
 
 
 def fetch(transport: Transport, directory: dict[str, object], pem: bytes) -> Window:
-    """The CA's window for a certificate. Raises Absent, Trouble, ValueError."""
+    """The CA's window for a certificate. Raises Absent, Failure, ValueError."""
     place = directory.get("renewalInfo")
     if not isinstance(place, str):
         raise Absent()
@@ -64,15 +64,15 @@ def fetch(transport: Transport, directory: dict[str, object], pem: bytes) -> Win
 
 
 def read(body: bytes, retry_after: float) -> Window:
-    """The window in an answer. Raises Trouble where it makes no sense (RFC 9773 section 4.2: start before end)."""
+    """The window in an answer. Raises Failure where it makes no sense (RFC 9773 section 4.2: start before end)."""
     try:
         found = json.loads(body)
         window = found["suggestedWindow"]
         start, end = moment(window["start"]), moment(window["end"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Trouble(UNREACHABLE, "the CA's renewal information is not well-formed") from error
+        raise Failure(UNREACHABLE, "the CA's renewal information is not well-formed") from error
     if not start < end:
-        raise Trouble(UNREACHABLE, "the CA's renewal window ends before it begins")
+        raise Failure(UNREACHABLE, "the CA's renewal window ends before it begins")
     url = found.get("explanationURL")
     return Window(start, end, clean(url, 300) if isinstance(url, str) else "", retry_after)
 

@@ -175,7 +175,7 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
             code, waits = orders.run(options, pending, listed, stale, agenda, revocations, lambda: os.write(writer, REPLY))
             os.write(writer, b"1" if waits else b"0")
             sys.stdout.flush()
-        except site.Wrong as error:
+        except site.ConfigError as error:
             code = _stop(f"{error}; the live certificates stay", os.EX_CONFIG, True, options.apart)
         except (OSError, MemoryError) as error:
             if getattr(error, "errno", 0) == errno.EPERM:      # modes say EACCES: a system call was refused that this part is not known to need

@@ -11,7 +11,7 @@ import random
 
 from certdrop import events
 from certdrop.issuer import due, notes
-from certdrop.issuer.trouble import LOCAL, REFUSED, UNREACHABLE, Trouble
+from certdrop.issuer.failure import LOCAL, REFUSED, UNREACHABLE, Failure
 
 _NUMBERS = ("count", "own", "cut_off", "since", "failed_at", "next_try", "retry_after", "issued_at", "hurries",
             "window_start", "window_end", "poll_at", "polls_failed", "renew_at")
@@ -43,20 +43,20 @@ class Ledger(due.Record):
                 setattr(self, "kind" if key == "class" else key, events.clean(value, LONGEST))
         self._before = self._text()
 
-    def failed(self, trouble: Trouble, certificate: due.Certificate | None, now: float, placed: bool = False) -> None:
+    def failed(self, failure: Failure, certificate: due.Certificate | None, now: float, placed: bool = False) -> None:
         """Note a failure and the next try. `placed`: the CA had taken an order, or was about to."""
-        if trouble.kind == LOCAL:
+        if failure.kind == LOCAL:
             self.note_own_failure(placed, now, random.random())
         else:
-            left = certificate.not_after - now if certificate and trouble.kind == UNREACHABLE else None
-            self.note_failure(trouble.retry_after, left, now, random.random())
-        self.kind, self.last_error = trouble.kind, events.clean(trouble.text, LONGEST)
+            left = certificate.not_after - now if certificate and failure.kind == UNREACHABLE else None
+            self.note_failure(failure.retry_after, left, now, random.random())
+        self.kind, self.last_error = failure.kind, events.clean(failure.text, LONGEST)
 
     def refused(self, reason: str, reply_sha256: str, certificate: due.Certificate | None, now: float) -> None:
         """Note that root refused a reply: once for each."""
         if self.refused_reply != reply_sha256:
             self.refused_reply = reply_sha256
-            self.failed(Trouble(REFUSED, f"root refused the reply: {reason}; certdrop-spool(5) explains it"), certificate, now)
+            self.failed(Failure(REFUSED, f"root refused the reply: {reason}; certdrop-spool(5) explains it"), certificate, now)
 
     def issued(self, directory: str, leaf_sha256: str, due_by_time: due.Certificate | None, now: float) -> None:
         """Note a reply. Failures are forgotten, but for refused replies: whether this one is better, only root knows."""

@@ -15,7 +15,7 @@ from certdrop import events, happened, words
 from certdrop.issuer import due
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
-from certdrop.issuer.trouble import Trouble, in_two
+from certdrop.issuer.failure import Failure, in_two
 
 LIMIT = 4000                       # characters of one value: a CA's problem document is kept whole
 
@@ -66,15 +66,15 @@ def following(record: due.Record) -> str:
     return f"next try at {events.stamp(record.next_try)}" if record.next_try > record.failed_at else "the next run tries again"
 
 
-def failed(journal: Any, task: Task, trouble: Trouble, options: Options) -> None:
+def failed(journal: Any, task: Task, failure: Failure, options: Options) -> None:
     """Keep and tell a site's failure, which its ledger has noted."""
     try:
         task.ledger.save()
     except OSError:
         pass                                   # a full disk: the failure is told all the same
-    journal.error(happened.FAILED, site=task.name, number=task.request.number, kind=trouble.kind, problem=trouble.problem,
-                  next_try=events.stamp(task.ledger.next_try), error=trouble.text)
-    fact, said = in_two(trouble)
+    journal.error(happened.FAILED, site=task.name, number=task.request.number, kind=failure.kind, problem=failure.problem,
+                  next_try=events.stamp(task.ledger.next_try), error=failure.text)
+    fact, said = in_two(failure)
     say(f"{task.name}: {fact}; the live certificate stays; {following(task.ledger)}" + (f"; {said}" if said else ""), options.loud, options.apart)
 
 

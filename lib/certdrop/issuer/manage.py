@@ -22,7 +22,7 @@ from certdrop.config import general, site
 from certdrop.issuer import orders, turn
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session, as_object
 from certdrop.issuer.transport import Gate, Transport, context
-from certdrop.issuer.trouble import REFUSED, VALIDATION, Trouble
+from certdrop.issuer.failure import REFUSED, VALIDATION, Failure
 from certdrop.signer import jose, process, protocol
 from certdrop.trust import roots
 from certdrop.walls import become
@@ -72,12 +72,12 @@ def _checked(options: Options, argv: list[str]) -> int:
         os.umask(0o022)
         os.chdir("/")
         return _do(options)
-    except site.Wrong as error:
+    except site.ConfigError as error:
         return say(str(error), os.EX_CONFIG)
     except terminal.Declined as error:
         return say(f"{error}; nothing was changed", os.EX_USAGE, not _asked_elsewhere())
-    except Trouble as trouble:
-        return say(trouble.text, os.EX_DATAERR if trouble.kind in (REFUSED, VALIDATION) else os.EX_TEMPFAIL, not options.due)
+    except Failure as failure:
+        return say(failure.text, os.EX_DATAERR if failure.kind in (REFUSED, VALIDATION) else os.EX_TEMPFAIL, not options.due)
     except (KeyError, PermissionError) as error:
         return say(f"{error}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM)
     except OSError as error:
@@ -117,7 +117,7 @@ def _config(options: Options) -> general.Config:
     if options.directory:
         config.directory = options.directory
         if not config.directory_url.startswith("https://"):
-            raise site.Wrong(f'directory: "{events.clean(options.directory, 80)}": give {", ".join(site.DIRECTORIES)} or an https:// URL')
+            raise site.ConfigError(f'directory: "{events.clean(options.directory, 80)}": give {", ".join(site.DIRECTORIES)} or an https:// URL')
     return config
 
 
@@ -139,10 +139,10 @@ def _do(options: Options) -> int:
         say(wall, os.EX_OK, not options.due)
     account = Account(config.directory_url, config.contact, holder)
     line = Transport(context(config), time.monotonic() + PATIENCE, Gate(), config.proxy)
-    desk = Counter(config, holder, account, Session(account, line))
-    verbs: dict[str, Callable[[], int]] = {"show": desk.show, "terms": desk.terms, "contact": desk.contact, "deactivate": desk.deactivate,
-                                           "register": lambda: desk.register(options.yes), "rollover": lambda: desk.rollover(options.due)}
-    return verbs[options.verb]()
+    verbs = Verbs(config, holder, account, Session(account, line))
+    by_name: dict[str, Callable[[], int]] = {"show": verbs.show, "terms": verbs.terms, "contact": verbs.contact, "deactivate": verbs.deactivate,
+                                             "register": lambda: verbs.register(options.yes), "rollover": lambda: verbs.rollover(options.due)}
+    return by_name[options.verb]()
 
 
 def made_at(config: general.Config) -> float | None:
@@ -160,8 +160,8 @@ def _is_due(config: general.Config) -> bool:
     return days is not None and made is not None and (now - made > days * DAY or not spool.is_credible(made, spool.HAPPENED, now))
 
 
-class Counter:
-    """The verbs. Each returns a code of sysexits.h and raises Trouble, OSError."""
+class Verbs:
+    """The verbs. Each returns a code of sysexits.h and raises Failure, OSError."""
 
     def __init__(self, config: general.Config, holder: process.Signer, account: Account, session: Session) -> None:
         self.config, self.holder, self.account, self.session = config, holder, account, session
@@ -189,8 +189,8 @@ class Counter:
         try:
             place = self.session.find()
             found = as_object(self.session.post(place, None, place)) if place else {}
-        except Trouble as trouble:
-            code = say(f"{trouble.text}; what follows is what was known before", os.EX_TEMPFAIL)
+        except Failure as failure:
+            code = say(f"{failure.text}; what follows is what was known before", os.EX_TEMPFAIL)
             place, found = remembered, {}
         else:
             code = os.EX_OK if place else os.EX_DATAERR
@@ -234,13 +234,13 @@ class Counter:
         place = self._account()                # so the current key is the one that the CA holds, and no other is lost
         url = self.session.directory().get("keyChange")
         if not isinstance(url, str):
-            raise Trouble(REFUSED, "the CA does not offer to change the key of an account")
+            raise Failure(REFUSED, "the CA does not offer to change the key of an account")
         self.account.note(changing=True)
         self.holder.make_other()
         try:
             self.session.post(url, json.loads(self.holder.change(url, place)), place)
-        except Trouble as trouble:
-            self.log.write(happened.FAILED, kind="key change", error=trouble.text)
+        except Failure as failure:
+            self.log.write(happened.FAILED, kind="key change", error=failure.text)
             raise
         self.holder.exchange()
         self._account()                        # by the new key
@@ -252,11 +252,11 @@ class Counter:
         try:
             place = self._account()
             self.session.post(place, {"status": "deactivated"}, place)
-        except Trouble as trouble:
-            if trouble.problem != "unauthorized":      # that is what a CA says of an account that is deactivated
+        except Failure as failure:
+            if failure.problem != "unauthorized":      # that is what a CA says of an account that is deactivated
                 raise
             place = str(self.account.known.get("account") or "")
-            say(f"{trouble.text}; so the key is set aside", os.EX_OK)
+            say(f"{failure.text}; so the key is set aside", os.EX_OK)
         self.account.forget(place)
         self.holder.deactivated()
         self.log.write(happened.DEACTIVATED, account=place)
@@ -265,7 +265,7 @@ class Counter:
     def _account(self) -> str:
         place = self.session.find()
         if not place:
-            raise Trouble(REFUSED, "the CA knows no account with this key; certdrop-account register makes one")
+            raise Failure(REFUSED, "the CA knows no account with this key; certdrop-account register makes one")
         return place
 
     def _age(self) -> str:

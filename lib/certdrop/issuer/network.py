@@ -25,12 +25,12 @@ from certdrop import events, happened, spool
 from certdrop.config import general, site
 from certdrop.issuer import ari, budget, log, ports, revoke
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session
-from certdrop.issuer.opening import Opening
+from certdrop.issuer.warm_up import WarmUp
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
 from certdrop.issuer.rehearsal import Judge
 from certdrop.issuer.transport import Gate, Transport, context
-from certdrop.issuer.trouble import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Trouble, of_this_host
+from certdrop.issuer.failure import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, of_this_host
 from certdrop.signer.keyring import Key, make_key
 from certdrop.signer.process import Signer
 from certdrop.trust import roots
@@ -43,22 +43,22 @@ IN_VAIN = 3                        # orders that could not reach the CA, one aft
 class Network:
     """The talk of one run with one CA: configuration, log, the account, and what all workers must know."""
 
-    def __init__(self, options: Options, config: general.Config, opening: Opening | None = None, holder: Signer | None = None) -> None:
+    def __init__(self, options: Options, config: general.Config, warm_up: WarmUp | None = None, holder: Signer | None = None) -> None:
         self.options, self.config = options, config
         self.log = log.logger()
-        self.gate = opening.gate if opening else Gate()
+        self.gate = warm_up.gate if warm_up else Gate()
         self.codes: set[int] = set()
         self.lock = threading.Lock()
         self.budget = budget.Budget(config, time.time())
-        self.down: Trouble | None = None       # the CA cannot be reached, or wants to be left alone
+        self.down: Failure | None = None       # the CA cannot be reached, or wants to be left alone
         self.in_vain = 0
         self.arrived: Callable[[], object] = lambda: None       # hears of each reply that is in the spool
         self._mine = threading.local()
-        self._account = opening.account if opening else None
-        self._opening, self._holder = opening, holder
+        self._account = warm_up.account if warm_up else None
+        self._warm_up, self._holder = warm_up, holder
         self._sessions: list[Session] = []     # all that there are,
         self._idle: list[Session] = []         # and those whose worker has ended
-        self.context = opening.context if opening else context(config)
+        self.context = warm_up.context if warm_up else context(config)
 
     def unconfined(self, lacking: str) -> None:
         """Say, once a run, which wall does not stand."""
@@ -133,7 +133,7 @@ class Network:
         with self.lock:
             if self._account is None:
                 if self._holder is None:
-                    raise Trouble(LOCAL, "this run has no signer")
+                    raise Failure(LOCAL, "this run has no signer")
                 self._account = Account(self.config.directory_url, self.config.contact, self._holder)
             return self._account
 
@@ -147,7 +147,7 @@ class Network:
         return found
 
     def _idle_session(self) -> Session | None:
-        opened = self._opening.take() if self._opening else None
+        opened = self._warm_up.take() if self._warm_up else None
         with self.lock:
             return opened or (self._idle.pop() if self._idle else None)
 
@@ -177,11 +177,11 @@ class Network:
             self.reached()
         except ari.Absent as absent:
             ledger.note_no_window(certificate, absent.retry_after, True, time.time(), chance)
-        except (Trouble, OSError, MemoryError, ValueError, KeyError) as error:
-            retry_after = error.retry_after if isinstance(error, Trouble) else 0.0
+        except (Failure, OSError, MemoryError, ValueError, KeyError) as error:
+            retry_after = error.retry_after if isinstance(error, Failure) else 0.0
             ledger.note_no_window(certificate, retry_after, False, time.time(), chance)
             self.log.warning(happened.FAILED, site=task.name, kind="renewal information", error=str(error))
-            if isinstance(error, Trouble):
+            if isinstance(error, Failure):
                 self.learn(error)
 
     def _try(self, task: Task) -> None:
@@ -192,8 +192,8 @@ class Network:
             if not self._was_cut_off(task):
                 self._by_our_account(lambda: self._order(task))
                 self.reached()
-        except Trouble as trouble:
-            self._failed(task, trouble)
+        except Failure as failure:
+            self._failed(task, failure)
         except (OSError, MemoryError) as error:
             self._failed(task, of_this_host(error))
 
@@ -205,22 +205,22 @@ class Network:
             return
         except AccountUnknown:                 # a CA that lost its accounts, also in mid-order: once more, with a new one
             self.account.forget(str(self.account.known.get("account")))
-        except Trouble as trouble:             # what is kept may be no account of ours, or none any more
+        except Failure as failure:             # what is kept may be no account of ours, or none any more
             before = before or str(self.account.known.get("account"))
-            doubtful = not trouble.names and trouble.problem in ("malformed", "unauthorized") and trouble.status
+            doubtful = not failure.names and failure.problem in ("malformed", "unauthorized") and failure.status
             another = bool(doubtful) and session.is_another(before)
-            if self.account.is_over and trouble.problem == "unauthorized":
-                raise Trouble(REFUSED, f"the account {before} is deactivated, here, on a clone of this host or by the CA; sudo certdrop-account deactivate "
-                              f"sets its key aside, and the next order makes another account; {trouble.text}", problem="unauthorized") from trouble
+            if self.account.is_over and failure.problem == "unauthorized":
+                raise Failure(REFUSED, f"the account {before} is deactivated, here, on a clone of this host or by the CA; sudo certdrop-account deactivate "
+                              f"sets its key aside, and the next order makes another account; {failure.text}", problem="unauthorized") from failure
             if not another:
                 raise
         try:
             session.kid()
             self._registered(session)
             work()
-        except Trouble as trouble:
+        except Failure as failure:
             if self.account.known.get("before") == before and not self.account.known.get("account"):
-                trouble.text = f"{LOST.format(before)}, and no other could be made: {trouble.text}"
+                failure.text = f"{LOST.format(before)}, and no other could be made: {failure.text}"
             raise
 
     def _registered(self, session: Session) -> str:
@@ -242,13 +242,13 @@ class Network:
         ledger = task.ledger
         begun = self.budget.since(budget.BEGUN, task.name, max(ledger.failed_at, ledger.issued_at), time.time())
         for moment in begun:
-            ledger.failed(Trouble(LOCAL, "a run was ended in the middle of an order"), task.certificate, moment, placed=True)
+            ledger.failed(Failure(LOCAL, "a run was ended in the middle of an order"), task.certificate, moment, placed=True)
         if begun:
             task.decide(time.time())
         return bool(begun) and task.when > time.time()
 
     def _order(self, task: Task) -> None:
-        """From the request to the reply. Raises Trouble, OSError."""
+        """From the request to the reply. Raises Failure, OSError."""
         session, request, ledger = self._session(), task.request, task.ledger
         wanted = site.load_site(request.name, self.config) if os.path.exists(f"{site.ETC}/sites.d/{request.name}.toml") else None
         extra = {}
@@ -268,12 +268,12 @@ class Network:
         self.budget.note(budget.BEGUN, task.name, time.time())
         try:
             reply = order.place(self._module()).encode("ascii", "replace")
-        except Trouble as trouble:
-            for name in trouble.names if trouble.kind == VALIDATION else ():
+        except Failure as failure:
+            for name in failure.names if failure.kind == VALIDATION else ():
                 self.budget.note(budget.FAILED, name, time.time())
             gone = session.account.known.get("before")
-            caa = [f"the account is a new one; {FORBIDS.format(gone)}"] if gone and "caa: " in trouble.text else []
-            trouble.text = "; ".join([*caa, trouble.text, *order.warnings])
+            caa = [f"the account is a new one; {FORBIDS.format(gone)}"] if gone and "caa: " in failure.text else []
+            failure.text = "; ".join([*caa, failure.text, *order.warnings])
             if order.unreplaced and order.unreplaced.status < 500 and task.certificate:
                 ledger.unreplaced = task.certificate.sha256            # the next try names nothing
             raise
@@ -296,11 +296,11 @@ class Network:
         log.say(f"{task.name}: issued; the reply for request {request.number:04d} waits for root", self.options.loud)
 
     def _spend(self, names: list[str], replaces: bool) -> None:
-        """Count an order that replaces nothing. Raises Trouble where it would go beyond the budget."""
+        """Count an order that replaces nothing. Raises Failure where it would go beyond the budget."""
         now = time.time()
         refusal, until = self.budget.refusal(names, replaces, now)
         if refusal:
-            raise Trouble(RATE_LIMITED, refusal, until - now, "budget")
+            raise Failure(RATE_LIMITED, refusal, until - now, "budget")
         if not replaces:
             self.budget.note(budget.ORDERED, "", now)
 
@@ -345,10 +345,10 @@ class Network:
                 self.codes.add(os.EX_TEMPFAIL if refused.reason == "judge-failed" else os.EX_DATAERR)
             why = f"({refused.reason})" + (f": it leads to no root in {' or '.join(self._judge.files)}" if refused.reason == "untrusted" else "")
             log.say(f"{task.name}: dry run: the reply would be refused {why}; nothing was changed; certdrop-spool(5) explains the reason", True)
-        except (Trouble, OSError, site.Wrong) as error:
+        except (Failure, OSError, site.ConfigError) as error:
             with self.lock:
-                self.codes.add(CODES.get(error.kind, os.EX_TEMPFAIL) if isinstance(error, Trouble) else os.EX_TEMPFAIL)
-            log.say(f"{task.name}: dry run: {error.text if isinstance(error, Trouble) else error}; nothing was changed", True)
+                self.codes.add(CODES.get(error.kind, os.EX_TEMPFAIL) if isinstance(error, Failure) else os.EX_TEMPFAIL)
+            log.say(f"{task.name}: dry run: {error.text if isinstance(error, Failure) else error}; nothing was changed", True)
 
     def _ask_whether_it_replaces(self, task: Task, session: Session, csr: bytes) -> None:
         """What a dry run cannot try: an order by the account at hand that replaces the live certificate. Such an order is placed, and not gone on with."""
@@ -357,9 +357,9 @@ class Network:
             names = [{"type": "ip" if site.is_address(name) else "dns", "value": name} for name in ports.names_of(x509.load_pem_x509_csr(csr))]
             try:
                 session.post(session.url("newOrder"), {"identifiers": names, "replaces": replaces})
-            except Trouble as trouble:
+            except Failure as failure:
                 log.say(f"{task.name}: dry run: this CA takes no order that replaces the live certificate, from an account to throw away "
-                        f"({trouble.text}); it is asked for one that replaces nothing, as it would be in a real run", True)
+                        f"({failure.text}); it is asked for one that replaces nothing, as it would be in a real run", True)
         if task.ledger.count:
             log.say(f"{task.name}: dry run: the last real order failed: {task.ledger.last_error}; "
                     "what comes of the account, and of what is replaced, a dry run does not show", True)
@@ -374,17 +374,17 @@ class Network:
             one.succeeded(time.time())
             self.log.info(happened.REVOKED, site=one.name, number=one.number)
             log.say(f"{one.name}: the certificate of generation {one.number:04d} is revoked", self.options.loud)
-        except (Trouble, OSError, MemoryError, ValueError, KeyError, TypeError) as error:
-            trouble = (error if isinstance(error, Trouble) else of_this_host(error) if isinstance(error, (OSError, MemoryError))
-                       else Trouble(REFUSED, f"the request to revoke: {error}"))
-            if trouble is not self.down:
-                self.learn(trouble)
+        except (Failure, OSError, MemoryError, ValueError, KeyError, TypeError) as error:
+            failure = (error if isinstance(error, Failure) else of_this_host(error) if isinstance(error, (OSError, MemoryError))
+                       else Failure(REFUSED, f"the request to revoke: {error}"))
+            if failure is not self.down:
+                self.learn(failure)
             with self.lock:
-                self.codes.add(CODES.get(trouble.kind, os.EX_TEMPFAIL))
-            one.failed(trouble, time.time())
-            self.log.error(happened.FAILED, site=one.name, number=one.number, kind="revocation", problem=trouble.problem, error=trouble.text,
+                self.codes.add(CODES.get(failure.kind, os.EX_TEMPFAIL))
+            one.failed(failure, time.time())
+            self.log.error(happened.FAILED, site=one.name, number=one.number, kind="revocation", problem=failure.problem, error=failure.text,
                            next_try=events.stamp(one.next_try))
-            log.say(f"{one.name}: generation {one.number:04d} is not revoked: {trouble.text}; {log.following(one)}", self.options.loud)
+            log.say(f"{one.name}: generation {one.number:04d} is not revoked: {failure.text}; {log.following(one)}", self.options.loud)
 
     # ---- what all learn from one
 
@@ -393,35 +393,35 @@ class Network:
         with self.lock:
             self.in_vain = 0
 
-    def learn(self, trouble: Trouble) -> None:
+    def learn(self, failure: Failure) -> None:
         """Leave the CA alone for the rest of this run, where it cannot be reached, or asked for more patience than a run has."""
         with self.lock:
-            self.in_vain = self.in_vain + 1 if trouble.kind in (UNREACHABLE, RATE_LIMITED, LOCAL) and trouble.problem != "budget" else 0
-            everybody = trouble.retry_after and (trouble.status == 503 or "new orders" in trouble.text or "new-order" in trouble.text)
+            self.in_vain = self.in_vain + 1 if failure.kind in (UNREACHABLE, RATE_LIMITED, LOCAL) and failure.problem != "budget" else 0
+            everybody = failure.retry_after and (failure.status == 503 or "new orders" in failure.text or "new-order" in failure.text)
             if self.down is None and (self.in_vain >= IN_VAIN or everybody):
-                self.down = Trouble(trouble.kind, trouble.text, trouble.retry_after if everybody else 0.0, trouble.problem)
+                self.down = Failure(failure.kind, failure.text, failure.retry_after if everybody else 0.0, failure.problem)
 
-    def _failed(self, task: Task, trouble: Trouble) -> None:
-        if trouble is not self.down:
-            self.learn(trouble)
+    def _failed(self, task: Task, failure: Failure) -> None:
+        if failure is not self.down:
+            self.learn(failure)
         with self.lock:
-            self.codes.add(CODES.get(trouble.kind, os.EX_TEMPFAIL))
-        task.ledger.failed(trouble, task.certificate, time.time(), task.placed)
-        log.failed(self.log, task, trouble, self.options)
+            self.codes.add(CODES.get(failure.kind, os.EX_TEMPFAIL))
+        task.ledger.failed(failure, task.certificate, time.time(), task.placed)
+        log.failed(self.log, task, failure, self.options)
 
 
 def examine(reply: bytes, csr: x509.CertificateSigningRequest) -> x509.Certificate:
-    """The leaf, and what the issuer can tell by itself of a reply: so that nonsense is its own failure. Raises Trouble."""
+    """The leaf, and what the issuer can tell by itself of a reply: so that nonsense is its own failure. Raises Failure."""
     try:
         if len(reply) > spool.MAX_REPLY:
-            raise Trouble(REFUSED, "what the CA sent is longer than the spool takes")
+            raise Failure(REFUSED, "what the CA sent is longer than the spool takes")
         blocks = [x509.load_pem_x509_certificate(block) for block in spool.pem_blocks(reply)]
         keys = [key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
                 for key in (blocks[0].public_key(), csr.public_key())]
     except (spool.Refused, ValueError, KeyError) as error:         # KeyError: a kind of string that cryptography does not know
-        raise Trouble(REFUSED, f"what the CA sent is no certificate chain ({error})") from error
+        raise Failure(REFUSED, f"what the CA sent is no certificate chain ({error})") from error
     if keys[0] != keys[1]:
-        raise Trouble(REFUSED, "what the CA sent is for another key")
+        raise Failure(REFUSED, "what the CA sent is for another key")
     return blocks[0]
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from certdrop.issuer.network import Network
     from certdrop.issuer.revoke import Revocations
-    from certdrop.issuer.trouble import Trouble
+    from certdrop.issuer.failure import Failure
 
 OURS = os.path.dirname(os.path.dirname(os.path.abspath(site.__file__)))
 LIBRARIES = (OURS, "/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/usr/local/share", "/dev/urandom", "/dev/null", "/etc/ssl")
@@ -37,7 +37,7 @@ NAMES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf
 
 def run(options: Options, pending: list[Request], listed: list[Request], stale: set[str], agenda: Agenda,
         revocations: Revocations | None = None, arrived: Callable[[], object] = lambda: None) -> tuple[int, bool]:
-    """(a code of sysexits.h, whether root should look at the spool). Raises site.Wrong, OSError, ports.Moved."""
+    """(a code of sysexits.h, whether root should look at the spool). Raises site.ConfigError, OSError, ports.Moved."""
     now = time.time()
     if options.dry_run:
         return _network(options).rehearse([plan.Task(request, options) for request in pending]), False
@@ -54,16 +54,16 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     plan.tidy(stale)
     code, done = os.EX_OK, 0
     wanted = revocations.due(now, options.names, options.revoke) if revocations else []
-    trouble = _no_room() if wanted or is_unclear or any(task.when <= now for task in tasks) else None
-    if is_unclear and not trouble:
+    failure = _no_room() if wanted or is_unclear or any(task.when <= now for task in tasks) else None
+    if is_unclear and not failure:
         network = _network(options, sum(task.when <= now for task in tasks))
         network.look_at_chains(tasks)
-    if trouble:
+    if failure:
         from certdrop.issuer import log
         for task in tasks:
             if task.when <= now:
-                task.ledger.failed(trouble, task.certificate, now)
-                log.failed(log.logger(), task, trouble, options)
+                task.ledger.failed(failure, task.certificate, now)
+                log.failed(log.logger(), task, failure, options)
         code = os.EX_TEMPFAIL
     elif wanted or any(task.when <= now or task.wants_window(now) for task in tasks):
         network = network or _network(options, sum(task.when <= now for task in tasks))
@@ -81,9 +81,9 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     return code, plan.finish(tasks, listed, agenda, code, done)
 
 
-def _no_room() -> Trouble | None:
+def _no_room() -> Failure | None:
     """This host's own trouble, where there is no room for a reply, or for what came of an order: the CA is not made to work in vain."""
-    from certdrop.issuer.trouble import of_this_host
+    from certdrop.issuer.failure import of_this_host
     for path in (spool.replies(), site.STATE + "/issuer"):
         try:
             with open(f"{path}/.room.new", "wb") as stream:
@@ -111,8 +111,8 @@ def _network(options: Options, orders: int = 0) -> Network:
         shut_in(config, [config.directory_url, config.proxy], lacking)
     opened = None
     if orders and holder:
-        from certdrop.issuer.opening import Opening
-        opened = Opening(config, holder, min(orders, config.workers))     # while it waits for the CA,
+        from certdrop.issuer.warm_up import WarmUp
+        opened = WarmUp(config, holder, min(orders, config.workers))     # while it waits for the CA,
     from certdrop.issuer import network, ports                            # the rest is loaded
     ports.load()
     made = network.Network(options, config, opened, holder)

@@ -69,7 +69,7 @@ def make(options: Options, pending: list[Request], now: float) -> list[Task]:
     """The tasks, decided."""
     try:
         config = general.load_config()
-    except site.Wrong:
+    except site.ConfigError:
         config = None                          # said where it is needed
     tasks = [Task(request, options, config) for request in pending]
     for task in tasks:

@@ -28,7 +28,7 @@ from certdrop import spool
 from certdrop.config import site
 from certdrop.issuer.account import NONCES, Session, as_object
 from certdrop.issuer.transport import Answer
-from certdrop.issuer.trouble import (RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, Trouble, from_answer, names_in, of_this_host,
+from certdrop.issuer.failure import (RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, Failure, from_answer, names_in, of_this_host,
                                      seconds_of, told)
 
 ORDER = 600.0                      # seconds for one order
@@ -72,9 +72,9 @@ class Order:
         self.session, self.extra, self.self_check, self.chain, self.request = session, dict(extra), self_check, chain, request
         self.csr = x509.load_pem_x509_csr(csr)
         self.names = names_of(self.csr)
-        self.may_go_on = may_go_on             # raises Trouble
+        self.may_go_on = may_go_on             # raises Failure
         self.placed = False                    # the CA took it, or may have
-        self.unreplaced: Trouble | None = None  # why the CA does not take it as a replacement
+        self.unreplaced: Failure | None = None  # why the CA does not take it as a replacement
         self.warnings: list[str] = []
         self.tokens: dict[str, str] = {}       # token: domain
         self._challenges: dict[str, str] = {}  # URL: token
@@ -90,7 +90,7 @@ class Order:
         self._refused_nonces = 0
 
     def place(self, module: types.ModuleType) -> str:
-        """Have acme-tiny place the order, prove the names and fetch the chain (PEM). No token is left behind. Raises Trouble."""
+        """Have acme-tiny place the order, prove the names and fetch the chain (PEM). No token is left behind. Raises Failure."""
         setattr(module, "urlopen", self._urlopen)
         setattr(module, "subprocess", types.SimpleNamespace(Popen=self._command, PIPE=-1))
         setattr(module, "time", types.SimpleNamespace(time=time.time, sleep=self._sleep))
@@ -101,16 +101,16 @@ class Order:
         try:
             chain: object = module.get_crt("account", "csr", spool.challenges(), log=module.LOGGER, disable_check=True,
                                            directory_url=self.session.account.directory_url)
-        except OSError as error:               # what is said with the CA raises Trouble: this was a token's file
+        except OSError as error:               # what is said with the CA raises Failure: this was a token's file
             raise of_this_host(error, spool.challenges()) from error
         except (ValueError, LookupError, AssertionError, TypeError, AttributeError, RecursionError) as error:
             # acme-tiny's own texts quote requests, so its words are not passed on
-            raise Trouble(UNREACHABLE, f"the CA's answers cannot be used ({_plainly(error)})") from error
+            raise Failure(UNREACHABLE, f"the CA's answers cannot be used ({_plainly(error)})") from error
         finally:
             for token in self.tokens:
                 remove(token)
         if not isinstance(chain, str):
-            raise Trouble(UNREACHABLE, "what the CA sent is no certificate chain")
+            raise Failure(UNREACHABLE, "what the CA sent is no certificate chain")
         return chain
 
     # ---- urlopen
@@ -139,11 +139,11 @@ class Order:
         answer = self.session.send(url, body)
         self._retry_after = seconds_of(answer.headers.get("Retry-After")) if answer.status < 300 else 0.0
         if answer.status >= 300:
-            trouble = from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
+            failure = from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
             self._refused_nonces += 1
-            if trouble.problem == "badNonce" and self._refused_nonces < NONCES:
+            if failure.problem == "badNonce" and self._refused_nonces < NONCES:
                 return answer                  # acme-tiny tries again by itself
-            answer = self._another_try(url, body, trouble)
+            answer = self._another_try(url, body, failure)
         self._refused_nonces = 0
         if url == self.session.url("newOrder"):
             self._learn_order(answer)
@@ -155,38 +155,38 @@ class Order:
             answer = self._preferred(answer)
         return answer
 
-    def _another_try(self, url: str, body: bytes, trouble: Trouble) -> Answer:
-        """What another request may heal: an order that the CA does not take as a replacement, a finalize that came too early. Raises Trouble."""
+    def _another_try(self, url: str, body: bytes, failure: Failure) -> Answer:
+        """What another request may heal: an order that the CA does not take as a replacement, a finalize that came too early. Raises Failure."""
         if url == self.session.url("newOrder"):
-            return self._another_order(url, body, trouble)
-        if url == self._finalize and trouble.problem == "orderNotReady":
+            return self._another_order(url, body, failure)
+        if url == self._finalize and failure.problem == "orderNotReady":
             while True:
                 self._sleep(1.0)
                 found = as_object(self.session.post(self._order, None)).get("status")
                 if found in ("ready", "invalid"):
                     return self.session.post(url, _payload(body), request=self.request)
                 if found != "pending":
-                    raise trouble
-        raise trouble
+                    raise failure
+        raise failure
 
-    def _another_order(self, url: str, body: bytes, trouble: Trouble) -> Answer:
+    def _another_order(self, url: str, body: bytes, failure: Failure) -> Answer:
         """The order once more, as no replacement (RFC 9773 section 5): a CA may refuse one in many words, as for a certificate of another account's."""
-        if "replaces" not in self.extra or trouble.kind == RATE_LIMITED or trouble.problem in NOT_FOR_IT:
-            raise _of_an_order(trouble)
-        self.unreplaced = trouble
+        if "replaces" not in self.extra or failure.kind == RATE_LIMITED or failure.problem in NOT_FOR_IT:
+            raise _of_an_order(failure)
+        self.unreplaced = failure
         del self.extra["replaces"]
         self.may_go_on()
         payload = _payload(body)
         payload.pop("replaces", None)
         try:
             return self.session.post(url, payload, request=self.request)
-        except Trouble as again:
+        except Failure as again:
             raise _of_an_order(again)
 
     def _learn_order(self, answer: Answer) -> None:
         order, place = as_object(answer), answer.headers.get("Location")
         if not place:
-            raise Trouble(UNREACHABLE, "the CA did not say the order's URL")
+            raise Failure(UNREACHABLE, "the CA did not say the order's URL")
         self._order, self._finalize = str(place), str(order.get("finalize"))
 
     def _learn_finalized(self, answer: Answer) -> None:
@@ -238,7 +238,7 @@ class Order:
             connection.close()
         text = f"{place}, asked for from here, {seen}"
         if self.self_check == "require":
-            raise Trouble(VALIDATION, text)
+            raise Failure(VALIDATION, text)
         self.warnings.append(text)
 
     # ---- json
@@ -252,7 +252,7 @@ class Order:
                 error = found.get("error")
                 names = names_in(error) if isinstance(error, dict) else []
                 said = told(error) if isinstance(error, dict) else "that the order is invalid"
-                raise Trouble(VALIDATION if names else REFUSED, f"the CA says {said}", names=names)
+                raise Failure(VALIDATION if names else REFUSED, f"the CA says {said}", names=names)
         return found
 
     def _learn_authorization(self, authorization: dict[str, object]) -> None:
@@ -260,19 +260,19 @@ class Order:
         domain = str(identifier.get("value")) if isinstance(identifier, dict) else ""
         listed = [challenge for challenge in challenges if isinstance(challenge, dict)] if isinstance(challenges, list) else []
         if domain not in self.names:
-            raise Trouble(REFUSED, f"the CA wants {domain!a} to be proven, which was not asked for")
+            raise Failure(REFUSED, f"the CA wants {domain!a} to be proven, which was not asked for")
         if authorization.get("status") in ("invalid", "deactivated", "expired", "revoked"):
             errors = [challenge["error"] for challenge in listed if isinstance(challenge.get("error"), dict)]
             said = "; ".join(told(error) for error in errors) or f"that the authorization is {authorization['status']}"
-            raise Trouble(VALIDATION, f"{domain}: the CA says {said}", names=[domain])
+            raise Failure(VALIDATION, f"{domain}: the CA says {said}", names=[domain])
         offered = [challenge for challenge in listed if challenge.get("type") == "http-01"]
         self._give_up(domain, [error for one in offered if one.get("status") != "valid" and isinstance(error := one.get("error"), dict)])
         if authorization.get("status") == "pending" and not offered:
-            raise Trouble(REFUSED, f"{domain}: the CA offers no http-01 challenge for it")
+            raise Failure(REFUSED, f"{domain}: the CA offers no http-01 challenge for it")
         for challenge in offered:
             token = str(challenge.get("token"))
             if not spool.is_token(token):
-                raise Trouble(REFUSED, f"{domain}: the CA's token is not one that nginx would serve")
+                raise Failure(REFUSED, f"{domain}: the CA's token is not one that nginx would serve")
             if token not in self.tokens:
                 remove(token)                  # acme-tiny opens it by name: nothing may stand there
                 self.tokens[token] = domain
@@ -280,12 +280,12 @@ class Order:
                 self._pause = FIRST_PAUSE
 
     def _give_up(self, domain: str, errors: list[dict[str, object]]) -> None:
-        """Raise Trouble where a CA goes on calling a challenge pending that failed, with the reason in it (RFC 8555 section 8.2 allows another try)."""
+        """Raise Failure where a CA goes on calling a challenge pending that failed, with the reason in it (RFC 8555 section 8.2 allows another try)."""
         if not errors:
             return
         self._failing[domain] = self._failing.get(domain, 0) + 1
         if self._failing[domain] >= FAILED_POLLS:
-            raise Trouble(VALIDATION, f"{domain}: the CA says {'; '.join(told(error) for error in errors)}", names=[domain])
+            raise Failure(VALIDATION, f"{domain}: the CA says {'; '.join(told(error) for error in errors)}", names=[domain])
 
     def _dumps(self, value: object, **how: object) -> str:
         if isinstance(value, dict) and "identifiers" in value:
@@ -304,7 +304,7 @@ class Order:
         pause = max(self._pause, min(self._retry_after, MOST_PAUSE))
         self._pause = min(self._pause * GROWTH, LONGEST_PAUSE)
         if time.monotonic() + pause > self.session.transport.deadline:
-            raise Trouble(UNREACHABLE, "the CA did not come to a decision within the order's time")
+            raise Failure(UNREACHABLE, "the CA did not come to a decision within the order's time")
         time.sleep(pause)
 
     def _command(self, argv: list[str], **_: object) -> types.SimpleNamespace:
@@ -329,11 +329,11 @@ class Order:
 
 
 def names_of(csr: x509.CertificateSigningRequest) -> list[str]:
-    """The DNS names and IP addresses that a request asks for. Raises Trouble where it has none."""
+    """The DNS names and IP addresses that a request asks for. Raises Failure where it has none."""
     try:
         found = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError) as error:
-        raise Trouble(REFUSED, "the request has no names") from error
+        raise Failure(REFUSED, "the request has no names") from error
     return [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
 
 
@@ -351,10 +351,10 @@ def leads_to(chain: bytes, name: str) -> bool:
         return False
 
 
-def _of_an_order(trouble: Trouble) -> Trouble:
+def _of_an_order(failure: Failure) -> Failure:
     """A refusal of newOrder: no name was validated yet."""
-    trouble.kind = REFUSED if trouble.kind == VALIDATION and not trouble.names else trouble.kind
-    return trouble
+    failure.kind = REFUSED if failure.kind == VALIDATION and not failure.names else failure.kind
+    return failure
 
 
 def _payload(body: bytes) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from certdrop import events, spool
 from certdrop.issuer import due, notes
-from certdrop.issuer.trouble import LOCAL, REFUSED, Trouble
+from certdrop.issuer.failure import LOCAL, REFUSED, Failure
 
 if TYPE_CHECKING:
     from certdrop.issuer.account import Session
@@ -48,13 +48,13 @@ class Revocation(due.Record):
         self.forget_failures()
         self.done, self.kind, self.last_error = int(now), "", ""
 
-    def failed(self, trouble: Trouble, now: float) -> None:
+    def failed(self, failure: Failure, now: float) -> None:
         """Note a failure and the next try."""
-        if trouble.kind == LOCAL:
+        if failure.kind == LOCAL:
             self.note_own_failure(False, now, random.random())
         else:
-            self.note_failure(trouble.retry_after, None, now, random.random())
-        self.kind, self.last_error = trouble.kind, events.clean(trouble.text)
+            self.note_failure(failure.retry_after, None, now, random.random())
+        self.kind, self.last_error = failure.kind, events.clean(failure.text)
 
     def noted(self) -> dict[str, object]:
         """What is remembered of it."""
@@ -86,14 +86,14 @@ class Revocations:
 
 
 def ask(session: Session, entry: str) -> None:
-    """Have the CA revoke it. That it is revoked already is as good. Raises Trouble, OSError."""
+    """Have the CA revoke it. That it is revoked already is as good. Raises Failure, OSError."""
     url = session.directory().get("revokeCert")
     if not isinstance(url, str):
-        raise Trouble(REFUSED, "the CA does not offer to revoke certificates")
+        raise Failure(REFUSED, "the CA does not offer to revoke certificates")
     with open(f"{spool.requests()}/{entry}", encoding="ascii") as stream:
         payload = json.loads(stream.read(spool.MAX_REPLY))["payload"]
     try:
         session.post(url, payload, request=entry)
-    except Trouble as trouble:
-        if trouble.problem != "alreadyRevoked":
+    except Failure as failure:
+        if failure.problem != "alreadyRevoked":
             raise

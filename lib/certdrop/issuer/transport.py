@@ -17,8 +17,8 @@ import urllib.parse
 
 from certdrop import VERSION
 from certdrop.config import general, site
-from certdrop.issuer import dial
-from certdrop.issuer.trouble import OURS, RATE_LIMITED, UNREACHABLE, Trouble, of_this_host, seconds_of
+from certdrop.issuer import connect
+from certdrop.issuer.failure import OURS, RATE_LIMITED, UNREACHABLE, Failure, of_this_host, seconds_of
 from certdrop.trust import roots
 
 REQUEST = 30.0                     # seconds for one request, from the name's lookup to the last byte
@@ -61,15 +61,15 @@ class Gate:
             return max(0.0, self._until - time.monotonic())
 
     def pass_through(self, deadline: float) -> None:
-        """Wait until it is open. Raises Trouble where that is too long."""
+        """Wait until it is open. Raises Failure where that is too long."""
         while (left := self.left()) > 0:
             if left > PATIENCE or time.monotonic() + left > deadline:
-                raise Trouble(RATE_LIMITED, "the CA asked us to wait", left)
+                raise Failure(RATE_LIMITED, "the CA asked us to wait", left)
             time.sleep(left)
 
 
 def context(config: general.Config) -> ssl.SSLContext:
-    """What the CA's own server is verified against. Raises site.Wrong."""
+    """What the CA's own server is verified against. Raises site.ConfigError."""
     first, *more = roots.bundles(config)
     path = first
     try:
@@ -77,7 +77,7 @@ def context(config: general.Config) -> ssl.SSLContext:
         for path in more:
             made.load_verify_locations(path)
     except (OSError, ssl.SSLError) as error:
-        raise site.Wrong(f"{site.ETC}/certdrop.toml: ca_bundle: {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise site.ConfigError(f"{site.ETC}/certdrop.toml: ca_bundle: {path}: {getattr(error, 'strerror', None) or error}") from error
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     return made
 
@@ -85,7 +85,7 @@ def context(config: general.Config) -> ssl.SSLContext:
 class Transport:
     """Connections that one worker keeps. Not for two threads."""
 
-    def __init__(self, context: ssl.SSLContext, deadline: float, gate: Gate, proxy: str = "", dialled: dial.Dial | None = None) -> None:
+    def __init__(self, context: ssl.SSLContext, deadline: float, gate: Gate, proxy: str = "", dialled: connect.Connecting | None = None) -> None:
         self.context, self.gate = context, gate
         self.deadline = deadline               # time.monotonic() by which all must be done
         self.requests = 0
@@ -101,7 +101,7 @@ class Transport:
         self._open.clear()
 
     def request(self, method: str, url: str, body: bytes | None = None, kind: str = "") -> Answer:
-        """One request; sent again, after a wait, where the CA says so. Raises Trouble."""
+        """One request; sent again, after a wait, where the CA says so. Raises Failure."""
         for tries in range(1, TRIES + 1):
             self.gate.pass_through(self.deadline)
             answer = self._request(method, url, body, kind)
@@ -130,7 +130,7 @@ class Transport:
                     continue                   # it had been idle for too long; the next one is new, so this happens once
                 if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in OURS:
                     raise of_this_host(error) from error
-                raise Trouble(UNREACHABLE, f"{parts.hostname}: {_words(error)}") from error
+                raise Failure(UNREACHABLE, f"{parts.hostname}: {_words(error)}") from error
             except BaseException:
                 connection.close()
                 raise
@@ -146,12 +146,12 @@ class Transport:
 
     def _connect(self, end: float, address: tuple[str, int], *_: object, **__: object) -> socket.socket:
         dialled, self._dialled = self._dialled, None
-        return dialled.take(end) if dialled and dialled.address == address else dial.connect(end, address)
+        return dialled.take(end) if dialled and dialled.address == address else connect.connect(end, address)
 
     def _once(self, connection: http.client.HTTPSConnection, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         end = min(self.deadline, time.monotonic() + REQUEST)
         if end <= time.monotonic():
-            raise Trouble(UNREACHABLE, "the order was not finished within its time")
+            raise Failure(UNREACHABLE, "the order was not finished within its time")
         connection.timeout = end - time.monotonic()
         setattr(connection, "_create_connection", functools.partial(self._connect, end))
         setattr(connection, "response_class", functools.partial(_Response, end))
@@ -165,7 +165,7 @@ class Transport:
             size += len(chunk)
             chunks.append(chunk)
             if size > MAX_ANSWER:
-                raise Trouble(UNREACHABLE, f"{connection.host}: an answer longer than {MAX_ANSWER} bytes")
+                raise Failure(UNREACHABLE, f"{connection.host}: an answer longer than {MAX_ANSWER} bytes")
         if response.length:
             raise http.client.IncompleteRead(b"", response.length)
         response.close()                       # of an answer to HEAD, reading tells nobody that it has ended
@@ -215,7 +215,7 @@ def _split(url: str) -> urllib.parse.SplitResult:
             return parts
     except ValueError:
         pass
-    raise Trouble(UNREACHABLE, f"{url}: not an https URL; certdrop speaks nothing else to a CA")
+    raise Failure(UNREACHABLE, f"{url}: not an https URL; certdrop speaks nothing else to a CA")
 
 
 def _words(error: Exception) -> str:

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
             stream.write("changeprofile certdrop-judge")
     except OSError:
         pass                           # no AppArmor here, or no such profile
-    jail.give_up_privileges()          # a child of the booth has the same uid: it must not trace this process and so speak for other cases
+    jail.give_up_privileges()          # a child of the sandbox has the same uid: it must not trace this process and so speak for other cases
     jail.keep_cases_apart()
     if argv[:1] == ["chain"] and len(argv) == 2:
         sys.path.append("/usr/lib/python3/dist-packages")       # cryptography and OpenSSL, which -S leaves out

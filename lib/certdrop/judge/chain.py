@@ -1,6 +1,6 @@
 """Decides whether a reply is a certificate chain for the request that root posted (rules 5 to 7 of certdrop-spool(5)).
 
-Runs as: _certdrop-judge, in the booth. Trusts: the expectations, which are root's, and the roots. Reads: the file of
+Runs as: _certdrop-judge, in the sandbox. Trusts: the expectations, which are root's, and the roots. Reads: the file of
 trusted roots, once, at the start; then pipes. Verification is OpenSSL's (RFC 5280 section 6); what it does
 not look at (the key, the names, the use of the key, the encoding, replays) is looked at here.
 """
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
-from certdrop.judge import booth
+from certdrop.judge import sandbox
 from certdrop.spool import REASONS, Refused
 from certdrop.trust import verify
 
@@ -43,10 +43,10 @@ def serve(roots: str) -> int:
             store = trusted(stream.read())
     except (OSError, ValueError):
         return os.EX_NOINPUT
-    booth.say("ready")
-    for expected, reply in booth.frames():
-        answer = booth.hear(lambda: verdict(json.loads(expected), reply, store))
-        booth.say(answer or "refuse judge-failed")
+    sandbox.say("ready")
+    for expected, reply in sandbox.frames():
+        answer = sandbox.run(lambda: verdict(json.loads(expected), reply, store))
+        sandbox.say(answer or "refuse judge-failed")
     return os.EX_OK
 
 
@@ -56,7 +56,7 @@ def trusted(text: bytes) -> crypto.X509Store:
     store = crypto.X509Store()
     for root in found:
         store.add_cert(root)
-    _key_is(found[0].to_cryptography(), "")            # whatever this loads on first use cannot be loaded in the booth
+    _key_is(found[0].to_cryptography(), "")            # whatever this loads on first use cannot be loaded in the sandbox
     return store
 
 

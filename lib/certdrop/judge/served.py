@@ -1,7 +1,7 @@
 """Looks at what a service shows: shakes hands with local addresses that root named, answers the fingerprint of the leaf.
 
 Runs as: _certdrop-judge. The connection is made first, by a process that reads nothing from it; the handshake
-happens in the booth. Trusts: nothing that comes over the connection. Reads: the keeper's pipe.
+happens in the sandbox. Trusts: nothing that comes over the connection. Reads: the keeper's pipe.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 import ssl
 from typing import Any
 
-from certdrop.judge import booth
+from certdrop.judge import sandbox
 
 CONNECT = 3.0                      # seconds
 PREFACES = {                       # what is said before the handshake, and how the last line of the answer must begin
@@ -35,8 +35,8 @@ def serve(roots: str) -> int:
     opinion on what was accepted, by other code, in a process that never saw the reply.
     """
     contexts = {("", False): context("", "")}
-    booth.say("ready")
-    for (question,) in booth.frames():
+    sandbox.say("ready")
+    for (question,) in sandbox.frames():
         asked = json.loads(question)
         answer = "nothing"
         for key in dict.fromkeys((asked["key"], "")):
@@ -44,7 +44,7 @@ def serve(roots: str) -> int:
                 kind = key, asked["verify"]
                 contexts[kind] = contexts.get(kind) or context(key, roots if asked["verify"] else "")
                 answer = ask(contexts[kind], asked)
-        booth.say(answer or "nothing")
+        sandbox.say(answer or "nothing")
     return os.EX_OK
 
 
@@ -69,12 +69,12 @@ def ask(tls: ssl.SSLContext, asked: dict[str, Any]) -> str:
     except OSError:
         return "nobody"
     with connection:
-        return booth.hear(lambda: shown(tls, connection, asked["name"], asked["preface"]))
+        return sandbox.run(lambda: shown(tls, connection, asked["name"], asked["preface"]))
 
 
 def shown(context: ssl.SSLContext, connection: socket.socket, name: str, preface: str) -> str:
     """The SHA-256 of the leaf that the service shows for `name` (SNI, RFC 6066 section 3)."""
-    connection.settimeout(None)                             # poll(2) fails where no descriptor is allowed; the booth has the deadline
+    connection.settimeout(None)                             # poll(2) fails where no descriptor is allowed; the sandbox has the deadline
     for say, expected in PREFACES[preface]:
         connection.sendall(say)
         if expected and not _hears(connection, expected):

@@ -81,7 +81,7 @@ def as_root(work: Callable[[], int]) -> int:
 
 def explain(error: Exception) -> tuple[str, int]:
     """What ended some work of root's, in a line, and the exit code for it; with a traceback only where it is our bug."""
-    if isinstance(error, site.Wrong):
+    if isinstance(error, site.ConfigError):
         return str(error), os.EX_CONFIG
     if isinstance(error, PermissionError):
         return f"{error.filename}: {error.strerror}; certdrop-check says what is wrong" if error.filename else str(error), os.EX_NOPERM

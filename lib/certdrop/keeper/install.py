@@ -16,7 +16,7 @@ from certdrop import events, spool
 from certdrop.config import site
 from certdrop.keeper import generations, integrity, judges, keys, notes, reader, revoke, state, switch
 from certdrop.keeper.run import Run
-from certdrop.keeper.state import Sight
+from certdrop.keeper.state import Observed
 
 COSTLY = ("judge-failed", "busy")   # reasons that a run waited for
 HOURLY = 3600                      # seconds between two installations of a site that the issuer asked for; less for short lifetimes
@@ -37,7 +37,7 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
             found = site.load_site(name, run.config)
             settle(run, found)
             wanted.append(found)
-        except site.Wrong as error:
+        except site.ConfigError as error:
             run.fail(name, f"{error}; the live certificate stays", os.EX_CONFIG)
             _settle_unconfigured(run, name)
         except OSError as error:
@@ -66,39 +66,39 @@ def settle(run: Run, wanted: site.Site | None, name: str = "") -> None:
     """Take the steps of the recovery table until only a reply or a service is waited for. Of a site whose configuration cannot be read, by `name`."""
     name = wanted.name if wanted else name
     while True:
-        sight = run.sights[name] = Sight(name)
-        step = state.step(sight, wanted, run.posted.setdefault(name, set()))
+        observed = run.observed[name] = Observed(name)
+        step = state.step(observed, wanted, run.posted.setdefault(name, set()))
         if step == state.PUT_BACK:
             generations.put_back(name)
         elif step == state.SWEEP:
-            generations.sweep(name, sight.leftovers)
+            generations.sweep(name, observed.leftovers)
         elif step == state.PLACEHOLDER and wanted:
-            generations.make_placeholder(wanted, sight.highest + 1)
+            generations.make_placeholder(wanted, observed.highest + 1)
         elif step == state.LINK:
-            generations.move("live", name, sight.newest or 0)
+            generations.move("live", name, observed.newest or 0)
         elif step == state.UNLINK:
             generations.unlink("proven", name)
         elif step in (state.NEXT, state.REPLACE) and wanted:
-            stands_in = sight.newest is not None and state.has(name, sight.newest, "placeholder")
-            changed = step == state.REPLACE and not sight.fault
-            hurry = sight.fault and sight.next is not None and state.has(name, sight.next, "now")
-            if sight.fault:
-                _tell_damage(run, name, f"{sight.fault}; the request is made anew, with another key")
-            generations.make_next(wanted, sight.highest + 1, key_to_carry(wanted, sight), now=bool(stands_in or changed or hurry))
+            stands_in = observed.newest is not None and state.has(name, observed.newest, "placeholder")
+            changed = step == state.REPLACE and not observed.fault
+            hurry = observed.fault and observed.next is not None and state.has(name, observed.next, "now")
+            if observed.fault:
+                _tell_damage(run, name, f"{observed.fault}; the request is made anew, with another key")
+            generations.make_next(wanted, observed.highest + 1, key_to_carry(wanted, observed), now=bool(stands_in or changed or hurry))
         elif step == state.WANT:
-            generations.mark(name, sight.next or 0, "now")
+            generations.mark(name, observed.next or 0, "now")
         elif step == state.GIVE_UP:
-            for number, fault in sight.damaged.items():
-                follows = f"; generation {sight.live:04d} is live, and another certificate is asked for" if sight.lost else "; it is given up"
+            for number, fault in observed.damaged.items():
+                follows = f"; generation {observed.live:04d} is live, and another certificate is asked for" if observed.lost else "; it is given up"
                 _tell_damage(run, name, f"generation {number:04d} is damaged: {fault}{follows}")
                 generations.mark(name, number, "withdrawn")
         elif step == state.POST:
-            post(run, name, sight)
+            post(run, name, observed)
         elif step == state.WITHDRAW:
-            for number, kind in sorted(state.stray(sight, run.posted[name])):
+            for number, kind in sorted(state.stray(observed, run.posted[name])):
                 withdraw(run, name, number, kind)
         elif step == state.PRUNE:
-            for number in state.prunable(sight, run.posted[name]):
+            for number in state.prunable(observed, run.posted[name]):
                 generations.destroy(name, number)
         else:
             return
@@ -116,19 +116,19 @@ def _tell_damage(run: Run, name: str, text: str) -> None:
     run.fail(name, text, os.EX_IOERR)
 
 
-def key_to_carry(wanted: site.Site, sight: Sight) -> int | None:
+def key_to_carry(wanted: site.Site, observed: Observed) -> int | None:
     """The generation whose key the next one carries on with, or None where a new key is due."""
-    newest = sight.newest
-    if wanted.key_max_age == "renewal" or newest is None or state.has(sight.name, newest, "placeholder"):
+    newest = observed.newest
+    if wanted.key_max_age == "renewal" or newest is None or state.has(observed.name, newest, "placeholder"):
         return None
-    same_kind = state.facts(sight.name, newest, "request")["key"] == wanted.key
-    dated = spool.is_credible(state.moment(sight.name, newest, "key_created"), spool.HAPPENED, time.time())      # else it would not grow old for years
+    same_kind = state.facts(observed.name, newest, "request")["key"] == wanted.key
+    dated = spool.is_credible(state.moment(observed.name, newest, "key_created"), spool.HAPPENED, time.time())      # else it would not grow old for years
     return newest if same_kind and dated and not state.is_old_key(wanted, newest) else None
 
 
-def post(run: Run, name: str, sight: Sight) -> None:
+def post(run: Run, name: str, observed: Observed) -> None:
     """Put next's request into the spool: the CSR first, then whether it is wanted now."""
-    for number, kind in sorted(state.required(sight) - run.posted[name]):
+    for number, kind in sorted(state.required(observed) - run.posted[name]):
         data = b""
         if kind == "csr":
             with open(state.directory(name, number) + "/request.csr", "rb") as stream:
@@ -150,28 +150,28 @@ def withdraw(run: Run, name: str, number: int, kind: str) -> None:
 
 def take(run: Run, wanted: list[site.Site]) -> None:
     """Read the replies that wait, have them judged, and write what is accepted into its generation."""
-    sights = {found.name: run.sights.get(found.name) or Sight(found.name) for found in wanted}
+    observed = {found.name: run.observed.get(found.name) or Observed(found.name) for found in wanted}
     # Who cost time before comes last: nobody's replies can keep another's from being judged.
-    waiting = sorted((found for found in wanted if sights[found.name].next is not None),
+    waiting = sorted((found for found in wanted if observed[found.name].next is not None),
                      key=lambda found: notes.Notes(found.name).refused.get("reason") in COSTLY)
-    replies = reader.replies(run, [spool.entry(found.name, sights[found.name].next or 0, "pem") for found in waiting])
+    replies = reader.replies(run, [spool.entry(found.name, observed[found.name].next or 0, "pem") for found in waiting])
     with judges.Judge("chain", run.config.trust_roots) as judge, contextlib.closing(replies):
         for reply, found in zip(replies, waiting):           # in this order: so the former comes to its end, and notes what it saw
             if time.monotonic() > run.end:
                 break
             try:
                 if reply is not None:
-                    _take_one(run, found, judge, sights[found.name], reply)
+                    _take_one(run, found, judge, observed[found.name], reply)
             except OSError as error:
                 run.fail(found.name, f"{_words(error)}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
 
 
-def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, sight: Sight, found: bytes | spool.Refused) -> None:
-    name, number = wanted.name, sight.next or 0
+def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, observed: Observed, found: bytes | spool.Refused) -> None:
+    name, number = wanted.name, observed.next or 0
     unreadable, reply = (found, b"") if isinstance(found, spool.Refused) else (None, found)
     known = notes.Notes(name)
     installed = time.time() - known.installed_at
-    if run.asked_by_issuer and (known.waits(number) or not state.has(name, number, "now") and 0 <= installed < state.pause(name, sight.live, HOURLY)):
+    if run.asked_by_issuer and (known.waits(number) or not state.has(name, number, "now") and 0 <= installed < state.pause(name, observed.live, HOURLY)):
         return                                               # root's own run takes it, at the latest
     request = state.facts(name, number, "request")
     expected = json.dumps([request["spki_sha256"], request["domains"], _identity(run.config.trust_roots)])
@@ -183,13 +183,13 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, sight: Sight, fo
         if unreadable:
             raise unreadable
         blocks = spool.pem_blocks(reply)
-        stands_in = sight.live is None or state.has(name, sight.live, "placeholder")
-        had = [identity for old in sight.whole for identity in state.identities(name, old)]
-        since = 0 if stands_in else state.moment(name, sight.live or 0, "not_before")
-        no_good = stands_in or sight.live is None or state.is_burnt(name, sight.live) or (sight.live, "revoke") in run.posted.get(name, set())
+        stands_in = observed.live is None or state.has(name, observed.live, "placeholder")
+        had = [identity for old in observed.whole for identity in state.identities(name, old)]
+        since = 0 if stands_in else state.moment(name, observed.live or 0, "not_before")
+        no_good = stands_in or observed.live is None or state.is_burnt(name, observed.live) or (observed.live, "revoke") in run.posted.get(name, set())
         question = {"spki": request["spki_sha256"], "names": request["domains"], "spent": [*known.spent, *had],
                     "earliest": since if spool.is_credible(since, spool.HAPPENED, time.time()) else 0,     # else nothing would ever be newer
-                    "until": 0 if no_good else state.moment(name, sight.live or 0, "not_after")}
+                    "until": 0 if no_good else state.moment(name, observed.live or 0, "not_after")}
         if judge.process is None:                            # each loads for a while what it needs; so do we, with a key for nobody
             judge.start()
             run.witness.start()
@@ -198,7 +198,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, sight: Sight, fo
         if (accepted.sha256, accepted.tbs) != _fingerprints(blocks[0]):      # base64 and two hashes: no parser needed to catch these lies
             raise spool.Refused("judge-failed")
     except spool.Refused as refused:
-        known.refuse(number, reply, expected, refused.reason, state.pause(name, sight.live, notes.BACK_OFF[-1]))
+        known.refuse(number, reply, expected, refused.reason, state.pause(name, observed.live, notes.BACK_OFF[-1]))
         known.save()
         run.log.write(events.REFUSED, site=name, number=number, reason=refused.reason)
         run.fail(name, f"the reply for request {number:04d} is refused ({refused.reason}){_roots(refused.reason, run.config)}; the live certificate stays; "
@@ -206,7 +206,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, sight: Sight, fo
         return
     generations.complete(name, number, blocks, accepted)
     run.stirred.add(name)
-    run.sights[name] = Sight(name)
+    run.observed[name] = Observed(name)
     known.spent.update(dict.fromkeys(state.identities(name, number), accepted.not_after))
     known.refused = {}
     known.save()
@@ -214,7 +214,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, sight: Sight, fo
 
 
 def _follows(reason: str) -> str:
-    return "a later run judges it again" if reason in spool.HEALED_BY_TIME else "the issuer asks again by itself"
+    return "a later run judges it again" if reason in spool.TRANSIENT else "the issuer asks again by itself"
 
 
 def _roots(reason: str, config: site.Config) -> str:

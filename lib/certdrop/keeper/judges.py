@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import subprocess
 
 USER = "_certdrop-judge"
-DEADLINE = 15.0                    # seconds for one answer; the booth's own is shorter
+DEADLINE = 15.0                    # seconds for one answer; the sandbox's own is shorter
 
 _ACCEPT = r"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12}) ([0-9a-f]{64}) ([0-9a-f]{64})"
 _SHOWN = r"[0-9a-f]{64}|nobody|nothing"

@@ -36,8 +36,8 @@ class Notes:
         except integrity.Damaged as damage:
             self.damage = str(damage)
         self._before = "" if self.damage else json.dumps(found, sort_keys=True)
-        self.refused = _trouble(found, "refused", "reason")
-        self.install = _trouble(found, "install", "state")
+        self.refused = _failure(found, "refused", "reason")
+        self.install = _failure(found, "install", "state")
         self.spent = {key: int(value) for key, value in _table(found, "spent").items() if _is_moment(value)}
         self.revoke = {key: value for key, value in _table(found, "revoke").items() if isinstance(value, dict) and _is_moment(value.get("not_after"))}
         at = found.get("installed_at")
@@ -58,7 +58,7 @@ class Notes:
         """Whether this reply was refused under these expectations, and time can not have healed it yet."""
         known = self.refused
         same = (known.get("number"), known.get("reply_sha256"), known.get("expected_sha256")) == (number, _sha256(reply), _sha256(expected.encode()))
-        return same and not _is_ahead(known) and (known.get("reason") not in spool.HEALED_BY_TIME or _is_put_off(known))
+        return same and not _is_ahead(known) and (known.get("reason") not in spool.TRANSIENT or _is_put_off(known))
 
     def waits(self, number: int) -> bool:
         """Whether a reply for this number was refused just now: another is not looked at at once, however often the issuer asks."""
@@ -106,7 +106,7 @@ def keep_refused(name: str, number: int, reason: str, reply: bytes) -> None:
         os.unlink(f"{parent}/{entry}")
 
 
-def _trouble(found: dict[str, object], key: str, what: str) -> dict[str, object]:
+def _failure(found: dict[str, object], key: str, what: str) -> dict[str, object]:
     """What went wrong, where all that is reckoned with is of its type; else nothing did."""
     value = _table(found, key)
     whole = isinstance(value.get(what), str) and all(_is_moment(value.get(word)) for word in ("number", "since", "tries", "next_try"))
@@ -123,15 +123,15 @@ def _table(found: dict[str, object], key: str) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_put_off(trouble: dict[str, object]) -> bool:
+def _is_put_off(failure: dict[str, object]) -> bool:
     """Whether its next try is still to come. One that is further away than any pause was noted by a clock that stood ahead of today's."""
-    again, now = trouble.get("next_try"), time.time()
+    again, now = failure.get("next_try"), time.time()
     return spool.is_credible(again, spool.INSTALL, now) and now < float(str(again))
 
 
-def _is_ahead(trouble: dict[str, object]) -> bool:
+def _is_ahead(failure: dict[str, object]) -> bool:
     """Whether a clock noted it that stood ahead of today's: what that clock had a part in is found out again."""
-    return not spool.is_credible(trouble.get("since", 0), spool.HAPPENED, time.time())
+    return not spool.is_credible(failure.get("since", 0), spool.HAPPENED, time.time())
 
 
 def _pause(tries: int) -> int:

@@ -76,7 +76,7 @@ def silences(run: Run) -> list[str]:
     if 0 <= age < DAY:
         return []
     notes.put("silence", b"")
-    if age > DAY + 7200 or not run.sights:
+    if age > DAY + 7200 or not run.observed:
         return []
     return [f"{run.program}: the {who} was not seen to run for more than a day; sudo certdrop-check says what keeps it from that"
             for who in ("watcher", "issuer") if not _was_seen(who, now)]

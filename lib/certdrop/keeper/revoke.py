@@ -70,11 +70,11 @@ def post_owed(run: Run, name: str) -> None:
     if not state.burnt():
         return
     aggravate(run, name)
-    sight = state.Sight(name)
-    debts = state.owed(sight, run.posted.get(name, set()))
-    if not debts or sight.live is None or state.is_burnt(name, sight.live):
+    observed = state.Observed(name)
+    debts = state.owed(observed, run.posted.get(name, set()))
+    if not debts or observed.live is None or state.is_burnt(name, observed.live):
         return
-    if sight.live == sight.proven or (sight.proven is None and sight.live == sight.newest and not notes.Notes(name).install):
+    if observed.live == observed.proven or (observed.proven is None and observed.live == observed.newest and not notes.Notes(name).install):
         for number in debts:
             post(run, name, number, "keyCompromise")
             run.tell(name, f"the issuer is asked to have generation {number:04d} revoked (keyCompromise)")

@@ -12,7 +12,7 @@ import time
 from certdrop import events, spool
 from certdrop.config import site
 from certdrop.keeper import integrity, judges
-from certdrop.keeper.state import Sight
+from certdrop.keeper.state import Observed
 from certdrop.walls import users
 
 PATIENCE = 600                     # seconds that a run goes on asking judges; what is left waits for the next
@@ -32,7 +32,7 @@ class Run:
         self.witness = judges.Judge("served", self.config.trust_roots)
         self.issuer, self.group = users.user_ids(spool.ISSUER)
         self.posted: dict[str, set[tuple[int, str]]] = {}
-        self.sights: dict[str, Sight] = {}                 # how each site stood when it was last looked at
+        self.observed: dict[str, Observed] = {}                 # how each site stood when it was last looked at
         self.stirred: set[str] = set()                     # the sites that something was done with since they settled
         self.failures: set[int] = set()
         self.said: list[str] = []

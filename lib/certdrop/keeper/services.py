@@ -77,24 +77,24 @@ class Service:
 
 
 def find(name: str) -> Service:
-    """The service of that name. Raises Failed where this host does not have it, or nobody described it; site.Wrong where that is done badly."""
+    """The service of that name. Raises Failed where this host does not have it, or nobody described it; site.ConfigError where that is done badly."""
     service, path = Service(name), f"{site.ETC}/services.d/{name}.toml"
     keys = {"test": "test_command", "reload": "reload_command", "show": "show_command", "unit": "unit", "port": "port", "starttls": "starttls"}
     try:
         site.fill(path, service, keys)
-    except site.Missing as error:
+    except site.ConfigMissing as error:
         raise Failed(f"{path} does not exist; it says how to test and reload {name}") from error
     for command in (service.test_command, service.reload_command):
         if not command or not os.path.isabs(command[0]):
-            raise site.Wrong(f"{path}: test and reload must name a program by its absolute path, then its arguments")
+            raise site.ConfigError(f"{path}: test and reload must name a program by its absolute path, then its arguments")
         try:
             found = os.stat(command[0])
         except OSError as error:
             raise Failed(f"{name} is not installed ({command[0]}: {error.strerror})") from error
         if found.st_uid != 0 or found.st_mode & 0o022:
-            raise site.Wrong(f"{path}: {command[0]} is not root's alone")
+            raise site.ConfigError(f"{path}: {command[0]} is not root's alone")
     if service.starttls not in ("", "smtp", "imap", "pop3"):
-        raise site.Wrong(f'{path}: starttls: give "smtp", "imap" or "pop3"')
+        raise site.ConfigError(f'{path}: starttls: give "smtp", "imap" or "pop3"')
     return service
 
 

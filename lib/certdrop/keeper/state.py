@@ -1,6 +1,6 @@
 """Where a site stands, by looking at the disk; and which step comes next. This is the recovery table of DESIGN.md, section 3.
 
-Sight sees, step() decides and does nothing: the same sight always leads to the same step, so a run that was killed anywhere
+Observed sees, step() decides and does nothing: the same sight always leads to the same step, so a run that was killed anywhere
 is gone on with by the next one. What is damaged (integrity.py) is not complete. Runs as: root, under the keeper's lock. Trusts: root's
 own directories. Reads: sites/, live/, proven/ and keeper/ below /var/lib/certdrop. Writes: nothing.
 """
@@ -38,7 +38,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 _MANY = 16 << 20                   # bytes of keeper/burnt
 
 
-class Sight:
+class Observed:
     """What is on disk of a site: the numbers N, C, L and P of the table, and what is between them."""
 
     def __init__(self, name: str) -> None:
@@ -114,38 +114,38 @@ class Sight:
         return [number for number in self.numbers if number not in kept]
 
 
-def step(sight: Sight, wanted: configuration.Site | None, posted: set[tuple[int, str]]) -> str:
+def step(observed: Observed, wanted: configuration.Site | None, posted: set[tuple[int, str]]) -> str:
     """The next step for a site. `posted` are (number, kind) of its requests in the spool. Without a configuration that can be read (None)
     just those steps that need none: nothing that is damaged is left to services."""
-    if sight.aside:
+    if observed.aside:
         return PUT_BACK
-    if sight.leftovers:
+    if observed.leftovers:
         return SWEEP
-    if sight.newest is None:
+    if observed.newest is None:
         return PLACEHOLDER if wanted else WAIT
-    if sight.live is None:
+    if observed.live is None:
         return LINK
-    if sight.astray:
+    if observed.astray:
         return UNLINK
     if wanted is None:
         return WAIT
-    if sight.next is None:
+    if observed.next is None:
         return NEXT
-    if sight.fault:
+    if observed.fault:
         return REPLACE
-    known = facts(sight.name, sight.next, "request")
-    if known["key"] != wanted.key or known["domains"] != sorted(wanted.domains) or is_old_key(wanted, sight.next):
+    known = facts(observed.name, observed.next, "request")
+    if known["key"] != wanted.key or known["domains"] != sorted(wanted.domains) or is_old_key(wanted, observed.next):
         return REPLACE
-    if sight.lost or (is_old_key(wanted, sight.newest) and not has(sight.name, sight.newest, "placeholder")):
-        if not has(sight.name, sight.next, "now"):
+    if observed.lost or (is_old_key(wanted, observed.newest) and not has(observed.name, observed.newest, "placeholder")):
+        if not has(observed.name, observed.next, "now"):
             return WANT
-    if sight.damaged:
+    if observed.damaged:
         return GIVE_UP
-    if not required(sight) <= posted:
+    if not required(observed) <= posted:
         return POST
-    if stray(sight, posted):
+    if stray(observed, posted):
         return WITHDRAW
-    return PRUNE if prunable(sight, posted) else WAIT
+    return PRUNE if prunable(observed, posted) else WAIT
 
 
 def is_old_key(wanted: configuration.Site, number: int) -> bool:
@@ -179,30 +179,30 @@ def is_burnt(name: str, number: int) -> bool:
     return bool(keys) and facts(name, number, "request")["spki_sha256"] in keys
 
 
-def owed(sight: Sight, posted: set[tuple[int, str]]) -> list[int]:
+def owed(observed: Observed, posted: set[tuple[int, str]]) -> list[int]:
     """The generations whose certificate root has to have revoked, and did not ask for it yet: their key got out."""
     if not burnt():
         return []
-    return [number for number in sight.finished if (number, "revoke") not in posted
-            and not integrity.fault(directory(sight.name, number), integrity.REVOCABLE) and is_burnt(sight.name, number)
-            and not has(sight.name, number, "placeholder") and moment(sight.name, number, "not_after") > time.time()]
+    return [number for number in observed.finished if (number, "revoke") not in posted
+            and not integrity.fault(directory(observed.name, number), integrity.REVOCABLE) and is_burnt(observed.name, number)
+            and not has(observed.name, number, "placeholder") and moment(observed.name, number, "not_after") > time.time()]
 
 
-def prunable(sight: Sight, posted: set[tuple[int, str]]) -> list[int]:
+def prunable(observed: Observed, posted: set[tuple[int, str]]) -> list[int]:
     """The generations that nothing is needed of any more."""
-    return sorted({*sight.old} - {*owed(sight, posted)}) if sight.old else []
+    return sorted({*observed.old} - {*owed(observed, posted)}) if observed.old else []
 
 
-def required(sight: Sight) -> set[tuple[int, str]]:
+def required(observed: Observed) -> set[tuple[int, str]]:
     """What should be in the spool of a site: next's CSR, and `now` where next carries that marker."""
-    if sight.next is None:
+    if observed.next is None:
         return set()
-    return {(sight.next, "csr"), *([(sight.next, "now")] if has(sight.name, sight.next, "now") else [])}
+    return {(observed.next, "csr"), *([(observed.next, "now")] if has(observed.name, observed.next, "now") else [])}
 
 
-def stray(sight: Sight, posted: set[tuple[int, str]]) -> set[tuple[int, str]]:
+def stray(observed: Observed, posted: set[tuple[int, str]]) -> set[tuple[int, str]]:
     """What should no longer be there. A request to revoke stays, whatever becomes of its generation, until the certificate ends."""
-    return {entry for entry in posted - required(sight) if entry[1] != "revoke"}
+    return {entry for entry in posted - required(observed) if entry[1] != "revoke"}
 
 
 def directory(name: str, number: int | None = None) -> str:

@@ -24,11 +24,11 @@ GRACE = 1.0                        # the same, for a site that nobody showed bef
 class Change:
     """A site whose newest generation is to be used: from `back` to `to`."""
 
-    def __init__(self, wanted: site.Site, sight: state.Sight) -> None:
-        self.wanted, self.name, self.sight = wanted, wanted.name, sight
+    def __init__(self, wanted: site.Site, observed: state.Observed) -> None:
+        self.wanted, self.name, self.observed = wanted, wanted.name, observed
         self.notes = notes.Notes(wanted.name)
-        self.back = self.sight.live
-        self.to = self.sight.newest or 0
+        self.back = self.observed.live
+        self.to = self.observed.newest or 0
         self.own: set[str] = set()                             # the fingerprints of all its generations
         self.before: dict[services.Place, str] = {}            # what was shown before anything was changed
         self.now: dict[services.Place, str] = {}               # what was shown when it was last asked
@@ -54,25 +54,25 @@ class Change:
     @property
     def goes_back(self) -> bool:
         """Whether going back helps: the proven generation was shown before, and this one is not shown now, or it is and is no good."""
-        return self.sight.proven not in (None, self.to) and (self.untrusted or self.sha256(self.sight.proven) in self.before.values())
+        return self.observed.proven not in (None, self.to) and (self.untrusted or self.sha256(self.observed.proven) in self.before.values())
 
     @property
     def fallback(self) -> int | None:
         """Where live is not proven, and so may have been moved by a run that was killed before it tested: what to try in its place."""
-        if self.back in (None, self.sight.proven):
+        if self.back in (None, self.observed.proven):
             return None
-        below = [number for number in self.sight.complete if number < (self.back or 0)]
-        return self.sight.proven or (below[-1] if below else self.to if self.to != self.back else None)
+        below = [number for number in self.observed.complete if number < (self.back or 0)]
+        return self.observed.proven or (below[-1] if below else self.to if self.to != self.back else None)
 
     @property
     def reloads(self) -> bool:
         """Whether a reload may matter: not where it is installed already, and nobody shows this site."""
-        return self.back != self.to or self.outdated or self.was_served or self.sight.proven is not None or bool(self.notes.install)
+        return self.back != self.to or self.outdated or self.was_served or self.observed.proven is not None or bool(self.notes.install)
 
     @property
     def patience(self) -> float:
         """Seconds to wait until it is shown."""
-        if self.was_served or self.sight.proven is not None:
+        if self.was_served or self.observed.proven is not None:
             return PATIENCE
         return GRACE if self.reloads and self.before else 0.0
 
@@ -81,7 +81,7 @@ class Change:
 
         What was put off in a run that the issuer asked for binds no other: its caller may have a hand in why a service failed (aa-exec(1)).
         """
-        if self.stands_in or (self.to == self.back == self.sight.proven and not self.outdated):
+        if self.stands_in or (self.to == self.back == self.observed.proven and not self.outdated):
             return False
         insist = insist or (self.notes.install.get("by") == "issuer" and not asked_by_issuer)
         return (insist or not self.notes.is_put_off(self.to)) and state.moment(self.name, self.to, "not_after") > time.time()
@@ -89,7 +89,7 @@ class Change:
     @property
     def may_be_shown(self) -> bool:
         """Moved and put off, where somebody can be asked: whoever started the service meanwhile had it read what is live."""
-        return self.to == self.back != self.sight.proven and not self.stands_in and not self.outdated and self.wanted.probe != "off"
+        return self.to == self.back != self.observed.proven and not self.stands_in and not self.outdated and self.wanted.probe != "off"
 
     def use(self, number: int | None) -> None:
         """live := this generation, and the copies that some services need with it."""
@@ -111,7 +111,7 @@ class Change:
 
     def look(self, judge: judges.Judge, used: dict[str, services.Service]) -> None:
         """See what is shown before anything is changed."""
-        self.own = {self.sha256(number) for number in self.sight.whole} | set(self.notes.spent)
+        self.own = {self.sha256(number) for number in self.observed.whole} | set(self.notes.spent)
         self.before = self.shown(judge, used)
 
     def shown(self, judge: judges.Judge, used: dict[str, services.Service]) -> dict[services.Place, str]:
@@ -141,7 +141,7 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
     changes = []
     for found in wanted:
         try:
-            changes.append(Change(found, run.sights.get(found.name) or state.Sight(found.name)))
+            changes.append(Change(found, run.observed.get(found.name) or state.Observed(found.name)))
             if changes[-1].notes.damage:
                 run.fail(found.name, f"{changes[-1].notes.damage}; what was noted of refusals and failures is forgotten, and written anew", os.EX_IOERR)
                 changes[-1].notes.save()
@@ -178,8 +178,8 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
         waiting = _wait(run, asked, used, judge, stretch, _is_served)
         back = [change for change in waiting if change.goes_back]
         for change in back:                                  # before anything is noted, which may fail
-            change.go_back(change.sight.proven)
-            run.log.write(events.WENT_BACK, site=change.name, number=change.sight.proven)
+            change.go_back(change.observed.proven)
+            run.log.write(events.WENT_BACK, site=change.name, number=change.observed.proven)
         _reload(run, back, used)
         _wait(run, back, used, judge, stretch, _is_back)     # a reload that is lost would leave the bad one served
     for change in waiting:
@@ -192,7 +192,7 @@ def _look_again(run: Run, put_off: list[Change]) -> None:
         for change in put_off:
             try:
                 used = {name: services.find(name) for name in change.wanted.services}
-            except (services.Failed, site.Wrong):
+            except (services.Failed, site.ConfigError):
                 continue                                     # said when it is its turn
             if any(service.port for service in used.values()) and time.monotonic() < run.end:
                 change.look(judge, used)
@@ -215,7 +215,7 @@ def _tested(run: Run, names: set[str]) -> tuple[dict[str, services.Service], dic
             used[name] = services.find(name)
             used[name].waits = run.progress
             used[name].test()
-        except (services.Failed, site.Wrong) as error:
+        except (services.Failed, site.ConfigError) as error:
             broken[name] = f"{name} does not pass its test as it is: {error}"
     return used, broken
 
@@ -264,7 +264,7 @@ def _move(run: Run, changes: list[Change], used: dict[str, services.Service], ag
         return _move(run, moved, used, again=True)           # a full disk, or a test that was killed, is no fault of the certificate's
     # Good without it, twice bad with it, and for the first time: ask for another rather than wait for an administrator.
     _put_off(run, change, "service-failed", text, "it is withdrawn, and another is asked for")
-    generations.make_next(change.wanted, change.sight.highest + 1, None, now=True)
+    generations.make_next(change.wanted, change.observed.highest + 1, None, now=True)
     generations.mark(change.name, change.to, "withdrawn")
     return []
 
@@ -349,12 +349,12 @@ def _is_back(run: Run, change: Change, used: dict[str, services.Service], judge:
     if time.monotonic() > run.end + LATE:
         return False
     now = change.shown(judge, used).values()
-    change.is_back = change.sha256(change.sight.proven) in now and change.sha256(change.to) not in now
+    change.is_back = change.sha256(change.observed.proven) in now and change.sha256(change.to) not in now
     return change.is_back
 
 
 def _not_served(run: Run, change: Change, failed: dict[str, str]) -> None:
-    if change.sight.proven is None and not change.was_served:
+    if change.observed.proven is None and not change.was_served:
         _installed(run, change, f"nothing serves it yet (certdrop-nginx {change.name} --write puts a server block in place)")
         return
     services_named = ", ".join(change.wanted.services)

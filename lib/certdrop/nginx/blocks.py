@@ -47,15 +47,15 @@ class Build(NamedTuple):
 
 
 def load(name: str) -> site.Site:
-    """A configured site. Raises site.Missing, in words for whoever mistyped it, and site.Wrong."""
+    """A configured site. Raises site.ConfigMissing, in words for whoever mistyped it, and site.ConfigError."""
     config = general.load_config()
     try:
         return site.load_site(name, config)
-    except site.Missing as error:
-        raise site.Missing(f"{name}: no such site; certdrop-status lists them, certdrop add makes one") from error
-    except site.Wrong as error:
+    except site.ConfigMissing as error:
+        raise site.ConfigMissing(f"{name}: no such site; certdrop-status lists them, certdrop add makes one") from error
+    except site.ConfigError as error:
         if name not in site.site_names():
-            raise site.Missing(str(error)) from error
+            raise site.ConfigMissing(str(error)) from error
         raise
 
 

@@ -28,9 +28,9 @@ def main(argv: list[str]) -> int:
     """`certdrop-nginx`. Returns a code of sysexits.h."""
     try:
         return LINE.main(argv, run)
-    except (site.Missing, Refused) as error:
+    except (site.ConfigMissing, Refused) as error:
         text, code = str(error), os.EX_DATAERR
-    except site.Wrong as error:
+    except site.ConfigError as error:
         text, code = str(error), os.EX_CONFIG
     except Absent as error:
         text, code = str(error), os.EX_UNAVAILABLE
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(words: Words) -> int:
-    """Check the words, then print. Raises Usage, site.Wrong, Absent and OSError."""
+    """Check the words, then print. Raises Usage, site.ConfigError, Absent and OSError."""
     names, options = words.names, words.options
     if not names:
         raise Usage("which site? give its name (certdrop-status lists them)")

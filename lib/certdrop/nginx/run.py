@@ -30,5 +30,5 @@ def show() -> list[str]:
 def _nginx() -> service.Service:
     try:
         return service.read("nginx")
-    except site.Wrong:
+    except site.ConfigError:
         return service.Service()         # the keeper says what is wrong with it

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from certdrop import spool
 from certdrop.config import site
-from certdrop.issuer.trouble import LOCAL, Trouble
+from certdrop.issuer.failure import LOCAL, Failure
 from certdrop.signer import jose
 
 BITS = 3072                        # acme-tiny knows RSA alone
@@ -30,7 +30,7 @@ class Key:
     def __init__(self, pem: bytes) -> None:
         found = serialization.load_pem_private_key(pem, None)
         if not isinstance(found, rsa.RSAPrivateKey):
-            raise Trouble(LOCAL, "the account key is no RSA key, which acme-tiny needs")
+            raise Failure(LOCAL, "the account key is no RSA key, which acme-tiny needs")
         self._key = found
         public = found.public_key().public_numbers()
         self.numbers = jose.Numbers(public.n, public.e)
@@ -58,7 +58,7 @@ def make_key() -> bytes:
 
 
 class Keyring:
-    """The keys of the account at one CA; the first is made where there is none. Raises Trouble, OSError."""
+    """The keys of the account at one CA; the first is made where there is none. Raises Failure, OSError."""
 
     def __init__(self, directory_url: str) -> None:
         self.entry = jose.entry(directory_url)
@@ -119,7 +119,7 @@ class Keyring:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            raise Trouble(LOCAL, f"{path}: not a private key: {error}") from error
+            raise Failure(LOCAL, f"{path}: not a private key: {error}") from error
 
     def _put(self, ending: str, data: bytes) -> None:
         fd = spool.open_directory(site.STATE + "/account")

@@ -30,7 +30,7 @@ class Refused(Exception):
     """This is not signed; the text says why, and quotes nothing of it."""
 
 
-class Mandate:
+class Policy:
     """What may be signed for one CA. `contact` has mailto: URLs; `may` is what the signer was started for beside certificates."""
 
     def __init__(self, directory_url: str, contact: list[str], keys: Keyring, may: frozenset[str] = frozenset()) -> None:

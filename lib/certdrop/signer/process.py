@@ -14,7 +14,7 @@ import threading
 
 from certdrop import events, happened, spool
 from certdrop.config import general, site
-from certdrop.issuer.trouble import LOCAL, REFUSED, Trouble
+from certdrop.issuer.failure import LOCAL, REFUSED, Failure
 from certdrop.signer import jose
 from certdrop.signer.protocol import LONGEST
 from certdrop.walls import jail, syscalls
@@ -102,7 +102,7 @@ def shut_in() -> None:
 # ---- the network part's end
 
 class Signer:
-    """The account key, as the network part has it: a socket. For several threads. Whatever is asked raises Trouble where it is refused."""
+    """The account key, as the network part has it: a socket. For several threads. Whatever is asked raises Failure where it is refused."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._lock = sock, threading.Lock()
@@ -117,7 +117,7 @@ class Signer:
                 self._woken = True
                 try:
                     self._send(b"K")
-                except Trouble:
+                except Failure:
                     pass                       # it has ended, as whoever wants an answer will hear
 
     @property
@@ -179,18 +179,18 @@ class Signer:
         try:
             self._sock.send(message)
         except ConnectionError as error:
-            raise Trouble(LOCAL, "the signer has ended") from error
+            raise Failure(LOCAL, "the signer has ended") from error
         except OSError as error:
-            raise Trouble(LOCAL, f"the signer: {error.strerror or error}") from error
+            raise Failure(LOCAL, f"the signer: {error.strerror or error}") from error
 
     def _answer(self) -> bytes:
         try:
             answer = self._sock.recv(LONGEST)
         except OSError as error:
             self._sock.close()                 # a late answer must not be taken for the next one
-            raise Trouble(LOCAL, "the signer has ended" if isinstance(error, ConnectionError) else f"the signer: {error.strerror or 'no answer'}") from error
+            raise Failure(LOCAL, "the signer has ended" if isinstance(error, ConnectionError) else f"the signer: {error.strerror or 'no answer'}") from error
         if not answer:
-            raise Trouble(LOCAL, "the signer has ended")
+            raise Failure(LOCAL, "the signer has ended")
         if answer[:1] != b"+":
-            raise Trouble(LOCAL if answer[:1] == b"!" else REFUSED, f"the signer: {answer[1:].decode('ascii', 'replace')}")
+            raise Failure(LOCAL if answer[:1] == b"!" else REFUSED, f"the signer: {answer[1:].decode('ascii', 'replace')}")
         return answer[1:]

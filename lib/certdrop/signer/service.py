@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from certdrop import events, happened, spool
 from certdrop.config import general, site
-from certdrop.issuer.trouble import Trouble
+from certdrop.issuer.failure import Failure
 from certdrop.signer import keyring
 from certdrop.signer.jose import b64, unb64
-from certdrop.signer.policy import Mandate, Refused
+from certdrop.signer.policy import Policy, Refused
 from certdrop.signer.protocol import DEACTIVATE, FIND, LONGEST, ROLL_OVER
 
 LOGGED = 20                        # refusals that are logged; whoever goes on asking fills no disk
@@ -27,12 +27,12 @@ def serve(sock: socket.socket, config: general.Config, may: frozenset[str], log:
     """Answer this message and what is following, until that is empty; say in place of the first answer why there can be none. Raises OSError."""
     refused = 0
     try:
-        desk = Desk(config, may)
-    except (Trouble, OSError, Refused) as error:
+        service = Service(config, may)
+    except (Failure, OSError, Refused) as error:
         sock.send((b"!" if isinstance(error, OSError) else b"-") + str(error).encode("ascii", "backslashreplace")[:1000])
         return
     while message:
-        answer, url = desk.answer(message)
+        answer, url = service.answer(message)
         if answer[:1] == b"-":
             refused += 1
             if refused <= LOGGED:
@@ -42,20 +42,24 @@ def serve(sock: socket.socket, config: general.Config, may: frozenset[str], log:
 
 
 def binding_key(config: general.Config) -> tuple[str, bytes] | None:
-    """(key identifier, HMAC key) that bind an account at the configured CA to its customer, from eab.toml; None where there is none. Raises site.Wrong."""
+    """(key identifier, HMAC key) that bind an account at the configured CA to its customer, from eab.toml; None where there is none.
+
+    Raises site.ConfigError.
+    """
     path = site.ETC + "/eab.toml"
     try:
         fd = os.open(site.ETC, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)     # of what is in it, this process may read one file
         try:
             text = spool.read(fd, "eab.toml", os.fstat(fd).st_uid)
             if os.stat("eab.toml", dir_fd=fd).st_mode & 0o007:
-                raise site.Wrong(f"{path}: every user can read this secret; chmod 640 {path}; chgrp {spool.ISSUER} {path}")
+                raise site.ConfigError(f"{path}: every user can read this secret; chmod 640 {path}; chgrp {spool.ISSUER} {path}")
         finally:
             os.close(fd)
     except FileNotFoundError:
         return None
     except spool.Refused as refused:
-        raise site.Wrong(f"{path}: must be a file that root owns and nobody else can write ({refused.reason}), and that {spool.ISSUER} can read") from refused
+        raise site.ConfigError(f"{path}: must be a file that root owns and nobody else can write ({refused.reason}), "
+                               f"and that {spool.ISSUER} can read") from refused
     import tomllib
     try:
         tables = tomllib.loads(text.decode())
@@ -65,16 +69,16 @@ def binding_key(config: general.Config) -> tuple[str, bytes] | None:
                     raise ValueError(f'"{name}": give kid and hmac_key')
                 return str(found["kid"]), unb64(str(found["hmac_key"]).rstrip("="))
     except (ValueError, TypeError) as error:   # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise site.Wrong(f"{path}: {error}; see certdrop-account(8)") from None
+        raise site.ConfigError(f"{path}: {error}; see certdrop-account(8)") from None
     return None
 
 
-class Desk:
+class Service:
     """What the signer answers."""
 
     def __init__(self, config: general.Config, may: frozenset[str]) -> None:
         self.ring = keyring.Keyring(config.directory_url)
-        self.mandate = Mandate(config.directory_url, [f"mailto:{address}" for address in config.contact], self.ring, may)
+        self.policy = Policy(config.directory_url, [f"mailto:{address}" for address in config.contact], self.ring, may)
         self.config = config
 
     def answer(self, message: bytes) -> tuple[bytes, str]:
@@ -96,15 +100,15 @@ class Desk:
 
     def _sign(self, text: bytes) -> bytes:
         request, _, data = text.partition(b"\n")
-        return self.mandate.key_for(request.decode("ascii", "replace"), data).sign(data)
+        return self.policy.key_for(request.decode("ascii", "replace"), data).sign(data)
 
     def _bind(self, text: bytes) -> bytes:
         """RFC 8555 section 7.3.4."""
         url = text.decode("ascii", "replace")
-        self.mandate.check_url(url)
+        self.policy.check_url(url)
         try:
             found = binding_key(self.config)
-        except site.Wrong as wrong:
+        except site.ConfigError as wrong:
             raise Refused(str(wrong)) from wrong
         if found is None:
             return b""
@@ -112,11 +116,11 @@ class Desk:
         first = b64(json.dumps({"alg": "HS256", "kid": kid, "url": url}).encode())
         second = b64(json.dumps(self.ring.current.jwk()).encode())
         made = json.dumps({"protected": first, "payload": second, "signature": b64(hmac.digest(key, f"{first}.{second}".encode(), "sha256"))})
-        self.mandate.bindings = {made}
+        self.policy.bindings = {made}
         return made.encode()
 
     def _may(self, what: str) -> None:
-        if what not in self.mandate.may:
+        if what not in self.policy.may:
             raise Refused(f"this signer was not started for it ({what})")
 
     def _make_other(self, _: bytes) -> bytes:
@@ -128,19 +132,19 @@ class Desk:
         """RFC 8555 section 7.3.5: the inner JWS, by the key that shall follow."""
         self._may(ROLL_OVER)
         url, _, account = text.decode("ascii", "replace").partition("\n")
-        self.mandate.check_url(url)
-        self.mandate.check_url(account)
+        self.policy.check_url(url)
+        self.policy.check_url(account)
         if self.ring.other is None:
             raise Refused("there is no other key")
         first = b64(json.dumps({"alg": "RS256", "jwk": self.ring.other.jwk(), "url": url}).encode())
         second = b64(json.dumps({"account": account, "oldKey": self.ring.current.jwk()}).encode())
         made = json.dumps({"protected": first, "payload": second, "signature": b64(self.ring.other.sign(f"{first}.{second}".encode()))})
-        self.mandate.changes = {made}
+        self.policy.changes = {made}
         return made.encode()
 
     def _exchange(self, _: bytes) -> bytes:
         """Forward always, where a change that was begun is found to have been done; back only where a person looks on."""
-        if not self.ring.other_is_younger() and ROLL_OVER not in self.mandate.may:
+        if not self.ring.other_is_younger() and ROLL_OVER not in self.policy.may:
             self._may(FIND)
         self.ring.exchange()
         return self._keys()

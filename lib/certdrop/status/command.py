@@ -84,7 +84,7 @@ def show(options: Options, out: TextIO) -> int:
         reader = Reader()
         names = reader.names()
         unknown = [name for name in options.names if name not in names]
-    except configuration.Wrong as error:
+    except configuration.ConfigError as error:
         print(f"certdrop-status: {events.clean(error)}", file=sys.stderr)
         return verdict.UNKNOWN
     if unknown:

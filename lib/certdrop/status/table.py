@@ -10,7 +10,7 @@ import re
 from certdrop import events
 from certdrop.walls import jail, syscalls
 from certdrop.watcher import verdict
-from certdrop.watcher.evidence import Mouth, Run
+from certdrop.watcher.evidence import MailHealth, Run
 from certdrop.watcher.phrases import ran_last, revocation, span
 from certdrop.watcher.verdict import Verdict
 
@@ -74,7 +74,7 @@ def page(site: Verdict, now: float) -> list[str]:
     return [found.name] + [f"  {label:11} {text}" for label, text in rows if text]
 
 
-def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: Mouth, now: float) -> str:
+def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: MailHealth, now: float) -> str:
     """One line: how many sites are in which state, who ran when, whether mail goes out and sandboxes hold."""
     counts = [f"{n} {state}" for state in verdict.STATES if (n := sum(site.state == state for site in sites))]
     ran = [f"{who} {ran_last(run, now)}" for who, run in (("keeper", keeper), ("issuer", issuer), ("watcher", Run(watcher.at)))]

@@ -20,7 +20,7 @@ try:
 except ImportError:
     seccomp = None
 
-NETWORK, SIGNER, BOOTH, READER, DOCTOR = "network", "signer", "booth", "reader", "doctor"
+NETWORK, SIGNER, SANDBOX, READER, DOCTOR = "network", "signer", "sandbox", "reader", "doctor"
 
 # What Python, glibc, OpenSSL do whatever they are about: memory, time, locks, signals to itself, what is open already.
 _ALWAYS = """brk mmap munmap mremap mprotect madvise futex exit exit_group rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall
@@ -37,7 +37,7 @@ _OWN_SIGNALS = "kill tgkill"
 ALLOWED = {
     NETWORK: (_ALWAYS, _TALK, _CALL, _READ, _WRITE, _THREADS, _OWN_SIGNALS),
     SIGNER: (_ALWAYS, _TALK, _READ, _WRITE, "link linkat", _OWN_SIGNALS),
-    BOOTH: (_ALWAYS, _TALK),
+    SANDBOX: (_ALWAYS, _TALK),
     READER: (_ALWAYS, _TALK, _CALL, _READ, _WRITE, _OWN_SIGNALS),
     DOCTOR: (_ALWAYS, _TALK, _CALL, _READ, _THREADS, "bind", _OWN_SIGNALS),
 }

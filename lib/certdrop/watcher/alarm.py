@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from certdrop import events
 from certdrop.config import site as configuration
 from certdrop.watcher import phrases, verdict
-from certdrop.watcher.evidence import Mouth, Run
+from certdrop.watcher.evidence import MailHealth, Run
 from certdrop.watcher.verdict import Verdict
 
 KEEPS_FAILING = 4                  # tries in a row (the issuer's back-off makes that two hours), or
@@ -115,7 +115,7 @@ def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str],
     return problems
 
 
-def decide(before: Mouth, problems: list[Problem], now: float, forgets: bool = False) -> str:
+def decide(before: MailHealth, problems: list[Problem], now: float, forgets: bool = False) -> str:
     """PROBLEM, REMINDER or WELL where a mail is due, else nothing. Who `forgets` what was told counts the hours since he could note anything."""
     if forgets and problems and before.at:
         hours = round((now - before.at) / 3600)

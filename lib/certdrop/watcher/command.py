@@ -29,7 +29,7 @@ from certdrop.start import incomplete
 from certdrop.trust.browsers import Browsers
 from certdrop.walls import jail, syscalls
 from certdrop.watcher import alarm, evidence, handshake, log, mailer, message, verdict
-from certdrop.watcher.evidence import Mouth, Reader
+from certdrop.watcher.evidence import MailHealth, Reader
 from certdrop.watcher.look import look
 from certdrop.watcher.places import Places
 from certdrop.watcher.principal import USER, as_watcher, at_terminal
@@ -85,7 +85,7 @@ def _guarded(work: Any) -> int:
     try:
         found: int = work(mailer.Route(general.load_config().mail))
         return found
-    except configuration.Wrong as error:
+    except configuration.ConfigError as error:
         return _say(str(error), os.EX_CONFIG)
     except mailer.Undelivered as error:
         return _say(f"{error}; mail does not go out", os.EX_TEMPFAIL)
@@ -233,7 +233,7 @@ def read_and_write(pipes: tuple[int, int], route: mailer.Route) -> int:
     problems = alarm.of_host(runs["keeper"], runs["issuer"], sites, disorder, now, read_only)
     problems += [problem for site in sites for problem in alarm.of_site(site, now)]
     kind = alarm.decide(before, problems, now, configuration.STATE in read_only)
-    after = Mouth(int(now), before.failed if problems else "", before.told, before.mailed)
+    after = MailHealth(int(now), before.failed if problems else "", before.told, before.mailed)
     if kind:
         tails = {who: tail(f"{events.LOGS}/{who}.log") for who in runs}
         subject, body = message.write(kind, problems, runs, tails, route.name, now)
@@ -292,7 +292,7 @@ def ports(reader: Reader, places: Places) -> set[int]:
         try:
             site = configuration.load_site(name, reader.config)
             found |= {port for _, port, _ in places.of(site.services, site.probe)}
-        except configuration.Wrong:
+        except configuration.ConfigError:
             pass                               # said when the site is looked at
     return found
 

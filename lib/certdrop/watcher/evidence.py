@@ -46,7 +46,7 @@ class Certificate:
 
 
 @dataclass
-class Trouble:
+class Failure:
     """Something that goes wrong, as its principal noted it."""
 
     what: str                                  # a refusal's reason, a failure's class, an installation's state
@@ -66,7 +66,7 @@ class Revocation:
     reason: str
     since: int | None                          # when root asked for it
     done: int | None = None                    # when the CA said that it is revoked; the issuer's word
-    failing: Trouble | None = None
+    failing: Failure | None = None
 
     @property
     def state(self) -> str:
@@ -98,9 +98,9 @@ class Evidence:
     next_key_created: int | None = None
     next_spki: str | None = None
     burnt: bool = False                        # the live key got out, says root
-    refused: Trouble | None = None
-    install: Trouble | None = None
-    failing: Trouble | None = None
+    refused: Failure | None = None
+    install: Failure | None = None
+    failing: Failure | None = None
     installed_at: int | None = None            # when root last brought a certificate to its place
     revocations: list[Revocation] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)         # other sites for the same names: RSA beside ECDSA
@@ -132,7 +132,7 @@ class Run:
 
 
 @dataclass
-class Mouth:
+class MailHealth:
     """What the watcher noted of itself: when it looked, and why its mail does not go out."""
 
     at: int | None = None
@@ -158,7 +158,7 @@ class Reader:
         self._said: dict[str, object] | None = None          # what the issuer says of revocations
 
     def names(self) -> list[str]:
-        """The configured sites, sorted. Raises configuration.Wrong."""
+        """The configured sites, sorted. Raises configuration.ConfigError."""
         return configuration.site_names()
 
     def configured_at(self, name: str) -> int:
@@ -172,7 +172,7 @@ class Reader:
             wanted = configuration.load_site(name, self.config)
             found.domains, found.probe, found.services = wanted.domains, wanted.probe, wanted.services
             found.configured_at = self.configured_at(name)
-        except (configuration.Wrong, OSError) as error:
+        except (configuration.ConfigError, OSError) as error:
             found.wrong = clean(error, TEXT)
         try:
             self._generations(found)
@@ -181,8 +181,8 @@ class Reader:
         notes = self._json("keeper", name + ".json", ROOT, found)
         if found.live is None and not found.damaged and os.path.lexists(f"{configuration.STATE}/live/{name}"):
             found.damaged = f"{configuration.STATE}/live/{name} is no link to a generation of this site"
-        found.refused = _trouble(notes.get("refused"), "reason")
-        found.install = _trouble(notes.get("install"), "state")
+        found.refused = _failure(notes.get("refused"), "reason")
+        found.install = _failure(notes.get("install"), "state")
         found.installed_at = number(notes, "installed_at")
         self._ledger(found)
         self._trust(found)
@@ -203,13 +203,13 @@ class Reader:
         ahead = found.st_mtime > time.time() + SLACK
         return Run(None if ahead else int(found.st_mtime), number(said, "exit", 255), ahead, stopped[0] if stopped[1] > found.st_mtime else "", asked[0])
 
-    def watcher(self) -> Mouth:
+    def watcher(self) -> MailHealth:
         """What the watcher noted of itself."""
         noted = self._json("watcher", "state.json", self.watch, None, OWN)
         told = noted.get("told")
         known = {clean(key, 300): when for key in told if (when := number(told, key)) is not None} if isinstance(told, dict) else {}
         heartbeat = text(noted, "heartbeat", 200) if self.config.mail.get("heartbeat") else ""
-        return Mouth(number(noted, "ran"), text(noted, "failed", 200), known, number(noted, "mailed") or 0, heartbeat)
+        return MailHealth(number(noted, "ran"), text(noted, "failed", 200), known, number(noted, "mailed") or 0, heartbeat)
 
     def _generations(self, found: Evidence) -> None:
         place = f"{configuration.STATE}/sites/{found.name}"
@@ -271,7 +271,7 @@ class Reader:
             found.of_ours = roots.is_of(self.config, text(ledger, "answered_by"), text(ledger, "answered_with"), found.certificate.sha256)
         count = number(ledger, "count") or 0
         if count and (text(ledger, "class") or text(ledger, "last_error")):
-            found.failing = Trouble(text(ledger, "class", 40), None, number(ledger, "since"), count, number(ledger, "next_try"),
+            found.failing = Failure(text(ledger, "class", 40), None, number(ledger, "since"), count, number(ledger, "next_try"),
                                     text(ledger, "last_error"), number(ledger, "failed_at"))
         found.renew_at = number(ledger, "renew_at")
         found.renew_why = text(ledger, "renew_why", 60)
@@ -287,7 +287,7 @@ class Reader:
                 continue
             word = (self._said or {}).get(spool.entry(found.name, int(key), "revoke"))
             word = word if isinstance(word, dict) else {}
-            failed = Trouble(text(word, "class", 40), int(key), number(word, "since"), number(word, "count") or 1, number(word, "next_try"),
+            failed = Failure(text(word, "class", 40), int(key), number(word, "since"), number(word, "count") or 1, number(word, "next_try"),
                              text(word, "last_error")) if number(word, "count") else None
             found.revocations.append(Revocation(int(key), text(note, "reason", 30), number(note, "since"), number(word, "done") or None, failed))
 
@@ -366,10 +366,10 @@ def text(found: dict[str, object], key: str, limit: int = TEXT) -> str:
     return clean(value, limit) if isinstance(value, str) else ""
 
 
-def _trouble(note: object, what: str) -> Trouble | None:
+def _failure(note: object, what: str) -> Failure | None:
     if not isinstance(note, dict) or not note:
         return None
-    return Trouble(text(note, what, 40), number(note, "number"), number(note, "since"), number(note, "tries") or 1,
+    return Failure(text(note, what, 40), number(note, "number"), number(note, "since"), number(note, "tries") or 1,
                    number(note, "next_try"), text(note, "error"))
 
 

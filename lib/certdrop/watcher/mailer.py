@@ -42,7 +42,7 @@ class Undelivered(Exception):
 
 
 class Route:
-    """Where messages go, from [mail] of certdrop.toml; all checked. Raises configuration.Wrong."""
+    """Where messages go, from [mail] of certdrop.toml; all checked. Raises configuration.ConfigError."""
 
     def __init__(self, mail: dict[str, object]) -> None:
         path = configuration.ETC + "/certdrop.toml"
@@ -50,21 +50,21 @@ class Route:
         def text(key: str, default: str) -> str:
             value = mail.get(key, default)
             if not isinstance(value, str) or not value.isprintable() or not value.isascii():
-                raise configuration.Wrong(f"{path}: mail.{key}: must be a string of plain characters")
+                raise configuration.ConfigError(f"{path}: mail.{key}: must be a string of plain characters")
             return value
 
         to = mail.get("to", ["root"])
         self.to = [to] if isinstance(to, str) else [str(part) for part in to] if isinstance(to, list) else []
         if not self.to or not all(_ADDRESS.fullmatch(part) for part in self.to):
-            raise configuration.Wrong(f'{path}: mail.to: give a list of mail addresses or local users, such as ["root"]')
+            raise configuration.ConfigError(f'{path}: mail.to: give a list of mail addresses or local users, such as ["root"]')
         self.name, self.host = host_name(), mail_name()
         self.sender = text("from", f"_certdrop-watch@{self.host}")
         if not _ADDRESS.fullmatch(self.sender):
-            raise configuration.Wrong(f"{path}: mail.from: give one mail address")
+            raise configuration.ConfigError(f"{path}: mail.from: give one mail address")
         self.ca_bundle = text("ca_bundle", "/etc/ssl/certs/ca-certificates.crt")
         self.heartbeat = text("heartbeat", "")
         if self.heartbeat and not self.heartbeat.startswith(("https://", "http://")):
-            raise configuration.Wrong(f"{path}: mail.heartbeat: give an https:// URL")
+            raise configuration.ConfigError(f"{path}: mail.heartbeat: give an https:// URL")
         self.via = text("via", "sendmail")
         self.scheme, _, rest = self.via.partition(":")
         self.server, self.port, self.user, self.command = "", 0, "", ""
@@ -74,15 +74,15 @@ class Route:
             user, _, place = rest[2:].rstrip("/").rpartition("@")
             found = re.fullmatch(rf"({_HOST.pattern})(?::([0-9]{{1,5}}))?", place)
             if not found or (found[2] and not 0 < int(found[2]) < 65536):
-                raise configuration.Wrong(f"{path}: mail.via: {self.via!a:.80}: no host and port")
+                raise configuration.ConfigError(f"{path}: mail.via: {self.via!a:.80}: no host and port")
             self.server, self.port, self.user = found[1], int(found[2] or _PORTS[self.scheme]), urllib.parse.unquote(user)
             if ":" in user:
-                raise configuration.Wrong(f"{path}: mail.via: a password must not stand here; write it to {configuration.ETC}/{PASSWORD}")
+                raise configuration.ConfigError(f"{path}: mail.via: a password must not stand here; write it to {configuration.ETC}/{PASSWORD}")
             if self.scheme == "smtp" and (self.user or self.server not in _LOCAL):
-                raise configuration.Wrong(f"{path}: mail.via: smtp:// goes only to this host and without a login; give smtp+starttls:// or smtps://")
+                raise configuration.ConfigError(f"{path}: mail.via: smtp:// goes only to this host and without a login; give smtp+starttls:// or smtps://")
         elif self.via != "sendmail":
-            raise configuration.Wrong(f'{path}: mail.via: {self.via!a:.80}: give "sendmail", "smtp+starttls://USER@HOST:PORT", '
-                                      '"smtps://USER@HOST:PORT" or "command:/PATH"')
+            raise configuration.ConfigError(f'{path}: mail.via: {self.via!a:.80}: give "sendmail", "smtp+starttls://USER@HOST:PORT", '
+                                            '"smtps://USER@HOST:PORT" or "command:/PATH"')
 
     def words(self) -> str:
         """Where a message goes, for people."""

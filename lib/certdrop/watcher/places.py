@@ -69,7 +69,7 @@ class Places:
         if name not in self.known:
             try:
                 self.known[name] = described.read(name)
-            except configuration.Wrong:
+            except configuration.ConfigError:
                 self.known[name] = None        # the keeper says so
         return self.known[name]
 

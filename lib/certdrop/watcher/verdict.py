@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from certdrop import events
 from certdrop.watcher import handshake
-from certdrop.watcher.evidence import SLACK, Evidence, Run, Trouble
+from certdrop.watcher.evidence import SLACK, Evidence, Run, Failure
 
 PLACEHOLDER = "placeholder"
 INSTALLED = "installed"
@@ -100,12 +100,12 @@ def as_it_is_now(found: Evidence, served: bool | None, now: float) -> Evidence:
                    key_created=_past(found.key_created, now), next_key_created=_past(found.next_key_created, now))
 
 
-def _possible(trouble: Trouble | None, now: float) -> Trouble | None:
+def _possible(failure: Failure | None, now: float) -> Failure | None:
     """Nothing for what a clock noted that stood ahead: its principal does not believe it either, and notes anew what is still so."""
-    if trouble is None or _past(trouble.at or trouble.since or 0, now) is None:
+    if failure is None or _past(failure.at or failure.since or 0, now) is None:
         return None
-    far = trouble.next_try is not None and trouble.next_try > now + FAR
-    return replace(trouble, since=_past(trouble.since, now), next_try=None if far else trouble.next_try)
+    far = failure.next_try is not None and failure.next_try > now + FAR
+    return replace(failure, since=_past(failure.since, now), next_try=None if far else failure.next_try)
 
 
 def _past(moment: int | None, now: float) -> int | None:

@@ -62,5 +62,5 @@ def test_the_age_of_an_accounts_key(configured, age, right):
     if right:
         assert configured(f'account_key_max_age = "{age}"').account_key_max_age == age
         return
-    with pytest.raises(site.Wrong):
+    with pytest.raises(site.ConfigError):
         configured(f'account_key_max_age = "{age}"')

@@ -39,7 +39,7 @@ def test_what_root_does_not_use_is_refused_by_whom_it_concerns(toml: pathlib.Pat
     """A slip in what only the issuer or the watcher use keeps no certificate from being installed."""
     toml.write_text(f'{line}\nkey = "rsa-3072"\n')
     assert site.load_config().key == "rsa-3072"
-    with pytest.raises(site.Wrong, match="certdrop.toml: "):
+    with pytest.raises(site.ConfigError, match="certdrop.toml: "):
         general.load_config()
 
 
@@ -49,7 +49,7 @@ def test_an_unknown_key_and_what_root_uses_are_refused_by_all(toml: pathlib.Path
     toml.write_text(line + "\n")
     said = []
     for load in (site.load_config, general.load_config):
-        with pytest.raises(site.Wrong, match=told) as caught:
+        with pytest.raises(site.ConfigError, match=told) as caught:
             load()
         said.append(str(caught.value))
     assert said[0] == said[1]
@@ -72,7 +72,7 @@ def test_a_date_is_no_value(toml: pathlib.Path, line: str) -> None:
     """TOML has dates; no key takes one."""
     toml.write_text(line + "\n")
     for _ in range(2):
-        with pytest.raises(site.Wrong, match="must be"):
+        with pytest.raises(site.ConfigError, match="must be"):
             general.load_config()
 
 
@@ -81,5 +81,5 @@ def test_a_site_of_nonsense_is_wrong_and_nothing_else(toml: pathlib.Path, text: 
     """Whatever stands in its file, nothing at all included: that is this site's trouble, in words."""
     (toml.parent / "sites.d").mkdir()
     (toml.parent / "sites.d/a.test.toml").write_bytes(text)
-    with pytest.raises(site.Wrong, match="a.test.toml"):
+    with pytest.raises(site.ConfigError, match="a.test.toml"):
         site.load_site("a.test", site.Config())

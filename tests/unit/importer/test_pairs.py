@@ -18,7 +18,7 @@ from certdrop.commandline import Usage
 from certdrop.config import site
 from certdrop.importer import pairs, take
 from certdrop.importer import command as import_command
-from certdrop.importer import examiner as import_booth
+from certdrop.importer import examiner as import_sandbox
 from certdrop.importer.pairs import Examiner, Found
 from certdrop.signer import jose
 
@@ -51,10 +51,10 @@ ROOT = certificate(CA_KEY, (), NOW - 1000 * DAY, NOW + 1000 * DAY, True, "CA")
 
 @pytest.fixture
 def examiner(monkeypatch):
-    """Asks import_booth in this process, without a jail: what it decides is tested here."""
+    """Asks import_sandbox in this process, without a jail: what it decides is tested here."""
     store = crypto.X509Store()
     store.add_cert(crypto.load_certificate(crypto.FILETYPE_PEM, ROOT))
-    monkeypatch.setattr(Examiner, "ask", lambda self, task, *parts: import_booth.answer(task, list(parts), store))
+    monkeypatch.setattr(Examiner, "ask", lambda self, task, *parts: import_sandbox.answer(task, list(parts), store))
     return Examiner("")
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certdrop.issuer import ari
-from certdrop.issuer.trouble import Trouble
+from certdrop.issuer.failure import Failure
 
 
 def made(serial: int, key: bytes | None) -> bytes:
@@ -55,7 +55,7 @@ def test_a_window_is_read():
     b'{"suggestedWindow": {"start": "2026-13-02T00:00:00Z", "end": "2026-01-03T00:00:00Z"}}'])
 def test_what_makes_no_sense_is_not_believed(body):
     """Each is a failure of the poll, and nothing worse."""
-    with pytest.raises(Trouble):
+    with pytest.raises(Failure):
         ari.read(body, 0.0)
 
 

@@ -14,7 +14,7 @@ from certdrop.issuer import budget, due, ledger, notes, plan, posted, revoke
 from certdrop.issuer.account import Account
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
-from certdrop.issuer.trouble import VALIDATION, Trouble
+from certdrop.issuer.failure import VALIDATION, Failure
 
 REVOKED = "a.test@0002.revoke"
 ACCOUNT = Account("https://ca.example.org/dir", [], None, keep=False)._entry
@@ -74,7 +74,7 @@ def test_an_honest_run_goes_on(disk, file, what):  # noqa: F811
     assert spent.refusal(["a.test"], False, now) == ("", 0.0) and spent.since(budget.BEGUN, "a.test", 0.0, now) == []
     # what is written
     task.ledger.forget_failures()
-    task.ledger.failed(Trouble(VALIDATION, "x"), None, now)
+    task.ledger.failed(Failure(VALIDATION, "x"), None, now)
     found.all[0].succeeded(now)
     found.save()
     account.note(account="https://ca.example.org/account/1")
@@ -91,7 +91,7 @@ def test_an_honest_run_goes_on(disk, file, what):  # noqa: F811
 def test_what_cannot_be_read_just_now_is_not_forgotten(disk, monkeypatch):  # noqa: F811
     """No descriptor left is this host's trouble, and no reason to take a ledger for empty."""
     found = ledger.Ledger("a.test")
-    found.failed(Trouble(VALIDATION, "x"), None, time.time())
+    found.failed(Failure(VALIDATION, "x"), None, time.time())
     found.save()
     original = os.open
 

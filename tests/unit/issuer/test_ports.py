@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certdrop import spool
 from certdrop.issuer import account, ports
 from certdrop.issuer.transport import Answer
-from certdrop.issuer.trouble import AccountUnknown, Trouble
+from certdrop.issuer.failure import AccountUnknown, Failure
 from certdrop.signer import keyring
 
 BASE = "https://ca.example.org"
@@ -159,7 +159,7 @@ def test_replaces_is_kept(ca, session, status, name, headers):
     """Where the refusal is for something else, the CA is not asked once more."""
     session.kid()
     ca.odd["/newOrder"] = [(status, {"type": f"urn:ietf:params:acme:error:{name}", "detail": ""}, headers)]
-    with pytest.raises(Trouble):
+    with pytest.raises(Failure):
         place(session, {"replaces": "a.b"})
     assert len(ca.payloads["/newOrder"]) == 1
 
@@ -168,7 +168,7 @@ def test_an_order_that_is_refused_both_ways(ca, session):
     """Is asked for twice, and told as a refusal of the order, not as a failed validation; no name of ours failed."""
     refusal = (403, {"type": "urn:ietf:params:acme:error:unauthorized", "detail": "account is deactivated"}, {})
     ca.odd["/newOrder"] = [refusal] * 9
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         place(session, {"replaces": "a.b"})
     assert len(ca.payloads["/newOrder"]) == 2 and (raised.value.kind, raised.value.names) == ("refused", [])
 
@@ -176,10 +176,10 @@ def test_an_order_that_is_refused_both_ways(ca, session):
 def test_nobody_goes_on_beyond_the_budget(ca, session):
     """An order that replaces nothing counts against the CA's limits: whoever keeps the budget is asked before."""
     def no() -> None:
-        raise Trouble("rate limited", "enough")
+        raise Failure("rate limited", "enough")
     ca.odd["/newOrder"] = [(403, {"type": "urn:ietf:params:acme:error:unauthorized"}, {})]
     order = ports.Order(session, made_request("a.example.org"), {"replaces": "a.b"}, may_go_on=no)
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         order.place(ports.load())
     assert raised.value.text == "enough" and len(ca.payloads["/newOrder"]) == 1
 
@@ -196,7 +196,7 @@ def test_nonces_are_refused(ca, session):
 def test_nonces_refused_for_ever_come_to_an_end(ca, session, path):
     """A CA in trouble is left in peace: each request is sent three times, and that is told as the CA's trouble."""
     ca.odd[path] = [(400, {"type": "urn:ietf:params:acme:error:badNonce", "detail": "no"}, {})] * 1000
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         place(session, {"replaces": "a.b"})
     assert raised.value.kind == "CA unreachable" and ca.asked.count(path) == 3
 
@@ -205,7 +205,7 @@ def test_nonces_refused_for_ever_come_to_an_end(ca, session, path):
 def test_an_account_at_another_host_is_not_kept(ca, session, place_of_it):
     """The signer would not sign for it: it is told as the CA's doing, and asked for again in the next run."""
     ca.odd["/newAccount"] = [(201, {}, {"Location": place_of_it})]
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         place(session)
     assert "names an account at another host" in raised.value.text and "account" not in session.account.known
     assert place(session)[1] == CHAIN
@@ -216,7 +216,7 @@ def test_a_directory_that_leads_elsewhere_is_not_kept(ca, session, name):
     """What is sent there would not be signed."""
     listed = {**dict(ca.answer("/dir")[1]), name: "https://evil.example.org/x"}
     ca.odd["/dir"] = [(200, listed, {})]
-    with pytest.raises(Trouble):
+    with pytest.raises(Failure):
         place(session)
     assert session.account.known == {}
     assert place(session)[1] == CHAIN
@@ -230,7 +230,7 @@ def test_no_room_for_a_token_is_no_fault_of_the_cas(ca, session, monkeypatch, wh
     module = ports.load()
     monkeypatch.setattr(module, "open", full, raising=False)
     order = ports.Order(session, made_request("a.example.org"), {})
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         order.place(module)
     assert (raised.value.kind, order.placed) == ("local", True)
     assert raised.value.text == ("/somewhere" if where == "open" else spool.challenges()) + ": No space left on device"
@@ -256,7 +256,7 @@ def test_a_failed_validation_is_told_whole(ca, session):
     invalid = {"status": "invalid", "identifier": {"type": "dns", "value": "a.example.org"}, "challenges": [
                {"type": "http-01", "token": TOKEN, "error": error}]}
     ca.odd["/authz"] = [ca.answer("/authz"), (200, invalid, {})]
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         place(session)
     assert raised.value.text == "a.example.org: the CA says unauthorized: The key authorization file did not match"
     assert (raised.value.kind, raised.value.names) == ("validation", ["a.example.org"])
@@ -284,7 +284,7 @@ def test_a_lost_account_is_told_apart(ca, session):
 def test_nonsense_is_one_trouble(ca, session, path, answer):
     """Whatever the CA says: one clear failure, that quotes no request, and no token left behind."""
     ca.odd[path] = [answer]
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         place(session)
     assert "payload" not in raised.value.text and "signature" not in raised.value.text and raised.value.text
 
@@ -340,7 +340,7 @@ def test_a_challenge_that_failed_and_stays_pending(ca, session, status):
     fine = {**challenge, "error": None}
     authorization = {"status": "pending", "identifier": {"type": "dns", "value": "a.example.org"}}
     ca.odd["/authz"] = [(200, {**authorization, "challenges": [fine]}, {})] + [(200, {**authorization, "challenges": [challenge]}, {})] * 100
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         place(session)
     assert raised.value.text == "a.example.org: the CA says connection: nobody answers"
     assert (raised.value.kind, raised.value.names) == ("validation", ["a.example.org"]) and ca.asked.count("/authz") < 10

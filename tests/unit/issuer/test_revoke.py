@@ -13,7 +13,7 @@ from certdrop import spool
 from certdrop.config import site
 from certdrop.issuer import due, posted, revoke
 from certdrop.issuer.options import Options, Usage
-from certdrop.issuer.trouble import REFUSED, UNREACHABLE, Trouble
+from certdrop.issuer.failure import REFUSED, UNREACHABLE, Failure
 
 NOW = float(int(time.time()))
 ENTRY, OTHER = "a.test@0002.revoke", "b.test@0011.revoke"
@@ -35,7 +35,7 @@ def disk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
 class Session:
     """In the place of a session: a CA with one answer."""
 
-    def __init__(self, answer: Trouble | None = None, **directory: str) -> None:
+    def __init__(self, answer: Failure | None = None, **directory: str) -> None:
         self.answer, self.found = answer, directory or {"revokeCert": "https://ca.test/revoke"}
         self.asked: list[tuple[str, object, str]] = []
 
@@ -48,8 +48,8 @@ class Session:
             raise self.answer
 
 
-def trouble(problem: str, retry_after: float = 0.0) -> Trouble:
-    return Trouble(REFUSED, f"the CA says {problem}: no", retry_after, problem)
+def failure(problem: str, retry_after: float = 0.0) -> Failure:
+    return Failure(REFUSED, f"the CA says {problem}: no", retry_after, problem)
 
 
 def test_the_ca_is_sent_what_root_posted():
@@ -61,14 +61,14 @@ def test_the_ca_is_sent_what_root_posted():
 
 def test_already_revoked_is_as_good():
     """RFC 8555 section 7.6: somebody was faster, or we were, and were killed."""
-    revoke.ask(Session(trouble("alreadyRevoked")), ENTRY)                          # type: ignore[arg-type]
-    with pytest.raises(Trouble):
-        revoke.ask(Session(trouble("unauthorized")), ENTRY)                        # type: ignore[arg-type]
+    revoke.ask(Session(failure("alreadyRevoked")), ENTRY)                          # type: ignore[arg-type]
+    with pytest.raises(Failure):
+        revoke.ask(Session(failure("unauthorized")), ENTRY)                        # type: ignore[arg-type]
 
 
 def test_a_ca_that_revokes_nothing():
     """Its directory does not say where."""
-    with pytest.raises(Trouble, match="does not offer"):
+    with pytest.raises(Failure, match="does not offer"):
         revoke.ask(Session(newOrder="https://ca.test/order"), ENTRY)               # type: ignore[arg-type]
 
 
@@ -91,8 +91,8 @@ def test_done_is_remembered_and_not_repeated():
 def test_failures_are_put_off_and_an_administrator_does_not_wait():
     """The back-off of orders; an administrator's try comes at once, but never before the CA's Retry-After."""
     found = revoke.Revocations([ENTRY, OTHER])
-    found.all[0].failed(Trouble(UNREACHABLE, "no route"), NOW)
-    found.all[1].failed(trouble("rateLimited", 600.0), NOW)
+    found.all[0].failed(Failure(UNREACHABLE, "no route"), NOW)
+    found.all[1].failed(failure("rateLimited", 600.0), NOW)
     found.save()
     again = revoke.Revocations([ENTRY, OTHER])
     assert again.due(NOW, [], False) == [] and [one.entry for one in again.due(NOW, [], True)] == [ENTRY]
@@ -106,7 +106,7 @@ def test_failures_are_put_off_and_an_administrator_does_not_wait():
 def test_the_plan_shows_what_is_left(capsys):
     """What is not done, now or after its back-off; what is done, no more."""
     found = revoke.Revocations([ENTRY, OTHER])
-    found.all[1].failed(trouble("unauthorized"), NOW)
+    found.all[1].failed(failure("unauthorized"), NOW)
     found.show([], NOW)
     first, second = capsys.readouterr().out.splitlines()
     assert first == "a.test  now  root wants generation 0002 revoked" and "b.test  20" in second and "unauthorized" in second

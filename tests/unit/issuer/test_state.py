@@ -17,7 +17,7 @@ from certdrop.issuer import budget, due, ledger, notes, orders, plan, posted
 from certdrop.issuer import command as issue
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options, Usage
-from certdrop.issuer.trouble import UNREACHABLE, VALIDATION, Trouble
+from certdrop.issuer.failure import UNREACHABLE, VALIDATION, Failure
 
 NOW = float(int(time.time()))
 DAY = 86400
@@ -178,7 +178,7 @@ def test_a_renewal_that_fails_stays_under_a_back_off(disk):
     disk.site("a.test", 3)
     first = task()
     first.ledger.issued("https://ca", first.certificate.sha256, None, NOW)
-    first.ledger.failed(Trouble(VALIDATION, "x", 7200.0), first.certificate, NOW)
+    first.ledger.failed(Failure(VALIDATION, "x", 7200.0), first.certificate, NOW)
     first.ledger.save()
     again = task("--force", "a.test")
     assert again.ledger.count == 1 and again.when >= NOW + 7200
@@ -201,7 +201,7 @@ def test_a_named_site_that_is_wanted_does_not_wait_for_a_back_off(disk):
     """An administrator's renew."""
     disk.site("a.test", 3, now=True)
     found = ledger.Ledger("a.test")
-    found.failed(Trouble(VALIDATION, "x"), None, NOW)
+    found.failed(Failure(VALIDATION, "x"), None, NOW)
     found.save()
     assert task().when > NOW and task("a.test").when <= NOW
 
@@ -211,7 +211,7 @@ def test_a_named_site_that_is_wanted_does_not_wait_for_a_back_off(disk):
 def test_the_ledger_comes_back(disk):
     """What watcher and status read of it stands in it by these names."""
     found = ledger.Ledger("a.test")
-    found.failed(Trouble(UNREACHABLE, "ca.example.org: no\nanswer", 7200.0), None, NOW)
+    found.failed(Failure(UNREACHABLE, "ca.example.org: no\nanswer", 7200.0), None, NOW)
     found.plan(NOW + 5, "why")
     found.save()
     written = json.load(open(f"{disk.top}/state/issuer/a.test.json"))
@@ -371,7 +371,7 @@ def test_addresses(text, good):
 @pytest.mark.parametrize("text", ["\u2764\ufe0f\u200d.", "\u00fc" * 64 + ".example", "\u0661a.example\u3002", "-\u00fc.example"])
 def test_names_that_cannot_be_converted_are_refused(text):
     """With one line, as any other that is no host name."""
-    with pytest.raises(site.Wrong):
+    with pytest.raises(site.ConfigError):
         site.refuse_domain(site.as_a_labels(text))
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certdrop.issuer import trouble
-from certdrop.issuer.trouble import AccountUnknown, from_answer, names_in, seconds_of, told
+from certdrop.issuer import failure
+from certdrop.issuer.failure import AccountUnknown, from_answer, names_in, seconds_of, told
 
 URL = "https://ca.example.org/new-order"
 
@@ -68,8 +68,8 @@ def test_whatever_comes_is_told(body, status, header):
     """No answer breaks the telling, which is one bounded line of ASCII."""
     found = from_answer(URL, status, json.dumps(body).encode(), header)
     assert found.text.isascii() and found.text.isprintable() and len(found.text) <= 4000
-    assert found.kind in (trouble.UNREACHABLE, trouble.RATE_LIMITED, trouble.VALIDATION, trouble.REFUSED)
-    assert 0 <= found.retry_after <= trouble.LONGEST_WAIT
+    assert found.kind in (failure.UNREACHABLE, failure.RATE_LIMITED, failure.VALIDATION, failure.REFUSED)
+    assert 0 <= found.retry_after <= failure.LONGEST_WAIT
 
 
 @pytest.mark.parametrize("kind, text, names, fact, said", [
@@ -81,7 +81,7 @@ def test_whatever_comes_is_told(body, status, header):
     ("local", "/var: No space left on device", [], "/var: No space left on device", "")])
 def test_a_fact_in_our_words_comes_apart_from_what_the_ca_says(kind, text, names, fact, said):
     """The CA's words can be long, so a line has them last."""
-    assert trouble.in_two(trouble.Trouble(kind, text, names=names)) == (fact, said)
+    assert failure.in_two(failure.Failure(kind, text, names=names)) == (fact, said)
 
 
 def test_the_line_of_a_failure_has_the_cas_words_last(monkeypatch):
@@ -94,6 +94,6 @@ def test_the_line_of_a_failure_has_the_cas_words_last(monkeypatch):
     ledger = SimpleNamespace(save=lambda: None, next_try=1800000000, failed_at=1700000000)
     task = SimpleNamespace(name="example.org", ledger=ledger, request=SimpleNamespace(number=7))
     journal = SimpleNamespace(error=lambda *_, **__: None)
-    log.failed(journal, task, trouble.Trouble("refused", "the CA says malformed: " + "words " * 600), SimpleNamespace(loud=True, apart=False))
+    log.failed(journal, task, failure.Failure("refused", "the CA says malformed: " + "words " * 600), SimpleNamespace(loud=True, apart=False))
     assert lines[0].startswith("certdrop-issue: example.org: the CA refuses; the live certificate stays; next try at 2027-01-15T08:00:00Z; "
                                "the CA says malformed: words")

@@ -90,7 +90,7 @@ def test_one_process_judges_many(place: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["rsa", "dsa", "ed25519", "ed448"])
-def test_every_kind_of_key_is_judged_in_the_booth(place: pathlib.Path, key: str) -> None:
+def test_every_kind_of_key_is_judged_in_the_sandbox(place: pathlib.Path, key: str) -> None:
     """Nothing is loaded late, where no file can be opened any more: a foreign kind of key is `key`, not `judge-failed`."""
     from cryptography.hazmat.primitives.asymmetric import dsa, ed448, ed25519, rsa
     made = {"rsa": lambda: rsa.generate_private_key(65537, 2048), "dsa": lambda: dsa.generate_private_key(1024),
@@ -99,7 +99,7 @@ def test_every_kind_of_key_is_judged_in_the_booth(place: pathlib.Path, key: str)
         assert reason(judge, pem(CA.leaf(made.public_key(), NAMES), CA.intermediate[0])) == "key"
 
 
-def test_names_and_uses_are_judged_in_the_booth(place: pathlib.Path) -> None:
+def test_names_and_uses_are_judged_in_the_sandbox(place: pathlib.Path) -> None:
     """As above, for what is parsed of extensions."""
     import ipaddress
 

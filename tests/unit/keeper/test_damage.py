@@ -103,7 +103,7 @@ def configured(name: str, _: site.Config | None = None) -> site.Site:
 def certify(name: str, number: int, days: float = 80) -> None:
     """A generation with a certificate."""
     wanted = configured(name)
-    if state.Sight(name).next is None:
+    if state.Observed(name).next is None:
         generations.make_next(wanted, number, None, now=False)
     key = pathlib.Path(state.directory(name, number), "privkey.pem").read_bytes()
     pem, sha256, begin, _ = keys.placeholder(key, [name])
@@ -119,11 +119,11 @@ def keep() -> tuple[int, list[str]]:
 
 def stands(name: str, number: int | None = None) -> None:
     """The site is as it should be: live and proven are one whole generation (this one), and a whole next one is posted."""
-    sight = state.Sight(name)
-    assert sight.live == sight.proven == sight.newest and not sight.damaged and not sight.fault and not sight.leftovers
-    assert number in (None, sight.live)
+    observed = state.Observed(name)
+    assert observed.live == observed.proven == observed.newest and not observed.damaged and not observed.fault and not observed.leftovers
+    assert number in (None, observed.live)
     posted = {spool.parse_entry(entry) for entry in os.listdir(spool.requests())}
-    assert (name, sight.next, "csr") in posted
+    assert (name, observed.next, "csr") in posted
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
@@ -138,9 +138,9 @@ def test_a_damaged_live_generation_gives_way_to_the_newest_whole_one(world: path
     assert f"{DAMAGED}: generation 0003 is damaged" in said[0] and entry in said[0] and "another certificate is asked for" in said[0]
     stands(DAMAGED, 2)
     stands(OTHER, 3)
-    assert state.has(DAMAGED, state.Sight(DAMAGED).next or 0, "now") and not state.has(OTHER, state.Sight(OTHER).next or 0, "now")
+    assert state.has(DAMAGED, state.Observed(DAMAGED).next or 0, "now") and not state.has(OTHER, state.Observed(OTHER).next or 0, "now")
     assert (0, []) == keep()
-    certify(DAMAGED, state.Sight(DAMAGED).next or 0)
+    certify(DAMAGED, state.Observed(DAMAGED).next or 0)
     assert (0, []) == keep()
     stands(DAMAGED, 4)
 
@@ -153,8 +153,8 @@ def test_a_damaged_request_is_made_anew(world: pathlib.Path, entry: str, harm: C
     code, said = keep()
     assert os.EX_IOERR == code and 1 == len(said) and entry in said[0]
     stands(DAMAGED, 3)
-    sight = state.Sight(DAMAGED)
-    assert 5 == sight.next and not state.has(DAMAGED, 5, "now") and [1, 2, 3, 5] == sight.numbers
+    observed = state.Observed(DAMAGED)
+    assert 5 == observed.next and not state.has(DAMAGED, 5, "now") and [1, 2, 3, 5] == observed.numbers
     assert (0, []) == keep()
 
 
@@ -165,7 +165,7 @@ def test_an_older_generation_that_is_damaged_is_given_up(world: pathlib.Path, ha
     code, said = keep()
     assert os.EX_IOERR == code and 1 == len(said) and "generation 0002 is damaged" in said[0]
     stands(DAMAGED, 3)
-    assert [1, 3, 4] == state.Sight(DAMAGED).numbers and not state.has(DAMAGED, 4, "now")
+    assert [1, 3, 4] == state.Observed(DAMAGED).numbers and not state.has(DAMAGED, 4, "now")
 
 
 def test_without_another_certificate_a_placeholder_lets_services_start(world: pathlib.Path) -> None:
@@ -174,8 +174,8 @@ def test_without_another_certificate_a_placeholder_lets_services_start(world: pa
         garble(world / "sites" / DAMAGED / f"{number:04d}" / "privkey.pem")
     code, said = keep()
     assert os.EX_IOERR == code and 3 == len(said)
-    sight = state.Sight(DAMAGED)
-    assert sight.live and state.has(DAMAGED, sight.live, "placeholder") and state.has(DAMAGED, sight.next or 0, "now")
+    observed = state.Observed(DAMAGED)
+    assert observed.live and state.has(DAMAGED, observed.live, "placeholder") and state.has(DAMAGED, observed.next or 0, "now")
     assert (0, []) == keep()
     stands(OTHER, 3)
 
@@ -228,7 +228,7 @@ def test_a_number_is_never_used_twice_whatever_became_of_the_last_one(world: pat
     shutil.rmtree(world / "sites" / DAMAGED)
     harm(path)
     keep()
-    numbers = state.Sight(DAMAGED).numbers
+    numbers = state.Observed(DAMAGED).numbers
     assert numbers[0] > 7 or harm is lose
     assert numbers[1:] == [numbers[0] + 1]
     stands(OTHER, 3)
@@ -291,12 +291,12 @@ def test_a_site_whose_configuration_cannot_be_read_is_healed_as_well(world: path
     """Or its files would keep a service from taking those of others."""
     def load(name: str, config: Any) -> site.Site:
         if name == DAMAGED:
-            raise site.Wrong("it cannot be read")
+            raise site.ConfigError("it cannot be read")
         return configured(name)
     monkeypatch.setattr(site, "load_site", load)
     garble(world / "sites" / DAMAGED / "0003" / "nginx.conf")
     assert os.EX_CONFIG == keep()[0]
-    assert 2 == state.Sight(DAMAGED).live
+    assert 2 == state.Observed(DAMAGED).live
     stands(OTHER, 3)
 
 
@@ -351,7 +351,7 @@ def test_there_is_no_going_back_to_what_is_no_better(world: pathlib.Path, why: s
         elif why == "withdrawn":
             generations.mark(DAMAGED, number, "withdrawn")
     keep()
-    assert 4 == state.Sight(DAMAGED).newest == state.Sight(DAMAGED).live
+    assert 4 == state.Observed(DAMAGED).newest == state.Observed(DAMAGED).live
 
 
 def test_a_disk_that_is_full_costs_what_was_found_whole(monkeypatch: pytest.MonkeyPatch) -> None:

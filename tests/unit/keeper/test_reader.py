@@ -164,7 +164,7 @@ def test_root_hands_nothing_over(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("ago, told", [(3600, []), (2 * 86400, ["issuer"]), (-30, []), (-30 * 86400, ["issuer"])])
 def test_a_moment_that_has_not_come_is_no_sign_of_life(run: Any, tmp_path: pathlib.Path, ago: float, told: list[str]) -> None:
     """Whoever owns the stamp can give it any time: one far ahead would else say for ever that the issuer runs."""
-    run.sights, run.program = {"a": None}, "certdrop-install"
+    run.observed, run.program = {"a": None}, "certdrop-install"
     (tmp_path / "keeper/silence").touch()
     os.utime(tmp_path / "keeper/silence", (0, time.time() - 90000))
     for who, when in (("watcher", 60.0), ("issuer", ago)):

@@ -28,7 +28,7 @@ class Run:
     def __init__(self) -> None:
         self.requests, self.group = spool.open_directory(spool.requests()), -1
         self.posted: dict[str, set[tuple[int, str]]] = {}
-        self.sights: dict[str, state.Sight] = {}
+        self.observed: dict[str, state.Observed] = {}
         self.log = events.Log("nobody")
 
 
@@ -155,11 +155,11 @@ def asked() -> list[str]:
 def test_a_key_that_got_out_is_not_carried_on(leaked: Any) -> None:
     """Next gets another one, wanted now, by whatever run comes next."""
     install.settle(leaked, leaked.wanted)
-    sight = state.Sight(NAME)
-    assert sight.next == 4 and spki(4) != spki(2) and state.has(NAME, 4, "now")
+    observed = state.Observed(NAME)
+    assert observed.next == 4 and spki(4) != spki(2) and state.has(NAME, 4, "now")
     assert {(4, "csr"), (4, "now")} <= leaked.posted[NAME]
     install.settle(leaked, leaked.wanted)
-    assert state.Sight(NAME).next == 4
+    assert state.Observed(NAME).next == 4
 
 
 def test_a_fresh_next_is_only_wanted_now(leaked: Any) -> None:
@@ -167,7 +167,7 @@ def test_a_fresh_next_is_only_wanted_now(leaked: Any) -> None:
     install.settle(leaked, leaked.wanted)
     os.unlink(state.directory(NAME, 4) + "/now")
     install.settle(leaked, leaked.wanted)
-    assert state.Sight(NAME).next == 4 and state.has(NAME, 4, "now")
+    assert state.Observed(NAME).next == 4 and state.has(NAME, 4, "now")
 
 
 def test_nothing_is_revoked_before_another_is_proven(leaked: Any) -> None:
@@ -211,11 +211,11 @@ def test_what_is_to_be_revoked_is_kept_until_that_is_posted(leaked: Any) -> None
         fill(number)
         generations.move("live", NAME, number)
     install.settle(leaked, leaked.wanted)
-    assert state.Sight(NAME).numbers == [1, 2, 5, 6, 7, 8]
+    assert state.Observed(NAME).numbers == [1, 2, 5, 6, 7, 8]
     generations.move("proven", NAME, 7)
     revoke.post_owed(leaked, NAME)
     install.settle(leaked, leaked.wanted)
-    assert state.Sight(NAME).numbers == [5, 6, 7, 8] and asked() == [f"{NAME}@0001.revoke", f"{NAME}@0002.revoke"]
+    assert state.Observed(NAME).numbers == [5, 6, 7, 8] and asked() == [f"{NAME}@0001.revoke", f"{NAME}@0002.revoke"]
 
 
 def test_what_has_ended_needs_no_revocation(leaked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,9 +236,9 @@ def test_other_keys_are_left_alone(leaked: Any) -> None:
     for link in ("live", "proven"):
         generations.move(link, NAME, 4)
     burn(1)
-    assert not state.is_burnt(NAME, 4) and state.owed(state.Sight(NAME), set()) == [1, 2]
+    assert not state.is_burnt(NAME, 4) and state.owed(state.Observed(NAME), set()) == [1, 2]
     notes.put("burnt", b"")
-    assert state.owed(state.Sight(NAME), set()) == []
+    assert state.owed(state.Observed(NAME), set()) == []
 
 
 def test_the_graver_reason_wins(run: Any) -> None:

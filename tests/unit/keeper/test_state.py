@@ -32,7 +32,7 @@ def wanted(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> site.Site
 
 def look(wanted: site.Site, *posted: tuple[int, str]) -> str:
     """The next step."""
-    return state.step(state.Sight(NAME), wanted, set(posted))
+    return state.step(state.Observed(NAME), wanted, set(posted))
 
 
 def settled(wanted: site.Site) -> None:
@@ -98,11 +98,11 @@ def test_what_a_killed_run_left_comes_first(wanted: site.Site) -> None:
     settled(wanted)
     os.mkdir(state.directory(NAME) + "/.new-0003")
     assert look(wanted, (2, "csr"), (2, "now")) == state.SWEEP
-    generations.sweep(NAME, state.Sight(NAME).leftovers)
+    generations.sweep(NAME, state.Observed(NAME).leftovers)
     with open(state.directory(NAME, 2) + "/.withdrawn.new", "wb"):
         pass
     assert look(wanted, (2, "csr"), (2, "now")) == state.SWEEP
-    generations.sweep(NAME, state.Sight(NAME).leftovers)
+    generations.sweep(NAME, state.Observed(NAME).leftovers)
     assert look(wanted, (2, "csr"), (2, "now")) == state.WAIT
     os.rename(f"{site.STATE}/live/{NAME}", f"{site.STATE}/live/.{NAME}.aside")
     assert look(wanted, (2, "csr"), (2, "now")) == state.PUT_BACK
@@ -115,16 +115,16 @@ def test_a_withdrawn_generation_is_not_the_newest(wanted: site.Site) -> None:
         fill(number)
         generations.make_next(wanted, number + 1, None, now=False)
     generations.mark(NAME, 3, "withdrawn")
-    sight = state.Sight(NAME)
-    assert (sight.newest, sight.next) == (2, 4)
+    observed = state.Observed(NAME)
+    assert (observed.newest, observed.next) == (2, 4)
 
 
 def test_numbers_are_never_used_twice(wanted: site.Site) -> None:
     """Not even after the site was removed: its last number is kept."""
     settled(wanted)
-    assert state.Sight(NAME).highest == 2
+    assert state.Observed(NAME).highest == 2
     (pathlib.Path(site.STATE) / "keeper/retired" / NAME).write_text("41")
-    assert state.Sight(NAME).highest == 41
+    assert state.Observed(NAME).highest == 41
 
 
 def test_old_generations_are_those_nobody_needs(wanted: site.Site) -> None:
@@ -135,9 +135,9 @@ def test_old_generations_are_those_nobody_needs(wanted: site.Site) -> None:
         generations.make_next(wanted, number + 1, None, now=False)
     generations.move("proven", NAME, 2)
     generations.move("live", NAME, 6)
-    assert state.Sight(NAME).old == [1, 3]
+    assert state.Observed(NAME).old == [1, 3]
     generations.destroy(NAME, 1)
-    assert 1 not in state.Sight(NAME).numbers
+    assert 1 not in state.Observed(NAME).numbers
 
 
 def test_a_private_key_is_never_open_to_others(wanted: site.Site) -> None:
@@ -164,46 +164,46 @@ def test_every_site_settles(wanted: site.Site, harm: list[str], posted: set[tupl
     os.mkdir(site.STATE + "/live")
     settled(wanted)
     for what in harm:
-        sight = state.Sight(NAME)
-        if what == "fill" and sight.next:
-            fill(sight.next)
-        elif what == "withdraw" and sight.newest:
-            generations.mark(NAME, sight.newest, "withdrawn")
-        elif what == "unlink live" and sight.live:
+        observed = state.Observed(NAME)
+        if what == "fill" and observed.next:
+            fill(observed.next)
+        elif what == "withdraw" and observed.newest:
+            generations.mark(NAME, observed.newest, "withdrawn")
+        elif what == "unlink live" and observed.live:
             os.unlink(f"{site.STATE}/live/{NAME}")
-        elif what == "aside" and sight.live:
+        elif what == "aside" and observed.live:
             os.rename(f"{site.STATE}/live/{NAME}", f"{site.STATE}/live/.{NAME}.aside")
         elif what == "leftover":
             os.makedirs(state.directory(NAME) + "/.new-0009", exist_ok=True)
-        elif what == "forget next" and sight.next:
-            generations.destroy(NAME, sight.next)
+        elif what == "forget next" and observed.next:
+            generations.destroy(NAME, observed.next)
     for _ in range(30):
-        sight = state.Sight(NAME)
-        step = state.step(sight, wanted, posted)
+        observed = state.Observed(NAME)
+        step = state.step(observed, wanted, posted)
         if step == state.WAIT:
             break
         if step == state.PUT_BACK:
             os.rename(f"{site.STATE}/live/.{NAME}.aside", f"{site.STATE}/live/{NAME}")
         elif step == state.SWEEP:
-            generations.sweep(NAME, sight.leftovers)
+            generations.sweep(NAME, observed.leftovers)
         elif step == state.PLACEHOLDER:
-            generations.make_placeholder(wanted, sight.highest + 1)
+            generations.make_placeholder(wanted, observed.highest + 1)
         elif step == state.LINK:
-            generations.move("live", NAME, sight.newest or 0)
+            generations.move("live", NAME, observed.newest or 0)
         elif step in (state.NEXT, state.REPLACE):
-            generations.make_next(wanted, sight.highest + 1, None, now=False)
+            generations.make_next(wanted, observed.highest + 1, None, now=False)
         elif step == state.WANT:
-            generations.mark(NAME, sight.next or 0, "now")
+            generations.mark(NAME, observed.next or 0, "now")
         elif step == state.POST:
-            posted |= state.required(sight)
+            posted |= state.required(observed)
         elif step == state.WITHDRAW:
-            posted &= state.required(sight)
+            posted &= state.required(observed)
         elif step == state.PRUNE:
-            for number in sight.old:
+            for number in observed.old:
                 generations.destroy(NAME, number)
     else:
         raise AssertionError("the steps do not end")
-    assert sight.live in sight.whole and sight.next is not None and (sight.next, "csr") in posted
+    assert observed.live in observed.whole and observed.next is not None and (observed.next, "csr") in posted
 
 
 def test_a_key_that_is_too_old_is_replaced(wanted: site.Site) -> None:
@@ -228,7 +228,7 @@ def test_a_key_of_another_clocks_is_not_carried_on(wanted: site.Site, ahead: int
     path = pathlib.Path(state.directory(NAME, 2)) / "request.json"
     known = json.loads(path.read_text())
     path.write_text(json.dumps({**known, "key_created": known["key_created"] + ahead * 86400}))
-    assert install.key_to_carry(wanted, state.Sight(NAME)) == (2 if carried else None)
+    assert install.key_to_carry(wanted, state.Observed(NAME)) == (2 if carried else None)
     generations.make_next(wanted, 3, None, now=False)
     assert look(wanted, (3, "csr")) == (state.WANT if ahead == -180 else state.WAIT)
 

@@ -103,6 +103,6 @@ def test_what_failed_in_the_issuers_run_binds_no_other(monkeypatch, by, insist, 
     monkeypatch.setattr(switch.state, "moment", lambda *_: float("inf"))
     change = switch.Change.__new__(switch.Change)
     change.name, change.to, change.back, change.outdated = "example.org", 3, 2, False
-    change.sight = types.SimpleNamespace(proven=2)
+    change.observed = types.SimpleNamespace(proven=2)
     change.notes = types.SimpleNamespace(install={"by": by} if by else {}, is_put_off=lambda number: number == 3)
     assert change.is_due(insist, asked_by_issuer) == due

@@ -68,8 +68,8 @@ def world(room, monkeypatch):
     monkeypatch.setattr(spool, "SPOOL", str(room))
 
 
-def made(*may: str) -> policy.Mandate:
-    return policy.Mandate(CA + "/dir", CONTACT, KEYS, frozenset(may))             # type: ignore[arg-type]
+def made(*may: str) -> policy.Policy:
+    return policy.Policy(CA + "/dir", CONTACT, KEYS, frozenset(may))             # type: ignore[arg-type]
 
 
 def jws(payload: object, url: object = CA + "/x", **header: object) -> bytes:
@@ -240,7 +240,7 @@ def test_no_jws(data):
 def test_a_directory_without_a_plain_url():
     """Nothing is signed for a host that cannot be told."""
     with pytest.raises(policy.Refused):
-        policy.Mandate("https://user@ca/dir", [], KEYS)                           # type: ignore[arg-type]
+        policy.Policy("https://user@ca/dir", [], KEYS)                           # type: ignore[arg-type]
 
 
 @given(st.binary(max_size=300))

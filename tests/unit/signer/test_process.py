@@ -13,7 +13,7 @@ import pytest
 
 from certdrop import events, happened, spool
 from certdrop.config import general, site
-from certdrop.issuer.trouble import Trouble
+from certdrop.issuer.failure import Failure
 from certdrop.signer import jose, keyring, process, protocol, service
 from certdrop.signer.jose import b64
 
@@ -78,7 +78,7 @@ def test_what_it_refuses_is_told_and_logged(top, config):
     """Both sides know why; a flood fills no disk; and it goes on working."""
     found = start(config)
     for _ in range(service.LOGGED + 30):
-        with pytest.raises(Trouble) as raised:
+        with pytest.raises(Failure) as raised:
             found.sign(get("https://evil.example.org/\x1b[2J"))
     assert raised.value.text == "the signer: its URL is not at the host of the configured directory"
     assert found.sign(get(CA + "/x"))
@@ -151,7 +151,7 @@ def test_a_signer_that_was_killed(top, config):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     for _ in range(2):
-        with pytest.raises(Trouble):
+        with pytest.raises(Failure):
             found.sign(get(CA + "/x"))
 
 
@@ -163,7 +163,7 @@ def test_a_signer_that_was_killed_before_it_was_asked(top, config):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     found.wake()
-    with pytest.raises(Trouble):
+    with pytest.raises(Failure):
         found.jwk()
 
 
@@ -181,7 +181,7 @@ def test_a_broken_key_file(top, config):
     """Is told as what it is; nothing is overwritten."""
     path = top / f"state/account/{ENTRY}.key"
     path.write_bytes(b"nonsense")
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         start(config).jwk()
     assert "not a private key" in raised.value.text and path.read_bytes() == b"nonsense"
 
@@ -230,7 +230,7 @@ def test_a_registration_with_its_binding(top, config):
         return found.sign(f"{header}.{b64(json.dumps(payload).encode())}".encode())
     made = json.loads(found.binding(CA + "/newAccount"))
     assert register(made)
-    with pytest.raises(Trouble):
+    with pytest.raises(Failure):
         register({**made, "signature": "AA"})
 
 
@@ -243,7 +243,7 @@ def test_a_wrong_file_of_bindings(top, config, text, mode, said):
     if not said:
         assert bind(top, config, text, mode) == ""
         return
-    with pytest.raises(Trouble) as raised:
+    with pytest.raises(Failure) as raised:
         bind(top, config, text, mode)
     assert said in raised.value.text and "se cret" not in raised.value.text and "AAAA" not in raised.value.text
 
@@ -271,16 +271,16 @@ def test_forward_only(top, config):
     found.make_other()
     other = start(config)
     for attempt in (other.make_other, lambda: other.change(CA, CA)):
-        with pytest.raises(Trouble):
+        with pytest.raises(Failure):
             attempt()
     other.exchange()
-    with pytest.raises(Trouble):
+    with pytest.raises(Failure):
         other.exchange()
     assert other.jwk() == public(PEMS[1])
     looking = start(config, protocol.FIND)
     looking.exchange()
     assert looking.jwk() == public(PEMS[0])
-    with pytest.raises(Trouble):
+    with pytest.raises(Failure):
         looking.make_other()
 
 
@@ -315,7 +315,7 @@ def test_an_exchange_that_was_killed(top, killed, monkeypatch):
 
 def test_set_aside(top, config):
     """After a deactivation both keys are kept under other names, and the next account has a new one."""
-    with pytest.raises(Trouble):
+    with pytest.raises(Failure):
         start(config).deactivated()
     start(config, protocol.DEACTIVATE).deactivated()
     (left,) = os.listdir(top / "state/account")

@@ -157,19 +157,19 @@ def test_calls_of_another_architecture_end_the_process(principal: str) -> None:
     assert inside(principal, run) == "SIGSYS"
 
 
-@pytest.mark.parametrize("principal", [syscalls.SIGNER, syscalls.BOOTH])
+@pytest.mark.parametrize("principal", [syscalls.SIGNER, syscalls.SANDBOX])
 @pytest.mark.parametrize("deed", ["socket", "connect", "thread"])
-def test_the_signer_and_the_booth_call_nobody(principal: str, deed: str) -> None:
+def test_the_signer_and_the_sandbox_call_nobody(principal: str, deed: str) -> None:
     """They have their one descriptor, no socket besides, and no thread."""
     deeds: dict[str, Callable[[], object]] = {"socket": socket.socket, "connect": lambda: STREAM.connect(("127.0.0.1", 9)),
                                               "thread": lambda: threading.Thread(target=int).start()}
     assert inside(principal, deeds[deed]) in ("EPERM", """RuntimeError("can't start new thread")""")
 
 
-def test_the_booth_opens_nothing() -> None:
+def test_the_sandbox_opens_nothing() -> None:
     """Not even what it may read, and it removes nothing."""
     for deed in (lambda: os.open("/etc/hosts", os.O_RDONLY), lambda: os.stat("/"), lambda: os.listdir("/"), lambda: os.unlink("/nonexistent"), os.pipe):
-        assert inside(syscalls.BOOTH, deed) == "EPERM"
+        assert inside(syscalls.SANDBOX, deed) == "EPERM"
 
 
 def test_the_doctor_writes_nothing() -> None:

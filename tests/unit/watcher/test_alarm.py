@@ -13,7 +13,7 @@ from watcher.test_evidence import DAY, ISSUER, World, make_world
 from certdrop.status import command as status
 from certdrop.watcher import alarm, evidence, message, order, places, verdict
 from certdrop.watcher.alarm import Problem
-from certdrop.watcher.evidence import Mouth, Run
+from certdrop.watcher.evidence import MailHealth, Run
 from certdrop.watcher.verdict import Thresholds
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
@@ -37,13 +37,13 @@ def problems() -> dict[str, Problem]:
     return {problem.key: problem for site in sites for problem in alarm.of_site(site, now)}
 
 
-def mouth(*keys: str, ago: float = 3600) -> Mouth:
-    return Mouth(told={key: int(NOW - ago) for key in keys}, mailed=int(NOW - ago))
+def mouth(*keys: str, ago: float = 3600) -> MailHealth:
+    return MailHealth(told={key: int(NOW - ago) for key in keys}, mailed=int(NOW - ago))
 
 
 @pytest.mark.parametrize("before, now, expected", [
-    (Mouth(), [], ""),
-    (Mouth(), SOME, alarm.PROBLEM),
+    (MailHealth(), [], ""),
+    (MailHealth(), SOME, alarm.PROBLEM),
     (mouth("a:failing"), SOME, ""),
     (mouth("a:failing", ago=DAY), SOME, alarm.REMINDER),
     (mouth("a:failing", ago=DAY - 600), SOME, alarm.REMINDER),
@@ -53,7 +53,7 @@ def mouth(*keys: str, ago: float = 3600) -> Mouth:
     (mouth("a:failing"), OTHER, alarm.PROBLEM),
     (mouth("a:failing"), [], alarm.WELL),
 ])
-def test_told_on_a_change_then_daily_then_once_when_well(before: Mouth, now: list[Problem], expected: str) -> None:
+def test_told_on_a_change_then_daily_then_once_when_well(before: MailHealth, now: list[Problem], expected: str) -> None:
     """A mail is due for what is new, after a day for what is left, and once when nothing is; a clock set back does not silence it."""
     assert expected == alarm.decide(before, now, NOW)
 
@@ -135,7 +135,7 @@ def test_what_stops_the_runs_is_told_in_place_of_silence() -> None:
 def test_once_a_day_without_a_note() -> None:
     """Where nothing can be noted: in the first hour, then each 24 hours later."""
     problem = alarm.Problem("host:read-only", "read-only", [])
-    before = evidence.Mouth(int(NOW - 3590))
+    before = evidence.MailHealth(int(NOW - 3590))
     told = [hour for hour in range(80) if alarm.decide(before, [problem], NOW + 3600 * hour, True)]
     assert told == [0, 24, 48, 72] and alarm.decide(before, [problem], NOW, True) == alarm.PROBLEM
     assert alarm.decide(before, [], NOW, True) == ""

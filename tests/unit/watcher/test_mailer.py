@@ -214,7 +214,7 @@ def test_missing_sendmail_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     {"via": "smtp+starttls://u@h.example:99999"}, {"via": "smtps://"}, {"heartbeat": "file:///etc/passwd"}, {"from": "a@b\r\nX: y"}])
 def test_wrong_configuration_is_refused(mail: dict[str, object]) -> None:
     """Addresses that are options, headers in addresses, passwords in URLs, and logins without TLS."""
-    with pytest.raises(configuration.Wrong, match="mail"):
+    with pytest.raises(configuration.ConfigError, match="mail"):
         mailer.Route(mail)
 
 

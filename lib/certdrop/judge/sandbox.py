@@ -1,4 +1,4 @@
-"""The booth: one child per case, shut in before the first hostile byte, with a pipe of its own to answer through.
+"""The sandbox: one child per case, shut in before the first hostile byte, with a pipe of its own to answer through.
 
 A child that dies, hangs or babbles costs its own case alone. Runs as: _certdrop-judge. Trusts:
 nothing that a child says but the form of one line. Reads and writes: pipes.
@@ -41,7 +41,7 @@ def _exactly(fd: int, size: int) -> bytes:
     return data
 
 
-def hear(case: Callable[[], str], limit: int = LIMIT) -> str:
+def run(case: Callable[[], str], limit: int = LIMIT) -> str:
     """The one line that `case` answers in a child that is shut in; "" where it gives none in time."""
     filtering = _filter()
     reader, writer = os.pipe()
@@ -70,7 +70,7 @@ def hear(case: Callable[[], str], limit: int = LIMIT) -> str:
 def _filter() -> syscalls.Filter | None:
     """Made once, where files can still be opened; None where there is none to be had, as certdrop-check says."""
     try:
-        return syscalls.Filter(syscalls.BOOTH)
+        return syscalls.Filter(syscalls.SANDBOX)
     except jail.Unconfined:
         return None
 

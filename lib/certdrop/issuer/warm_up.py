@@ -14,7 +14,7 @@ import urllib.parse
 from typing import TYPE_CHECKING
 
 from certdrop.config import general
-from certdrop.issuer.dial import Dial
+from certdrop.issuer.connect import Connecting
 
 if TYPE_CHECKING:
     from certdrop.issuer.account import Session
@@ -24,13 +24,13 @@ REQUEST = 30.0                     # seconds, as for any other request
 OPENING = 60.0                     # seconds for all of it
 
 
-class Opening:
+class WarmUp:
     """Sessions with the CA of the configuration, in the making: `count`, the first of them with a head start."""
 
     def __init__(self, config: general.Config, holder: Signer, count: int = 1) -> None:
         proxy, place = (urllib.parse.urlsplit(url) for url in (config.proxy, config.directory_url))
         address = (proxy.hostname, proxy.port or 3128) if proxy.hostname else (str(place.hostname), place.port or 443)
-        dialled = Dial(address, REQUEST)
+        dialled = Connecting(address, REQUEST)
         from certdrop.issuer import transport                  # 40 ms, in which the first packet is on its way
         from certdrop.issuer.account import Account, Session
         self.context, self.gate = transport.context(config), transport.Gate()

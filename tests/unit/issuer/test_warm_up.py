@@ -20,14 +20,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certdrop.config import general, site
-from certdrop.issuer import dial, opening
-from certdrop.issuer.trouble import UNREACHABLE, Trouble
+from certdrop.issuer import connect, warm_up
+from certdrop.issuer.failure import UNREACHABLE, Failure
 from certdrop.signer import process
 
 
 def test_it_loads_little():
     """What has to be there before the first packet leaves is quickly loaded: neither cryptography nor structlog is among it."""
-    program = ("import sys; from certdrop.issuer import opening, account, transport; from certdrop.signer import process; "
+    program = ("import sys; from certdrop.issuer import warm_up, account, transport; from certdrop.signer import process; "
                "print({name.partition('.')[0] for name in sys.modules})")
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": sys.path[0] + os.pathsep + os.pathsep.join(sys.path)},
                           capture_output=True, text=True, check=True)
@@ -99,7 +99,7 @@ def nobody_asks() -> process.Signer:
 def test_the_first_order_finds_a_nonce(server):
     """One connection, made ahead; over it the directory where it is not known, and one nonce; the order asks for neither again."""
     config, asked, connections = server
-    session = opening.Opening(config, nobody_asks()).take()
+    session = warm_up.WarmUp(config, nobody_asks()).take()
     assert [("GET", "/dir"), ("HEAD", "/newNonce")] == asked
     assert "nonce2" == session.nonce()
     assert 2 == len(asked) == session.ahead == session.transport.requests
@@ -111,7 +111,7 @@ def test_the_first_order_finds_a_nonce(server):
 def test_each_worker_finds_a_nonce(server):
     """As many connections as there are workers with an order, a nonce over each; the directory is asked for once; and then there are no more."""
     config, asked, connections = server
-    opened = opening.Opening(config, nobody_asks(), 3)
+    opened = warm_up.WarmUp(config, nobody_asks(), 3)
     sessions = [opened.take() for _ in range(3)]
     assert 3 == len({session.nonce() for session in sessions}) == len(connections)
     assert [("GET", "/dir"), *[("HEAD", "/newNonce")] * 3] == asked
@@ -124,8 +124,8 @@ def test_a_failure_is_told_to_who_takes_it(server):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         config.directory = f"https://127.0.0.1:{nobody.getsockname()[1]}/dir"
-        opened = opening.Opening(config, nobody_asks())
-        with pytest.raises(Trouble) as told:
+        opened = warm_up.WarmUp(config, nobody_asks())
+        with pytest.raises(Failure) as told:
             opened.take()
     assert UNREACHABLE == told.value.kind
     assert [] == asked
@@ -134,12 +134,12 @@ def test_a_failure_is_told_to_who_takes_it(server):
 def test_a_dialled_connection():
     """It is made before anybody takes it; and one that never comes is waited for no longer than wanted."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        dialled = dial.Dial(listening.getsockname(), 10.0)
+        dialled = connect.Connecting(listening.getsockname(), 10.0)
         accepted, _ = listening.accept()
         with accepted, dialled.take(time.monotonic() + 10) as taken:
             assert accepted.getpeername() == taken.getsockname()
             assert 9 < taken.gettimeout() <= 10
-    slow = dial.Dial(("192.0.2.1", 443), 0.01)
+    slow = connect.Connecting(("192.0.2.1", 443), 0.01)
     with pytest.raises(OSError):
         slow.take(time.monotonic() + 0.02)
 
@@ -148,6 +148,6 @@ def test_no_thread_to_dial_with(monkeypatch):
     """No memory, or a limit on processes: an error of this host's, no bug."""
     def start(_self):
         raise RuntimeError("can't start new thread")
-    monkeypatch.setattr(dial.threading.Thread, "start", start)
+    monkeypatch.setattr(connect.threading.Thread, "start", start)
     with pytest.raises(OSError, match="can't start"):
-        dial.Dial(("127.0.0.1", 443), 1.0)
+        connect.Connecting(("127.0.0.1", 443), 1.0)

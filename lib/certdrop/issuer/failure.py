@@ -28,7 +28,7 @@ _VALIDATION = ("unauthorized", "dns", "connection", "caa", "incorrectResponse", 
 _CA_TROUBLE = ("serverInternal", "badNonce")
 
 
-class Trouble(Exception):
+class Failure(Exception):
     """An order (or a question to the CA) did not come to its end: its class, the text, when to try again, the problem's type."""
 
     def __init__(self, kind: str, text: str, retry_after: float = 0.0, problem: str = "", status: int = 0,
@@ -38,33 +38,33 @@ class Trouble(Exception):
         self.names = list(names)               # whose validation failed
 
 
-def of_this_host(error: OSError | MemoryError, place: str = "this host") -> Trouble:
+def of_this_host(error: OSError | MemoryError, place: str = "this host") -> Failure:
     """What is this host's own trouble, in words; `place` is where it was met, as far as the error does not say."""
     if isinstance(error, MemoryError):
-        return Trouble(LOCAL, "this host: no memory")
-    return Trouble(LOCAL, f"{error.filename or place}: {error.strerror or error}")
+        return Failure(LOCAL, "this host: no memory")
+    return Failure(LOCAL, f"{error.filename or place}: {error.strerror or error}")
 
 
 SAYS = "the CA says "
 _IN_SHORT = {RATE_LIMITED: "the CA's rate limit is reached", UNREACHABLE: "the CA is in trouble", REFUSED: "the CA refuses"}
 
 
-def in_two(trouble: Trouble) -> tuple[str, str]:
+def in_two(failure: Failure) -> tuple[str, str]:
     """(what failed, in our words; what the CA says of it, which can be long): a line has the second last, so that no other clause is cut off."""
-    where, says, said = trouble.text.partition(SAYS)
+    where, says, said = failure.text.partition(SAYS)
     if not says:
-        return trouble.text, ""
-    where = where.rstrip(": ") or ", ".join(trouble.names)
-    if trouble.kind == VALIDATION and where:
+        return failure.text, ""
+    where = where.rstrip(": ") or ", ".join(failure.names)
+    if failure.kind == VALIDATION and where:
         return f"the CA could not validate {where}", SAYS + said
-    return f"{where}: " * bool(where) + _IN_SHORT.get(trouble.kind, "the CA refuses"), SAYS + said
+    return f"{where}: " * bool(where) + _IN_SHORT.get(failure.kind, "the CA refuses"), SAYS + said
 
 
-class AccountUnknown(Trouble):
+class AccountUnknown(Failure):
     """The CA does not know the account (any more): register again."""
 
 
-def from_answer(url: str, status: int, body: bytes, retry_after: str | None) -> Trouble:
+def from_answer(url: str, status: int, body: bytes, retry_after: str | None) -> Failure:
     """The trouble that an HTTP answer outside 2xx tells of."""
     wait = seconds_of(retry_after)
     try:
@@ -73,11 +73,11 @@ def from_answer(url: str, status: int, body: bytes, retry_after: str | None) -> 
         problem = None
     broken = status >= 500 and status != 501                # 501: what was asked for is not offered, and will not be in an hour
     if not isinstance(problem, dict):
-        return Trouble(RATE_LIMITED if status == 429 else UNREACHABLE if broken else REFUSED, f"{url} answered with status {status}", wait, "", status)
+        return Failure(RATE_LIMITED if status == 429 else UNREACHABLE if broken else REFUSED, f"{url} answered with status {status}", wait, "", status)
     name = str(problem.get("type", "about:blank")).removeprefix(URN)
     kind = (RATE_LIMITED if name == "rateLimited" or status == 429 else UNREACHABLE if broken or name in _CA_TROUBLE
             else VALIDATION if name in _VALIDATION else REFUSED)
-    made = AccountUnknown if name == "accountDoesNotExist" else Trouble
+    made = AccountUnknown if name == "accountDoesNotExist" else Failure
     return made(kind, f"the CA says {told(problem)}", wait, name, status, names_in(problem) if kind == VALIDATION else ())
 
 

@@ -32,7 +32,7 @@ def connect(end: float, address: tuple[str, int]) -> socket.socket:
     raise failure
 
 
-class Dial(threading.Thread):
+class Connecting(threading.Thread):
     """A connection that is being made. Raises OSError where no thread can be started: no memory, or a limit on processes."""
 
     def __init__(self, address: tuple[str, int], seconds: float) -> None:
