@@ -40,6 +40,7 @@ MOST_PAUSE = 60.0                  # seconds between two polls, whatever the CA 
 GROWTH = 1.6                       # of the pause from poll to poll
 
 _ALTERNATE = re.compile(r'<([^<>]{1,500})>\s*;\s*rel="?alternate"?')
+_LINE_END = re.compile(rb"\r*\n|\r")
 _WORLD = ("urlopen", "subprocess", "time", "json")
 _PARAMETERS = ("account_key", "csr", "acme_dir", "log", "CA", "disable_check", "directory_url", "contact", "check_port")
 
@@ -151,8 +152,8 @@ class Order:
             self._learn_finalized(answer)
         elif url == self._order:
             answer = self._decided(answer)
-        elif url == self._certificate and self.chain:
-            answer = self._preferred(answer)
+        elif url == self._certificate:
+            answer = self._preferred(with_plain_lines(answer))
         return answer
 
     def _another_try(self, url: str, body: bytes, failure: Failure) -> Answer:
@@ -207,12 +208,13 @@ class Order:
         return answer
 
     def _preferred(self, answer: Answer) -> Answer:
-        """The chain that leads to the preferred root, among those that the CA offers (RFC 8555 section 7.4.2); the first where none does."""
-        if leads_to(answer.body, self.chain):
+        """The chain that leads to the preferred root, among those that the CA offers (RFC 8555 section 7.4.2); the first where none does, or none
+        is preferred."""
+        if not self.chain or leads_to(answer.body, self.chain):
             return answer
         for header in answer.headers.get_all("Link") or []:
             for target in _ALTERNATE.findall(str(header))[:8]:
-                other = self.session.post(urllib.parse.urljoin(self._certificate, target), None)
+                other = with_plain_lines(self.session.post(urllib.parse.urljoin(self._certificate, target), None))
                 if leads_to(other.body, self.chain):
                     return other
         self.warnings.append(f'the CA offers no chain to "{self.chain}"; its first is taken')
@@ -340,6 +342,12 @@ def names_of(csr: x509.CertificateSigningRequest) -> list[str]:
 def _identifier(one: dict[str, str]) -> dict[str, str]:
     """An identifier of acme-tiny's, who calls all of them names, as the order has it (RFC 8738 section 3)."""
     return {"type": "ip" if site.is_address(one["value"]) else "dns", "value": one["value"]}
+
+
+def with_plain_lines(answer: Answer) -> Answer:
+    """A chain whose lines end as the spool has it: RFC 7468 section 3 has a reader take CRLF, CR and LF, and blanks before them; a proxy may make these."""
+    lines = [line.rstrip(b" \t") for line in _LINE_END.split(answer.body.strip())]
+    return Answer(answer.status, answer.headers, b"\n".join([*lines, b""]))
 
 
 def leads_to(chain: bytes, name: str) -> bool:

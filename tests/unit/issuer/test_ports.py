@@ -289,6 +289,40 @@ def test_nonsense_is_one_trouble(ca, session, path, answer):
     assert "payload" not in raised.value.text and "signature" not in raised.value.text and raised.value.text
 
 
+TWO = CHAIN + CHAIN
+
+
+@pytest.mark.parametrize("sent", [
+    TWO.replace("\n", "\r\n"), TWO.replace("\n", "\r\r\n"), TWO.replace("\n", "\r"), TWO.replace("\n", " \t\r\n"), TWO.rstrip("\n"),
+    "\r\n" + TWO, CHAIN + "\r\n\r\n" + CHAIN + "\n\n"])
+def test_the_ends_of_lines_are_those_of_the_spool(ca, session, sent):
+    """Something in between may change them, and RFC 7468 section 3 has a reader take them all; the spool's grammar has one."""
+    ca.odd["/certificate"] = [(200, sent.encode(), {})]
+    chain = place(session)[1]
+    assert spool.pem_blocks(chain.encode()) == [CHAIN.encode()] * 2
+
+
+@pytest.mark.parametrize("sent", [
+    "s:/CN=a\r\n" + CHAIN, CHAIN.replace("AAAA", "AA AA"), CHAIN.replace("AAAA", "AA\r\n\r\nAA"), CHAIN.replace("-----B", "--\r\n---B")])
+def test_nothing_but_the_ends_of_lines_is_changed(ca, session, sent):
+    """What is no chain by more than these stays none."""
+    ca.odd["/certificate"] = [(200, sent.encode(), {})]
+    chain = place(session)[1]
+    with pytest.raises(spool.Refused):
+        spool.pem_blocks(chain.encode())
+
+
+def test_the_chain_to_a_preferred_root_is_found_by_any_ends_of_lines(ca, session, monkeypatch):
+    """The alternates come from the same CA, by way of the same thing in between."""
+    seen = []
+    monkeypatch.setattr(ports, "leads_to", lambda chain, name: seen.append(chain) or len(seen) == 2)
+    sent = CHAIN.replace("\n", "\r\n").encode()
+    ca.odd["/certificate"] = [(200, sent, {"Link": f'<{BASE}/other>;rel="alternate"'})]
+    ca.odd["/other"] = [(200, sent, {})]
+    order = ports.Order(session, made_request("a.example.org"), {}, chain="A Root")
+    assert order.place(ports.load()) == CHAIN and seen == [CHAIN.encode()] * 2
+
+
 def test_a_link_in_the_place_of_a_token(ca, session, tmp_path):
     """Is removed, not followed."""
     (tmp_path / "victim").write_text("precious")
