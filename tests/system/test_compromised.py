@@ -1,4 +1,4 @@
-"""A key that got out: it is never used again, another certificate is served, and only then the old ones are revoked; whatever ends a run on the way."""
+"""A compromised key: it is never used again, another certificate is served, and only then the old ones are revoked; whatever ends a run on the way."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_served_first_then_revoked(host: Host) -> None:
     payload = json.loads(stage.read(f"{SPOOL}/requests/{site.asked()[0]}"))["payload"]
     assert payload["reason"] == 1
     live = host.live(site.name)
-    assert "got out" in host.run("certdrop", "rollback", site.name, code=os.EX_DATAERR).text and host.live(site.name) == live
+    assert "compromised" in host.run("certdrop", "rollback", site.name, code=os.EX_DATAERR).text and host.live(site.name) == live
 
 
 def test_the_ca_is_away(host: Host, site: Site) -> None:
@@ -97,7 +97,7 @@ def test_the_ca_is_away(host: Host, site: Site) -> None:
     host.configure(proxy='"http://127.0.0.1:9"')
     done = host.run("certdrop", "rotate", site.name, "--compromised", code=os.EX_TEMPFAIL)
     assert "is revoked when another certificate is served" in done.text
-    assert site.asked() == [] and host.live(site.name) == 2 and "it got out" in host.run("certdrop-status", site.name).text
+    assert site.asked() == [] and host.live(site.name) == 2 and "it is compromised" in host.run("certdrop-status", site.name).text
     assert host.status(site.name)["key_burnt"]
     burnt = stage.read(BURNT)
     host.run("certdrop", "rotate", site.name, "--compromised", code=os.EX_TEMPFAIL)
@@ -159,7 +159,7 @@ def test_a_site_that_is_removed_meanwhile(host: Host, site: Site) -> None:
     host.run("certdrop-issue", user="_certdrop", code=0)
     assert site.at_ca() == {"Revoked"}
     done = host.run("certdrop-import", "--key", "/root/privkey.pem", "--chain", "/root/fullchain.pem", "--name", "again", "--yes", code=os.EX_DATAERR)
-    assert "got out" in done.text and not os.path.exists(f"{STATE}/sites/again")
+    assert "compromised" in done.text and not os.path.exists(f"{STATE}/sites/again")
 
 
 @pytest.mark.parametrize("words", [["--due", "--compromised"], ["a", "--next", "--compromised"], ["a", "--cancel", "--compromised"]])

@@ -99,11 +99,11 @@ def test_a_message_says_who_holds_the_lock(host: Host) -> None:
         holder = int(re.findall(r"process (\d+) since \d\d:\d\d:\d\d", stage.read(f"{STATE}/keeper/lock"))[0])
         assert "certdrop" in stage.read(f"/proc/{holder}/cmdline")
         verb = Started("/usr/sbin/certdrop", "rotate", name, terminal=True)
-        stage.wait_for(lambda: f"another keeper is at work (process {holder} since" in verb.text, 20, "the verb's message")
+        stage.wait_for(lambda: f"another run is at work (process {holder} since" in verb.text, 20, "the verb's message")
         waits = Started(INSTALL, terminal=True)
-        stage.wait_for(lambda: f"another keeper is at work (process {holder} since" in waits.text, 20, "the one that waits")
+        stage.wait_for(lambda: f"another run is at work (process {holder} since" in waits.text, 20, "the one that waits")
         leaves = Started(INSTALL, terminal=True).end()
-        assert leaves.code == 0 and f"another keeper is at work (process {holder} since" in leaves.text and "it does what there is" in leaves.text
+        assert leaves.code == 0 and f"another run is at work (process {holder} since" in leaves.text and "it does what is to be done" in leaves.text
         quiet = host.run(INSTALL, code=0)
         assert quiet.text == ""
     finally:

@@ -184,7 +184,7 @@ def test_what_cannot_be_revoked(host: Host, quiet: str, argv: list[str], code: i
 
 
 def test_a_key_that_got_out_is_the_graver_reason(host: Host, name: str) -> None:
-    """A revocation that the CA could not be asked for yet becomes one for the key that got out, in root's notes and in what the CA is sent."""
+    """A revocation that the CA could not be asked for yet becomes one for the compromised key, in root's notes and in what the CA is sent."""
     old = host.live(name)
     host.world.pebble.stop()
     host.run(*CERTDROP, name, "--reason", "superseded", "--yes", code=os.EX_TEMPFAIL)

@@ -27,40 +27,40 @@ certdrop-status                     shows how all is
     "add": Syntax((
         "DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]\n[--ca CA | --staging] [--contact ADDRESS] [--yes] [--no-issue] [--dry-run]",
     ), "a new site: one certificate for these domains, its first domain its name", {
-        "--name NAME": "the site's name, where it is not to be its first domain",
-        "--key KIND": f"of the key: {', '.join(site.KEYS)}",
+        "--name NAME": "the site's name; by default, its first domain",
+        "--key KIND": f"the kind of key: {', '.join(site.KEYS)}",
         "--profile PROFILE": "one of the CA's profiles, such as shortlived",
-        "--ca CA": "a name such as letsencrypt or zerossl, or the https:// URL of an ACME directory; for the first site",
-        "--staging": "the same as --ca letsencrypt-staging: for trying things, browsers do not trust it",
-        "--contact ADDRESS": "the mail address that the CA may write to; for the first site",
+        "--ca CA": "a name such as letsencrypt or zerossl, or the https:// URL of an ACME directory; only for the first site",
+        "--staging": "the same as --ca letsencrypt-staging: for tests; browsers do not trust it",
+        "--contact ADDRESS": "the mail address that the CA may write to; only for the first site",
         "--yes": "ask no questions",
-        "--no-issue": "do not ask the CA now; a placeholder stays until renew or cron does",
+        "--no-issue": "do not ask the CA now; a placeholder serves until certdrop renew or cron asks",
         "--dry-run": "only say what would be done",
     }, "certdrop add example.org www.example.org --contact hostmaster@example.org",
-        "The first time it asks for the CA and a contact, unless --ca, --staging, --contact or --yes say."),
+        "The first time, it asks for the CA and a contact unless options give them."),
     "renew": Syntax(("NAME... [--force]",), "get a certificate now", {
-        "--force": "also where the live one is not a day old, or where it could not be served",
+        "--force": "even if the live certificate is less than a day old, or a new one could not be served",
     }, "certdrop renew example.org"),
-    "rotate": Syntax(("NAME... | --all | --due   [--next | --cancel | --compromised] [--force]",), "get a certificate with a new key now", {
+    "rotate": Syntax(("NAME... | --all | --due   [--next | --cancel | --compromised] [--force]",), "get a certificate with a new key", {
         "--all": "for all sites",
-        "--due": "for those whose key is older than their key_max_age, as root's hourly run does by itself",
+        "--due": "for the sites whose key is older than key_max_age; root's hourly run does this automatically",
         "--next": "only post the new key, and print its SHA-256, for a TLSA record",
-        "--cancel": "withdraw the wish for a certificate now",
-        "--compromised": "because the key got out: it is never used again, and once the new one is served, what was issued for it is revoked",
-        "--force": "also where it could not be served",
+        "--cancel": "withdraw the request for a certificate now",
+        "--compromised": "the key is compromised: never use it again, and revoke what was issued for it once a new certificate is served",
+        "--force": "even if the certificate could not be served",
     }, "certdrop rotate example.org"),
     "rollback": Syntax(("NAME",), "go back to the generation before the live one", {}, "certdrop rollback example.org"),
     "revoke": Syntax(("NAME [--number N] [--reason REASON] [--yes]",), "have the CA revoke a certificate, for ever", {
-        "--number N": "that of this generation, in place of the live one",
+        "--number N": "the certificate of this generation instead of the live one",
         "--reason REASON": f"one of {', '.join(REASONS)}",
         "--yes": "do not ask",
     }, "certdrop revoke example.org --number 7 --reason superseded",
-        "Where the key got out, rotate --compromised is what helps: it gets another certificate first."),
+        "If the key is compromised, use certdrop rotate --compromised: it gets another certificate first."),
     "remove": Syntax(("NAME [--yes]",), "forget a site, its keys and certificates; and the server block that certdrop-nginx wrote, if nobody changed it", {
         "--yes": "do not ask",
     }, "certdrop remove example.org", "Refused while a service still needs them."),
-    "dhparam": Syntax(("[2048 | 3072 | 4096] [--own]",), "for those who still need Diffie-Hellman parameters: RFC 7919's, of so many bits (3072)", {
-        "--own": "search a group of one's own instead, which takes minutes",
+    "dhparam": Syntax(("[2048 | 3072 | 4096] [--own]",), "install Diffie-Hellman parameters for old clients: RFC 7919's, of this many bits (3072)", {
+        "--own": "search for a group of your own instead; this takes minutes",
     }, "certdrop dhparam 4096"),
 })
 

@@ -125,7 +125,7 @@ def _agree(config: general.Config) -> bool:
     print(f"asking {roots.ca_named(config)} for its terms ...", file=sys.stderr)
     said = _terms(config)
     if "error" in said:
-        return bool(re.match("[yY]", _answer(f"{said['error']}\nUse this CA all the same? [y/N] ")))
+        return bool(re.match("[yY]", _answer(f"{said['error']}\nUse this CA anyway? [y/N] ")))
     if said.get("binding") == "required" and not _is_bound(config):
         print("This CA makes accounts for its customers only: it shows you a key identifier and an HMAC key.", file=sys.stderr)
         identifier = _answer("Key identifier: ", _refuse_word)

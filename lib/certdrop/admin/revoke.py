@@ -1,6 +1,6 @@
 """`certdrop revoke` and `certdrop rotate --compromised`: root's word is posted, and the issuer carries it out.
 
-A key that got out is burnt first, whatever else is to be done: what the keeper's rows make of that (state.py), every later run goes on with.
+A compromised key is burnt first, whatever else is to be done: what the keeper's rows make of that (state.py), every later run goes on with.
 
 Runs as: root. Trusts: the administrator's words, after checking them; of the issuer, what it says is only shown. Reads: sites/.
 Writes: keeper/burnt below /var/lib/certdrop, and through keeper/ the rest.
@@ -27,11 +27,11 @@ def ask(name: str, number: int | None, reason: str, agreed: bool) -> int:
     end = events.stamp(state.moment(name, number, "not_after"))
     if number == Observed(name).live:
         say([f"certdrop: {name}: generation {number:04d} is the live one: it is still served, and clients that look will refuse it from then on; "
-             f"certdrop rotate {name} --compromised has another one served first, and is the way if its key got out"])
+             f"certdrop rotate {name} --compromised has another one served first, and is the way if its key is compromised"])
     if agreed:
         return number
     if not sys.stdin.isatty():
-        raise Refused(f"{name}: nobody is there to be asked; --yes agrees")
+        raise Refused(f"{name}: there is no terminal to ask at; --yes confirms")
     if not terminal.agrees(f"The certificate of generation {number:04d} of {name}, valid until {end}, is revoked for ever ({reason}). Revoke it?"):
         raise Refused(f"{name}: not agreed; nothing was changed")
     return number
@@ -60,7 +60,7 @@ def carry_out(name: str, number: int, reason: str) -> int:
         if reason == "keyCompromise":
             burn(run, [(name, number)])
         if (number, "revoke") in run.posted.get(name, set()):
-            run.tell(name, f"that generation {number:04d} is revoked was asked for before")
+            run.tell(name, f"the revocation of generation {number:04d} was requested before")
             revoke.aggravate(run, name)
         else:
             revoke.post(run, name, number, reason)
@@ -93,7 +93,7 @@ def compromised(names: list[str]) -> int:
     run = Run(sites.PROGRAM, False, True)      # what is posted now
     for name in names:
         if state.owed(Observed(name), run.posted.get(name, set())):
-            run.fail(name, "what was issued for the key that got out is revoked when another certificate is served; later runs see to that", os.EX_TEMPFAIL)
+            run.fail(name, "what was issued for the compromised key is revoked once another certificate is served; later runs do that", os.EX_TEMPFAIL)
     run.flush()
     there = [name for name in names if any(kind == "revoke" for _, kind in run.posted.get(name, set()))]
     return (have_revoked(there) if there else os.EX_OK) or code or run.exit_code()
@@ -113,6 +113,6 @@ def have_revoked(names: list[str]) -> int:
     code, said = sites.run_issuer(["--no-install", "--revoke", *names])
     say(said)
     if code:
-        follows = "cron asks again once a day, but it is for you to ask the CA" if code == os.EX_DATAERR else "cron goes on trying"
+        follows = "cron asks again once a day; ask the CA's operator yourself" if code == os.EX_DATAERR else "cron goes on trying"
         say([f"{sites.PROGRAM}: {name}: not everything is revoked yet; {follows}; certdrop-status {name} shows how it stands" for name in names])
     return code if code in (os.EX_OK, os.EX_DATAERR, os.EX_CONFIG) else os.EX_TEMPFAIL

@@ -201,7 +201,7 @@ def cancel(names: list[str]) -> int:
             if observed.next is not None and state.has(name, observed.next, "now"):
                 os.unlink(state.directory(name, observed.next) + "/now")
                 install.withdraw(run, name, observed.next, "now")
-            run.tell(name, "nothing is wanted before its time")
+            run.tell(name, "no certificate is requested before its time")
     run.flush()
     return os.EX_OK
 
@@ -218,7 +218,8 @@ def rollback(name: str) -> int:
         if state.moment(name, older[-1], "not_after") <= time.time():
             raise Refused(f"{name}: generation {older[-1]:04d} has expired; certdrop renew {name} gets a new certificate")
         if state.is_burnt(name, older[-1]):
-            raise Refused(f"{name}: the key of generation {older[-1]:04d} got out, and is never used again; certdrop renew {name} gets a new certificate")
+            raise Refused(f"{name}: the key of generation {older[-1]:04d} is compromised, and is never used again; "
+                          f"certdrop renew {name} gets a new certificate")
         if (older[-1], "revoke") in run.posted.get(name, set()):
             raise Refused(f"{name}: generation {older[-1]:04d} is revoked, or about to be; certdrop renew {name} gets a new certificate")
         generations.make_next(wanted, observed.highest + 1, None, now=False)
@@ -327,11 +328,11 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
                 trouble = _cannot_be_used(run, wanted, observed)
                 if trouble:
                     left = os.EX_TEMPFAIL
-                    run.fail(name, f"{trouble}; nothing is ordered (--force orders all the same)", os.EX_TEMPFAIL)
+                    run.fail(name, f"{trouble}; nothing is ordered (--force orders anyway)", os.EX_TEMPFAIL)
                     continue
                 served = not fresh and _serves_already(run, wanted, observed, before[name])
                 if served:
-                    run.tell(name, f"{served}; nothing is ordered (--force orders all the same)")
+                    run.tell(name, f"{served}; nothing is ordered (--force orders anyway)")
                     continue
             carried = _spki(name, observed.next) == _spki(name, observed.newest)
             if fresh and (carried or only_post):
@@ -366,7 +367,7 @@ def _cannot_be_used(run: Run, wanted: site.Site, observed: Observed) -> str:
 
 
 def _is_spent(run: Run, name: str, number: int) -> bool:
-    """Whether a generation is no certificate to go on with: a placeholder, expired, revoked, or with a key that got out."""
+    """Whether a generation is no certificate to go on with: a placeholder, expired, revoked, or with a compromised key."""
     return (state.has(name, number, "placeholder") or state.is_burnt(name, number) or (number, "revoke") in run.posted.get(name, set())
             or state.moment(name, number, "not_after") <= time.time())
 

@@ -109,7 +109,7 @@ class Reader:
         found = os.fstat(fd)
         if found.st_uid not in self.owners:
             owner = user_name(found.st_uid)
-            raise Unreadable(f"{path}: belongs to {owner}, who can put other files there; --owner {owner} trusts what is there nevertheless")
+            raise Unreadable(f"{path}: belongs to {owner}, who can put other files there; --owner {owner} trusts what is there anyway")
         if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:      # in a sticky one, as /tmp is, nobody replaces another's files
             raise Unreadable(f"{path}: others can write there, so what is in it may be theirs; mend with chmod go-w {path}, and look at it")
         before = above or _Place(fd, "/", True, True, True, True)

@@ -150,11 +150,11 @@ def pem_blocks(data: bytes) -> list[bytes]:
 def _obstacle(pair: Pair, untrusted: bool) -> str:
     """Why a pair is not taken over; "" where nothing stands against it."""
     if pair.verdict in ("untrusted", "broken-chain") and not untrusted:
-        return f"{WHY['broken-chain'] if pair.verdict != UNTRUSTED else 'its chain leads to no trusted root'}; --untrusted takes it nevertheless"
+        return f"{WHY['broken-chain'] if pair.verdict != UNTRUSTED else 'its chain leads to no trusted root'}; --untrusted takes it anyway"
     if pair.verdict not in ("accept", EXPIRED, UNTRUSTED, "broken-chain"):
         return WHY.get(pair.verdict, WHY["judge-failed"])
     if pair.spki in state.burnt():
-        return "its key got out: certdrop burnt it, and never uses it again; certdrop add gets a certificate for a new one"
+        return "its key was marked as compromised, and is never used again; certdrop add gets a certificate with a new key"
     try:
         for domain in pair.domains:
             site.refuse_domain(domain)

@@ -216,7 +216,7 @@ class Survey:
             if self.choice.names and one.name not in self.choice.names:
                 one.why = "was not asked for"
             elif one.by_name_only and one.name not in self.choice.names:
-                one.why = f"nobody is known to renew it; certdrop-import {one.name} takes it over nevertheless"
+                one.why = f"nobody is known to renew it; certdrop-import {one.name} takes it over anyway"
             elif best[one.name] is not one:
                 other = best[one.name]
                 one.why = f"{other.client if other.client != one.client else other.key} has another one of this name, " \

@@ -249,7 +249,7 @@ def _do_daily() -> None:
 
 def _tell_silences(now: float) -> None:
     """Say who of root and the watcher was not seen to run for more than a day."""
-    for who, entry, follows in (("keeper", "keeper/last-run", "no certificate is installed"), ("watcher", "watcher/state.json", "nobody is told of trouble")):
+    for who, entry, follows in (("keeper", "keeper/last-run", "no certificate is installed"), ("watcher", "watcher/state.json", "nobody is told of failures")):
         try:
             seen = now - os.lstat(f"{site.STATE}/{entry}").st_mtime
         except OSError:

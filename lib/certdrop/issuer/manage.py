@@ -126,7 +126,7 @@ def _do(options: Options) -> int:
     if options.due and not _is_due(config):
         return os.EX_OK
     if options.verb == "deactivate" and not options.yes:
-        raise terminal.Declined("nobody is there to be asked; --yes agrees")
+        raise terminal.Declined("there is no terminal to ask at; --yes confirms")
     if turn.take("certdrop-account", not options.due, first=options.verb not in ("show", "terms")) is None:
         return os.EX_TEMPFAIL                  # a run of certdrop-issue; the next day is early enough
     may = {"rollover": {protocol.ROLL_OVER}, "deactivate": {protocol.DEACTIVATE, protocol.FIND}}.get(options.verb, {protocol.FIND})
@@ -176,7 +176,7 @@ class Verbs:
         terms = meta.get("termsOfService") if isinstance(meta, dict) else None
         print(f"terms of service: {events.clean(terms, 300) if isinstance(terms, str) else 'the CA names none'}", flush=True)
         if not agreed:
-            raise terminal.Declined("nobody is there to be asked; --yes agrees")
+            raise terminal.Declined("there is no terminal to ask at; --yes confirms")
         place, before = self.session.kid(), str(self.account.known.get("before") or "")
         self.log.write(happened.REPLACED if before else happened.REGISTERED, account=place, **({"before": before} if before else {}))
         say("registered" + (f", in place of {before}; {FORBIDS.format(before)}" if before else ""), os.EX_OK)
@@ -290,7 +290,7 @@ def thumbprint(jwk: dict[str, str]) -> str:
 def ask(question: str) -> None:
     """Raise terminal.Declined unless somebody is there and says yes."""
     if not sys.stdin.isatty():
-        raise terminal.Declined("nobody is there to be asked; --yes agrees")
+        raise terminal.Declined("there is no terminal to ask at; --yes confirms")
     if not terminal.agrees(question):
         raise terminal.Declined("not agreed")
 

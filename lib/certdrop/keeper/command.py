@@ -21,7 +21,7 @@ HELP = "usage: certdrop-install   (no arguments: takes what the spool holds, jud
 
 
 def main(argv: list[str]) -> int:
-    """`certdrop-install`. Returns a code of sysexits.h; 0 too where another keeper is at work."""
+    """`certdrop-install`. Returns a code of sysexits.h; 0 too where another run is at work."""
     if argv in (["--help"], ["-h"]):
         print(HELP, end="")
         return os.EX_OK
@@ -62,7 +62,7 @@ def _install(asked_by_issuer: bool, watched: bool) -> int:
                 run.said += reader.silences(run)
     except lock.Busy as busy:
         if talk:
-            say([f"certdrop-install: another keeper is at work ({busy}); it does what there is to do"])
+            say([f"certdrop-install: another run is at work ({busy}); it does what is to be done"])
         return os.EX_OK
     if not run.said:
         run.tell("all sites", "nothing was to be done; certdrop-status says what is served")
@@ -86,7 +86,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, PermissionError):
         return f"{error.filename}: {error.strerror}; certdrop-check says what is wrong" if error.filename else str(error), os.EX_NOPERM
     if isinstance(error, lock.Busy):
-        return f"another keeper is at work ({error}); try again later", os.EX_TEMPFAIL
+        return f"another run is at work ({error}); try again later", os.EX_TEMPFAIL
     if isinstance(error, world.Unfit):
         return f"{error}; nothing was done", os.EX_TEMPFAIL
     if isinstance(error, OSError):

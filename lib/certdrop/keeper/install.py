@@ -29,7 +29,7 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
     for name, number in revoke.ended(run):
         withdraw(run, name, number, "revoke")
     if state.burnt_is_damaged():
-        run.fail("keeper/burnt", "the list of keys that got out is damaged; those that cannot be read there are not known any more; "
+        run.fail("keeper/burnt", "the list of compromised keys is damaged; those that cannot be read there are not known any more; "
                  "certdrop rotate NAME --compromised lists a site's keys again, and mends it", os.EX_IOERR)
     wanted: list[site.Site] = []
     for name in site.site_names() if names is None else names:

@@ -50,7 +50,7 @@ def _wait(lock: FileIO, kills: bool) -> None:
     whom = holder(lock)
     if _taken(lock, 1.0):
         return
-    _say(f"another keeper is at work ({holder(lock)}); this one waits for it")
+    _say(f"another run is at work ({holder(lock)}); this one waits for it")
     if not _taken(lock, DEADLINE) and not _taken(lock, GONE if kills and whom == holder(lock) and _end_holder(lock) else 0.0):
         raise Busy(holder(lock))
 

@@ -55,7 +55,7 @@ def aggravate(run: Run, name: str) -> None:
         _put(run, name, number, found, "keyCompromise")      # killed before the note, the next run does it again
         known.revoke[f"{number:04d}"] = {**noted, "reason": "keyCompromise"}
         known.save()
-        run.tell(name, f"generation {number:04d} is now to be revoked as keyCompromise: its key got out")
+        run.tell(name, f"generation {number:04d} is now to be revoked as keyCompromise: its key is compromised")
 
 
 def _spki(name: str, number: int) -> object:

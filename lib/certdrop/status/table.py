@@ -65,7 +65,8 @@ def page(site: Verdict, now: float) -> list[str]:
                  ("lifetime", f"{bar(site, now)} " + (f"{span(left)} left" if left > 0 else f"ended {span(-left)} ago")),
                  ("fingerprint", certificate.sha256)]
     rows += [("renews", f"{events.stamp(site.renew_at)} ({site.renew_why})" if site.renew_at else site.renew_why),
-             ("key", f"{found.key}, made {events.stamp(found.key_created)}{'; it got out, and is to be replaced' * found.burnt}" if found.key_created else ""),
+             ("key", f"{found.key}, made {events.stamp(found.key_created)}{'; it is compromised, and is to be replaced' * found.burnt}"
+              if found.key_created else ""),
              ("next key", f"{found.next_spki}, made {events.stamp(found.next_key_created)}" if found.next_spki and found.next_key_created else ""),
              ("last error", explain(site, now) if site.last_error else ""),
              ("browsers", site.browsers if site.browsers != site.last_error else ""),

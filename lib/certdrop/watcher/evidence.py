@@ -97,7 +97,7 @@ class Evidence:
     key_created: int | None = None
     next_key_created: int | None = None
     next_spki: str | None = None
-    burnt: bool = False                        # the live key got out, says root
+    burnt: bool = False                        # the live key is compromised, says root
     refused: Failure | None = None
     install: Failure | None = None
     failing: Failure | None = None
@@ -382,7 +382,7 @@ def _first_line(folder: str, name: str, owner: int) -> tuple[str, float]:
 
 
 def _burnt() -> set[str]:
-    """The keys that got out, as root lists them."""
+    """The compromised keys, as root lists them."""
     try:
         return set(_read(f"{configuration.STATE}/keeper", "burnt", ROOT, OWN).decode("ascii", "replace").split())
     except (OSError, spool.Refused):

@@ -241,7 +241,7 @@ def _why(found: Evidence, state: str, shown: set[str] | None) -> tuple[str, int 
     if found.live is None:
         return "the keeper has not made this site yet", None, None
     if found.burnt:
-        return "its key got out; certdrop gets a certificate for another, and then has this one revoked", None, None
+        return "its key is compromised; certdrop gets a certificate for another, and then has this one revoked", None, None
     for one in found.revocations:
         if one.failing:
             return f"generation {one.number:04d} is not revoked: {one.failing.error}", one.failing.since, one.failing.next_try

@@ -148,7 +148,7 @@ def test_a_key_that_got_out_stays_out(examiner, monkeypatch, tmp_path):
     assert pairs._obstacle(pair, True) == ""
     (tmp_path / "keeper").mkdir()
     (tmp_path / "keeper" / "burnt").write_text(f"{'0' * 64}\n{pair.spki}\n")
-    assert "got out" in pairs._obstacle(pair, True)
+    assert "compromised" in pairs._obstacle(pair, True)
 
 
 def jwk(**changes):

@@ -250,7 +250,7 @@ def test_a_damaged_list_of_burnt_keys_is_told_and_read_as_far_as_it_can_be(world
 
 
 def test_a_burnt_certificate_is_revoked_although_its_key_is_damaged(world: pathlib.Path) -> None:
-    """What was issued for a key that got out is owed a revocation, as long as the certificate can be read."""
+    """What was issued for a compromised key is owed a revocation, as long as the certificate can be read."""
     burnt = str(state.facts(DAMAGED, 3, "request")["spki_sha256"])
     garble(world / "sites" / DAMAGED / "0003" / "privkey.pem")
     (world / "keeper/burnt").write_text(burnt + "\n")
@@ -332,7 +332,7 @@ def test_an_end_that_is_near_gives_way_to_one_that_is_further(world: pathlib.Pat
 
 @pytest.mark.parametrize("why", ["burnt", "revoked", "ends sooner", "withdrawn", "short-lived"])
 def test_there_is_no_going_back_to_what_is_no_better(world: pathlib.Path, why: str) -> None:
-    """Its key got out, it is revoked or was gone back from, or it ends before the live one; nor from one whose whole life is short."""
+    """Its key is compromised, it is revoked or was gone back from, or it ends before the live one; nor from one whose whole life is short."""
     certify(DAMAGED, 4, days=30)
     keep()
     at = world / "sites" / DAMAGED / "0004" / "cert.json"

@@ -114,7 +114,7 @@ def test_settling_leaves_it_there(run: Any) -> None:
     assert sorted(os.listdir(spool.requests())) == [f"{NAME}@0001.revoke", f"{NAME}@0002.revoke", f"{NAME}@0003.csr"]
 
 
-# ---- a key that got out
+# ---- a compromised key
 
 def spki(number: int) -> str:
     return str(state.facts(NAME, number, "request")["spki_sha256"])
@@ -134,7 +134,7 @@ def fill(number: int) -> None:
 
 @pytest.fixture
 def leaked(run: Any) -> Any:
-    """Generation 2 is live and proven, with a key that got out; 1 had the same, 3 is next."""
+    """Generation 2 is live and proven, with a compromised key; 1 had the same, 3 is next."""
     wanted = site.Site(NAME, site.Config())
     wanted.domains, wanted.key_max_age = [NAME], "180d"
     generations.make_next(wanted, 1, 2, now=False)
@@ -242,7 +242,7 @@ def test_other_keys_are_left_alone(leaked: Any) -> None:
 
 
 def test_the_graver_reason_wins(run: Any) -> None:
-    """What was to be revoked for any reason, and whose key got out after, is to be revoked as keyCompromise; also where its generation is gone."""
+    """What was to be revoked for any reason, and whose key was compromised after, is to be revoked as keyCompromise; also where its generation is gone."""
     run.tell = lambda *_: None
     revoke.post(run, NAME, 2, "superseded")
     notes.put("burnt", f"{state.facts(NAME, 2, 'request')['spki_sha256']}\n".encode())

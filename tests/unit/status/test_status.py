@@ -311,7 +311,7 @@ def test_a_live_key_that_got_out_is_shown(world: World) -> None:
     """Root lists it; nobody else can."""
     world.usual("example.org")
     world.put(world.state / "keeper/burnt", f"{'cd' * 32}\n{'ab' * 32}\n".encode())
-    assert "its key got out" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
+    assert "its key is compromised" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
     os.chown(world.state / "keeper/burnt", ISSUER, ISSUER)
     assert 0 == run("--no-probe")[0]
 
