@@ -18,7 +18,7 @@ from certdrop.events import clean
 
 PATIENCE = 8.0                     # seconds for one request
 MOST = 16384                       # bytes of an answer
-REDIRECTS = 5
+REDIRECTS = 10                     # as many as CAs follow
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: ([^\r\n]*))?\r?\n")
 _SERVER = re.compile(rb"^server:[ \t]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE)

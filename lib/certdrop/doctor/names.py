@@ -112,7 +112,7 @@ def _one(site: str, domain: str, doing: Doing, end: float) -> Obstacles:
     for address in looked.addresses:
         wrong += reach(site, domain, address, doing)
     if not looked.addresses:
-        wrong += here(site, domain, doing)
+        wrong += here(site, domain, doing, [])
     if resolver.HAVE_DNS and not looked.problem:
         wrong += caa(domain, doing.authority)
     return wrong
@@ -146,26 +146,28 @@ def reach(site: str, domain: str, address: str, doing: Doing) -> Obstacles:
     record = "the addresses in the site's file" if domain == address else f"the record {'AAAA' if ':' in address else 'A'} of {domain}"
     if doing.authority.public and not ipaddress.ip_address(address).is_global:
         return [Obstacle(FAILED, f"{domain}: {address} is no address of the Internet: the CA cannot reach it",
-                         f"make {record} lead to this host's public address"), *here(site, domain, doing)]
+                         f"make {record} lead to this host's public address"), *here(site, domain, doing, [address])]
     if doing.token is None:
         return []
     came = _fetch(domain, address, doing.token)
-    if came.came and came.redirects:
-        return [Obstacle(WARNING, f"{domain}: over {address} the token comes only after {came.redirects} redirect(s), by way of {came.where}",
-                         "put the challenge location before the redirect; see certdrop-nginx(1)", ON_PORT_80)]
-    if came.came:
+    if came.came:                                          # after redirects, too: CAs follow them
         return []
     if fetch.is_ours(address):
         return [_at_home(site, domain, address, came, doing)]
-    return [_elsewhere(domain, address, record, came, doing), *here(site, domain, doing)]
+    return [_elsewhere(domain, address, record, came, doing), *here(site, domain, doing, [address])]
 
 
-def here(site: str, domain: str, doing: Doing) -> Obstacles:
-    """Whether nginx would answer at one of the addresses where it listens: for a name that does not lead here (yet)."""
+def here(site: str, domain: str, doing: Doing, addresses: list[str]) -> Obstacles:
+    """Whether nginx would answer at one of the addresses where it listens: for a name that does not lead here (yet).
+
+    Of the families of these addresses of the name's; of both, where it has none.
+    """
     if doing.token is None or doing.nginx is None:
         return []
     found: Obstacles = []
-    for address in [address.strip("[]") for address in doing.nginx.addresses][:MOST] or ["127.0.0.1"]:
+    families = {":" in address for address in addresses}
+    listened = [address.strip("[]") for address in doing.nginx.addresses if not families or (":" in address) in families]
+    for address in listened[:MOST] or ["::1" if families == {True} else "127.0.0.1"]:
         came = _fetch(domain, address, doing.token)
         if came.came:
             return []
@@ -215,8 +217,8 @@ def _at_home(site: str, domain: str, address: str, came: fetch.Fetched, doing: D
         return Obstacle(FAILED, f"{words}: {trouble[0]}", trouble[1], ON_PORT_80)
     if nginx.kept_out and came.status:
         return Obstacle(FAILED, f"{words}: {nginx.kept_out[0]}", nginx.kept_out[1], ON_PORT_80)
-    return Obstacle(FAILED, f"{words}, though it would by nginx's configuration: that was changed, and nginx was not reloaded since",
-                    "nginx -s reload", ON_PORT_80)
+    return Obstacle(FAILED, f"{words}, and nothing in nginx's configuration is seen to be in the way: it was changed, and nginx was not reloaded since; "
+                    "or something else answers there", "nginx -s reload; if that does not help, see nginx's error log, and ss -tlnp 'sport = :80'", ON_PORT_80)
 
 
 def _firewall() -> str:

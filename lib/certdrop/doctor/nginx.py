@@ -55,7 +55,6 @@ def look(sites: list[configuration.Site]) -> tuple[list[Line], Seen | None]:
                  Line(FAILED, "nginx", f"version {version[1]} is installed and does not run: nobody answers the CA, or serves a certificate", _start()))
     mine = [found for found in sites if "nginx" in found.services]
     kept_out = readable(config)
-    lines += verdict("nginx challenges", kept_out, f"nginx can read {spool.challenges()}")
     for found in mine:
         lines += certificate(config, found)
     ways = {found.name: trouble for found in mine if (trouble := in_the_way(config, found))}
@@ -82,14 +81,15 @@ class Seen(NamedTuple):
 
 
 def by_reading(seen: Seen, sites: list[configuration.Site]) -> list[Line]:
-    """What becomes of challenges by nginx's configuration alone, where no token is fetched."""
-    lines = []
+    """What is in the way of challenges by nginx's configuration alone, where no token is fetched, which alone decides."""
+    lines = [Line(WARNING, "nginx challenges", *seen.kept_out)] if seen.kept_out else []
     for found in sites:
         wrong: dict[tuple[str, str], None] = {}
         for domain, ways in seen.ways.get(found.name, {}).items():
             wrong.update({(why, mend): None for where, why, mend in ways if where in seen.addresses or not seen.addresses})
         if not seen.broken and "nginx" in found.services:
-            lines += verdict(f"{found.name}: port 80", list(wrong), "by nginx's configuration challenges lead to certdrop")
+            lines += verdict(f"{found.name}: port 80", list(wrong), "nothing is seen in the way in nginx's configuration; no token was fetched to prove it",
+                             WARNING)
     return lines
 
 
@@ -158,7 +158,7 @@ def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
     what = f"{found.name}: port {port}"
     if absent and len(absent) == len(found.domains):
         return [Line(WARNING, what, "nginx serves nothing there", f"certdrop-nginx {found.name} --write puts a server block in place")]
-    return verdict(what, list(dict.fromkeys(wrong)), f"nginx includes {include}")
+    return verdict(what, list(dict.fromkeys(wrong)), f"nginx includes {include}", WARNING)         # what is served is asked by a handshake, which decides
 
 
 def sni(domain: str) -> str:

@@ -212,6 +212,31 @@ def test_own_addresses_are_known():
     assert [check_fetch.is_ours(address) for address in ("127.0.0.1", "198.51.100.1", "2001:db8::1", "nonsense")] == [True, False, False, False]
 
 
+def test_a_redirect_is_no_obstacle(monkeypatch):
+    """CAs follow ten, and the token that comes by them has come."""
+    monkeypatch.setattr(check_fetch, "fetch", lambda *asked: check_fetch.Fetched(True, 200, "", 10, "a.example"))
+    assert names.reach("a.example", "a.example", "127.0.0.1", names.Doing(names.Authority([], "", False), ("x", "y"))) == []
+    assert check_fetch.REDIRECTS == 10
+
+
+@pytest.mark.parametrize("has, asked", [(["198.51.100.1"], ["127.0.0.1"]), (["2001:db8::1"], ["::1"]), ([], ["127.0.0.1", "::1"])])
+def test_only_the_families_that_a_name_has_count(monkeypatch, has, asked):
+    """Where its addresses are not this host's own, nginx is asked over those families alone."""
+    seen = []
+    monkeypatch.setattr(names, "_fetch", lambda domain, address, token: (seen.append(address), check_fetch.Fetched(False, 404, "HTTP 404"))[1])
+    nginx_seen = check_nginx.Seen(True, "", ["127.0.0.1", "[::1]"], {})
+    names.here("a.example", "a.example", names.Doing(names.Authority([], "", False), ("x", "y"), nginx_seen), has)
+    assert seen == asked
+
+
+def test_reading_alone_fails_nobody():
+    """What nginx's configuration seems to do is worth a look; a token that is fetched decides."""
+    config = nginx("http { server { listen 80; server_name a.test; return 404; } }")
+    ways = {"a.test": check_nginx.in_the_way(config, a_site())}
+    lines = check_nginx.by_reading(check_nginx.Seen(True, "", config.answers.addresses(80), ways, False, ("closed", "open it")), [a_site()])
+    assert [line.level for line in lines] == [WARNING, WARNING]
+
+
 # ---- the token
 
 @ROOT_ONLY
@@ -287,13 +312,13 @@ def a_site(*domains: str) -> site.Site:
     (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }}", OK, "nginx includes"),
     (f"server {{ listen [::]:443 ssl; server_name a.test; {LIVE} }}", OK, "nginx includes"),
     ("server { listen 80; server_name a.test; }", WARNING, "nginx serves nothing there"),
-    (f"server {{ listen 443 ssl; server_name a.test; ssl_certificate {site.STATE}/live/a.test/fullchain.pem; }}", FAILED, "names the certificate itself"),
-    (f"server {{ listen 443 ssl; server_name a.test; ssl_certificate {site.STATE}/sites/a.test/0001/fullchain.pem; }}", FAILED, "names one generation"),
-    ("server { listen 443 ssl; server_name a.test; ssl_certificate /etc/letsencrypt/\x1b[2J; }", FAILED, "with another certificate (/etc/letsencrypt/"),
-    (f"server {{ listen 443 ssl; server_name b.test; include {site.STATE}/live/b.test/nginx.conf; }}", FAILED, "with the certificate of the site b.test"),
-    ("server { listen 443 ssl; server_name b.test; ssl_certificate /b; }", FAILED, "has no server block of its own"),
+    (f"server {{ listen 443 ssl; server_name a.test; ssl_certificate {site.STATE}/live/a.test/fullchain.pem; }}", WARNING, "names the certificate itself"),
+    (f"server {{ listen 443 ssl; server_name a.test; ssl_certificate {site.STATE}/sites/a.test/0001/fullchain.pem; }}", WARNING, "names one generation"),
+    ("server { listen 443 ssl; server_name a.test; ssl_certificate /etc/letsencrypt/\x1b[2J; }", WARNING, "with another certificate (/etc/letsencrypt/"),
+    (f"server {{ listen 443 ssl; server_name b.test; include {site.STATE}/live/b.test/nginx.conf; }}", WARNING, "with the certificate of the site b.test"),
+    ("server { listen 443 ssl; server_name b.test; ssl_certificate /b; }", WARNING, "has no server block of its own"),
     (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }} server {{ listen [::]:443 ssl default_server; ssl_certificate /b; }}", OK, "nginx includes"),
-    (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }} server {{ listen [::]:443 ssl; server_name a.test; ssl_certificate /b; }}", FAILED, "another"),
+    (f"server {{ listen 443 ssl; server_name a.test; {LIVE} }} server {{ listen [::]:443 ssl; server_name a.test; ssl_certificate /b; }}", WARNING, "another"),
 ])
 def test_what_port_443_has(inside, level, words):
     """The include of the live certificate, in every block that has the name; where it has none at some address another answers there, rightly."""
