@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import time
+from typing import Any
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
@@ -28,10 +30,14 @@ class Key:
     has_other = False
 
     def __init__(self, pem: bytes) -> None:
-        found = serialization.load_pem_private_key(pem, None)
+        found = _load(pem)
         if not isinstance(found, rsa.RSAPrivateKey):
             raise Failure(LOCAL, "the account key is no RSA key, which acme-tiny needs")
         self._key = found
+        try:
+            found.public_key().verify(found.sign(b"", padding.PKCS1v15(), hashes.SHA256()), b"", padding.PKCS1v15(), hashes.SHA256())
+        except InvalidSignature as error:
+            raise ValueError("it does not sign") from error
         public = found.public_key().public_numbers()
         self.numbers = jose.Numbers(public.n, public.e)
 
@@ -49,6 +55,21 @@ class Key:
 
     def exchange(self) -> None:
         """Nothing: there is no other."""
+
+
+def _load(pem: bytes) -> object:
+    """The key, without a test of its primes, which takes 90 ms at each start: of a file of ours, it is enough that it signs. Raises ValueError, TypeError."""
+    untested: dict[str, Any] = {"unsafe_skip_rsa_key_validation": True}
+    try:
+        return serialization.load_pem_private_key(pem, None, **untested)
+    except TypeError:                          # before cryptography 39, as in Debian 12, the same is asked of the backend
+        from cryptography.hazmat.backends import default_backend
+        backend: Any = default_backend()
+        backend._rsa_skip_check_key = True
+        try:
+            return serialization.load_pem_private_key(pem, None)
+        finally:
+            backend._rsa_skip_check_key = False
 
 
 def make_key() -> bytes:

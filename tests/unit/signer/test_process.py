@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -10,6 +11,8 @@ import signal
 import socket
 
 import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding
 
 from certdrop import events, happened, spool
 from certdrop.config import general, site
@@ -311,6 +314,28 @@ def test_an_exchange_that_was_killed(top, killed, monkeypatch):
     assert again.other is not None
     assert {json.dumps(key.jwk()) for key in (again.current, again.other)} == {json.dumps(public(pem)) for pem in PEMS[:2]}
     assert sorted(os.listdir(top / "state/account")) == [f"{ENTRY}.key", f"{ENTRY}.other"]
+
+
+@pytest.mark.parametrize("damaged, said", [(("n",), "does not sign"), (("e",), "does not sign"), (("d", "p"), "does not sign"), (("p",), ""), (("d",), "")])
+def test_a_damaged_key_is_used_where_it_signs(damaged, said):
+    """Its primes are not tested at each start: a key whose signatures hold is good, by whatever way they were made; another one is refused."""
+    private = serialization.load_pem_private_key(PEMS[0], None).private_numbers()
+    numbers = {"n": private.public_numbers.n, "e": private.public_numbers.e, "d": private.d, "p": private.p, "q": private.q, "dp": private.dmp1,
+               "dq": private.dmq1, "qi": private.iqmp}
+    for name in damaged:
+        numbers[name] ^= 1 << 40
+
+    def der(tag: int, data: bytes) -> bytes:
+        size = len(data)
+        return bytes([tag]) + (bytes([size]) if size < 128 else b"\x82" + size.to_bytes(2, "big")) + data
+    body = der(2, b"\0") + b"".join(der(2, number.to_bytes(number.bit_length() // 8 + 1, "big")) for number in numbers.values())
+    pem = b"-----BEGIN RSA PRIVATE KEY-----\n" + base64.encodebytes(der(48, body)) + b"-----END RSA PRIVATE KEY-----\n"
+    if said:
+        with pytest.raises(ValueError, match=said):
+            keyring.Key(pem)
+        return
+    signed = keyring.Key(pem).sign(b"x")
+    private.public_numbers.public_key().verify(signed, b"x", padding.PKCS1v15(), hashes.SHA256())
 
 
 def test_set_aside(top, config):
