@@ -39,6 +39,7 @@ class Case:
     mend: str = ""                    # the line that mends it, as the document has it
     mended: Manager | None = None     # that, carried out
     mailed: str = ""                  # a line that cron's job prints, and so mails
+    doctor: str = ""                  # what root's certdrop-check says, run as cron's lines are
 
 
 def command(*argv: str) -> str:
@@ -208,6 +209,16 @@ def like_docker() -> None:
     found.load()
 
 
+def without_landlock() -> None:
+    """A container's profile that does not know Landlock."""
+    import seccomp
+    found = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
+    found.set_attr(seccomp.Attr.CTL_NNP, 0)
+    for name in ("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"):
+        found.add_rule(seccomp.ERRNO(1), name)
+    found.load()
+
+
 @contextlib.contextmanager
 def moved(path: str, to: str) -> Iterator[None]:
     """A directory lies elsewhere, and a symbolic link leads there."""
@@ -369,6 +380,8 @@ CASES = [
     Case("pip's packages and a sitecustomize that fail", their_python),
     Case("Docker's capabilities", lambda: run_with(wrap=["setpriv", "--bounding-set", "-all," + ",".join("+" + name for name in DOCKER.split(","))])),
     Case("Docker's seccomp filter", lambda: run_with(first=like_docker)),
+    Case("a container's filter refuses Landlock", lambda: run_with(first=without_landlock), doctor="a filter of system calls refuses Landlock",
+         mend="allow landlock_create_ruleset, landlock_add_rule and landlock_restrict_self"),
     # ---- users
     Case("/etc/nologin is there", lambda: written("/etc/nologin", "closed for maintenance\n")),
     Case("cron.allow and at.allow have root alone", lambda: both(lambda: written("/etc/cron.allow", "root\n"), lambda: written("/etc/at.allow", "root\n"))),

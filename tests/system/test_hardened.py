@@ -38,11 +38,11 @@ def due(host: Host, name: str) -> None:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def cron(user: str, how: dict[str, Any]) -> str:
-    """What cron would mail of its line for a user."""
+def cron(user: str, how: dict[str, Any], line: str = "") -> str:
+    """What cron would mail of its line for a user, or of another."""
     env = {name: value for name, value in {**CRON, "USER": user, "LOGNAME": user, **how.get("env", {})}.items() if name not in how.get("gone", ())}
     become = [] if user == "root" else ["setpriv", "--reuid", user, "--regid", user, "--init-groups"]
-    argv = [*how.get("wrap", ()), *become, "/bin/sh", "-c", LINES[user]]
+    argv = [*how.get("wrap", ()), *become, "/bin/sh", "-c", line or LINES[user]]
     done = subprocess.run([f"/usr/bin/{argv[0]}" if argv[0] == "setpriv" else argv[0], *argv[1:]], env=env, stdin=how.get("stdin", subprocess.DEVNULL),
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=120, check=False, preexec_fn=how.get("first"))
     return done.stdout
@@ -74,6 +74,8 @@ def test_a_host(site: tuple[Host, str], case: Case) -> None:
         by, mailed, told = renewed(host, name, how or {})
         assert by == ("cron" if works else case.by or "nobody"), (mailed, told)
         assert case.mailed in mailed if case.mailed else mailed == "", mailed
+        checked = cron("root", how or {}, "certdrop-check --offline") if case.doctor else ""
+        assert case.doctor in checked and (not case.doctor or case.mend in checked), checked
         assert case.said in told if case.said and (case.by or not works) else "certdrop-status: " not in told, told
     if case.mended:
         due(host, name)

@@ -38,8 +38,9 @@ def test_what_is_said_and_what_mends_it():
     result = {"cron": "renewed", "root": "renewed by root's hourly run", "nobody": "not renewed",
               "": "not renewed where root may not raise limits; else renewed"}
     for case in cases():
-        if case.by == "cron" and not case.said and not case.mailed:
+        if case.by == "cron" and not case.said + case.mailed + case.doctor:
             assert found[case.name] == [], case.name
         else:
             comes, said, mends = found[case.name]
-            assert comes == result[case.by] and case.said in said and case.mailed.strip() in said and mends == f"`{case.mend}`" != "``", case.name
+            assert comes == result[case.by] and all(words in said for words in (case.said, case.mailed.strip(), case.doctor)), case.name
+            assert mends == f"`{case.mend}`" != "``", case.name

@@ -37,14 +37,15 @@ def look(by_root: bool) -> list[Line]:
 
 def landlock() -> list[Line]:
     """Whether the kernel has it: to be asked before a filter is in force."""
+    lacking, mend = jail.no_landlock()
+    if lacking:
+        return [Line(WARNING, "sandbox", f"{lacking}: the issuer's network part runs with all rights of its user and can read the account key, and limits "
+                     "alone hold the judge", mend)]
     return [sandbox(jail.landlock_abi())]
 
 
 def sandbox(abi: int) -> Line:
     """What the issuer's network part is confined by."""
-    if abi == 0:
-        return Line(WARNING, "sandbox", "this kernel has no Landlock: the issuer's network part runs with all rights of its user, can read the account "
-                    "key, and the judge is held by limits alone", "run a kernel of Debian 12 or later; lsm= on its command line must name landlock")
     missing = "" if abi >= 6 else "; this kernel leaves it signals and abstract sockets" + ("" if abi >= 4 else ", and all TCP ports")
     return Line(OK, "sandbox", f"Landlock, ABI {abi} (kernel {os.uname().release}){missing}")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 OURS = os.path.dirname(os.path.dirname(os.path.abspath(site.__file__)))
 LIBRARIES = (OURS, "/usr/lib", "/usr/share", "/lib", "/lib64", "/usr/local/lib", "/usr/local/share", "/dev/urandom", "/dev/null", "/etc/ssl")
-NO_LANDLOCK = ("this kernel has no Landlock: the network part runs with all rights of its user, and the signer protects nothing, "
+NO_LANDLOCK = ("the network part runs with all rights of its user, and the signer protects nothing, "
                "because that part can read the account key")
 NAMES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services", "/run/systemd/resolve")
 
@@ -122,7 +122,7 @@ def _network(options: Options, orders: int = 0) -> Network:
 
 
 def shut_in(config: general.Config, urls: list[str], lacking: list[str] | None = None, more: Sequence[str] = ()) -> int:
-    """Confine this process: what it may read, write, connect to, and ask of the kernel. Returns Landlock's ABI, 0 where the kernel has none.
+    """Confine this process: what it may read, write, connect to, and ask of the kernel. Returns Landlock's ABI, 0 where there is none.
 
     What there is no wall against is added to `lacking`, a sentence each. `more` may be read as well.
     """
@@ -136,9 +136,9 @@ def shut_in(config: general.Config, urls: list[str], lacking: list[str] | None =
     write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
     try:
         abi = jail.landlock((spool.requests(), *state, *public, config.ca_bundle, config.trust_roots, *more, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
-    except jail.Unconfined:
+    except jail.Unconfined as error:
         abi = 0
-        lacking.append(NO_LANDLOCK)
+        lacking.append(f"{error}: {NO_LANDLOCK}")
     try:
         syscalls.Filter(syscalls.NETWORK).enter()
     except jail.Unconfined as error:

@@ -79,7 +79,8 @@ def summary(sites: list[Verdict], keeper: Run, issuer: Run, watcher: MailHealth,
     """One line: how many sites are in which state, who ran when, whether mail goes out and sandboxes hold."""
     counts = [f"{n} {state}" for state in verdict.STATES if (n := sum(site.state == state for site in sites))]
     ran = [f"{who} {ran_last(run, now)}" for who, run in (("keeper", keeper), ("issuer", issuer), ("watcher", Run(watcher.at)))]
-    unconfined = ["this kernel has no Landlock, so issuer and watcher run without their sandbox"] if not jail.landlock_abi() else []
+    lacking, _ = jail.no_landlock()
+    unconfined = [f"{lacking}, so issuer and watcher run without their sandbox"] if lacking else []
     unconfined += [f"{syscalls.missing()}, so nothing filters system calls"] if syscalls.missing() else []
     return f"{len(sites)} site{'' if len(sites) == 1 else 's'}: {', '.join(counts)}; " + ", ".join(ran + watcher.mute + unconfined)
 

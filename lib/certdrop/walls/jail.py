@@ -7,6 +7,7 @@ Sources: prctl(2), landlock(7), getrlimit(2).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -21,6 +22,14 @@ _FS_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16)
 _READ = 1 << 2 | 1 << 3
 _WRITE = _READ | 1 << 1 | 1 << 5 | 1 << 8 | 1 << 14                 # and REMOVE_FILE, MAKE_REG, TRUNCATE
 _FILE_ONLY = 1 << 1 | 1 << 2 | 1 << 14
+
+# Why there is none to be had, by what the kernel answers (landlock_create_ruleset(2)), and what to do.
+_OLD, _OFF, _REFUSED = (
+    ("this kernel has no Landlock", "run a kernel of Debian 12 or later; in a container, update the container runtime, which may hide it"),
+    ("Landlock is switched off in this kernel", "add landlock to lsm= on the kernel's command line, and boot again"),
+    ("a filter of system calls refuses Landlock", "allow landlock_create_ruleset, landlock_add_rule and landlock_restrict_self in the seccomp profile "
+     "of this container or unit"))
+_LACKING = {errno.ENOSYS: _OLD, errno.EOPNOTSUPP: _OFF, errno.EPERM: _REFUSED, errno.EACCES: _REFUSED}
 
 
 class Unconfined(Exception):
@@ -57,9 +66,20 @@ def keep_cases_apart() -> None:
             signal.pause()
 
 
+def _version() -> tuple[int, int]:
+    """Landlock's ABI, or a number below 0 and the error."""
+    return int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)), ctypes.get_errno()
+
+
 def landlock_abi() -> int:
-    """The kernel's Landlock ABI; 0 where it has none, or where it is switched off."""
-    return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)))
+    """Landlock's ABI; 0 where there is none to be had, as no_landlock says."""
+    return max(0, _version()[0])
+
+
+def no_landlock() -> tuple[str, str]:
+    """Why there is no Landlock to be had, and what to do; nothing of both where there is."""
+    abi, error = _version()
+    return ("", "") if abi > 0 else _LACKING.get(error, (f"Landlock cannot be had ({os.strerror(error)})", ""))
 
 
 def landlock(read: tuple[str, ...] = (), write: tuple[str, ...] = (), ports: tuple[int, ...] | None = None) -> int:
@@ -68,9 +88,10 @@ def landlock(read: tuple[str, ...] = (), write: tuple[str, ...] = (), ports: tup
     `ports` None leaves TCP alone; () forbids all. Paths that do not exist, or that this user cannot reach, are passed over. Below ABI 4 ports cannot be
     confined, below 6 abstract sockets and signals. Execution is never allowed. Returns the ABI. Raises Unconfined where there is none.
     """
+    lacking, _ = no_landlock()
+    if lacking:
+        raise Unconfined(lacking)
     abi = landlock_abi()
-    if abi == 0:
-        raise Unconfined("this kernel has no Landlock")
     rights = _FS_RIGHTS[max(known for known in _FS_RIGHTS if known <= abi)]
     net = 0b11 if abi >= 4 and ports is not None else 0             # BIND_TCP, CONNECT_TCP
     scope = 0b11 if abi >= 6 else 0                                 # abstract UNIX sockets, signals

@@ -22,8 +22,10 @@ from certdrop.doctor import host as check_host
 from certdrop.doctor import nginx as check_nginx
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.nginx.configuration import Configuration, Source
+from certdrop.status import table
 from certdrop.walls import jail, syscalls
 from certdrop.watcher import resolver
+from certdrop.watcher.evidence import MailHealth, Run
 from certdrop.watcher.resolver import Looked, Record, forbidden
 
 LE, ACCOUNT = ["letsencrypt.org"], "https://acme-v02.api.letsencrypt.org/acme/acct/1"
@@ -502,6 +504,15 @@ def test_landlock_is_asked_for_outside_of_the_filter() -> None:
     os.waitpid(child, 0)
     assert "seen in a process that is shut in" in said and "Landlock" not in said
     assert "Landlock, ABI" in kernel.look(False)[0].why and "Landlock, ABI" in kernel.landlock()[0].why
+
+
+@pytest.mark.parametrize("why, mend", [("Landlock is switched off in this kernel", "lsm="), ("a filter of system calls refuses Landlock", "allow")])
+def test_a_missing_landlock_is_told(monkeypatch: pytest.MonkeyPatch, why: str, mend: str) -> None:
+    """Why it is missing, what that costs, and what brings that Landlock back; the status says the same why."""
+    monkeypatch.setattr(jail, "no_landlock", lambda: (why, mend))
+    (line,) = kernel.landlock()
+    assert line.level == WARNING and line.why.startswith(why + ": the issuer's network part") and line.mend == mend
+    assert f"{why}, so issuer and watcher run without" in table.summary([], Run(0), Run(0), MailHealth(0), 0.0)
 
 
 def test_a_missing_filter_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,3 +247,34 @@ def test_landlock_reaches_other_processes(room: str) -> None:
     finally:
         outside.kill()
         outside.wait()
+
+
+def answering(number: int, deed: Callable[[], object]) -> str:
+    """What deed returns where the kernel, or a filter before it, answers with this error whoever asks for Landlock."""
+    def filtered() -> object:
+        import seccomp
+        made = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
+        for call in ("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"):
+            made.add_rule(seccomp.ERRNO(number), call)
+        made.load()
+        return deed()
+    return in_child(filtered)
+
+
+@pytest.mark.parametrize("number, why, mend", [
+    (errno.ENOSYS, "this kernel has no Landlock", "run a kernel of Debian 12 or later"),
+    (errno.EOPNOTSUPP, "Landlock is switched off in this kernel", "lsm="),
+    (errno.EPERM, "a filter of system calls refuses Landlock", "landlock_create_ruleset"),
+    (errno.EACCES, "a filter of system calls refuses Landlock", "landlock_create_ruleset"),
+    (errno.EINVAL, "Landlock cannot be had (Invalid argument)", ""),
+])
+def test_why_there_is_no_landlock(number: int, why: str, mend: str) -> None:
+    """A kernel without, one in which it is switched off, and a container's filter are three things, each with another next step."""
+    found = answering(number, lambda: "\n".join(jail.no_landlock()))
+    assert found.partition("\n")[0] == why and mend in found.partition("\n")[2], found
+    assert answering(number, jail.landlock) == f"Unconfined: {why}" and answering(number, jail.landlock_abi) == "0"
+
+
+@with_landlock
+def test_nothing_is_said_where_landlock_is() -> None:
+    assert jail.no_landlock() == ("", "")
