@@ -112,6 +112,12 @@ class Record:
         pause = ABSENT_POLL if absent else min(POLL, BACK_OFF[1] * 2.0 ** min(self.polls_failed, 10))
         self.poll_at = int(now + max(min(retry_after, MOST_POLL), pause * (0.8 + 0.4 * chance)))
 
+    def put_off_window(self, certificate: Certificate, when: float) -> None:
+        """The CA's window is asked for at this moment; until then the one that is known stays."""
+        if self.window_of != certificate.sha256:
+            self.window_of, self.window_start, self.window_end = certificate.sha256, 0, 0
+        self.poll_at = int(when)
+
     def has_window(self, certificate: Certificate) -> bool:
         """Whether a window for this very certificate is known."""
         return self.window_of == certificate.sha256 and self.window_end > 0
@@ -209,7 +215,12 @@ def poll_due(certificate: Certificate | None, record: Record, now: float) -> boo
 
 
 def poll_pause(retry_after: float, chance: float) -> float:
-    """Seconds until the window is asked for again: as the CA says, within a minute and half a day."""
+    """Seconds until the window is asked for again: not before the CA says, but within a minute and half a day, and each at a moment of its own.
+
+    Without that, what was asked together, after a start or a loss of the notes, would ask together for ever.
+    """
     if not retry_after:
-        return POLL * (0.8 + 0.4 * chance)
-    return min(max(retry_after, LEAST_POLL), MOST_POLL)
+        return POLL * (1 - JITTER + 2 * JITTER * chance)
+    if retry_after >= MOST_POLL:
+        return MOST_POLL * (1 - JITTER * chance)
+    return min(max(retry_after, LEAST_POLL) * (1 + JITTER * chance), MOST_POLL)

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from certdrop import events, happened, spool
 from certdrop.config import general, site
-from certdrop.issuer import ari, budget, log, ports, revoke
+from certdrop.issuer import ari, budget, log, plan, ports, revoke
 from certdrop.issuer.account import FORBIDS, LOST, Account, Session
 from certdrop.issuer.warm_up import WarmUp
 from certdrop.issuer.options import Options
@@ -69,7 +69,7 @@ class Network:
 
     def work(self, tasks: list[Task], now: float) -> tuple[int, int]:
         """Ask for windows, decide again, and place the orders: (exit code, how many were due)."""
-        curious = [task for task in tasks if task.wants_window(now)]
+        curious = plan.curious(tasks, now)
         self._each(curious, self._poll)
         for task in curious:
             task.decide(time.time())

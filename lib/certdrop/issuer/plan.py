@@ -18,6 +18,8 @@ from certdrop.issuer.posted import Request, Standing
 from certdrop.trust import roots
 
 REPLY_WAITS = "a reply waits for root"
+MOST_POLLS = 1000                  # of the CA's windows in one run; ten thousand sites that poll every six hours make 280
+BETWEEN_RUNS = 10 * due.MINUTE     # of cron
 
 
 class Task:
@@ -75,6 +77,16 @@ def make(options: Options, pending: list[Request], now: float) -> list[Task]:
     for task in tasks:
         task.decide(now)
     return tasks
+
+
+def curious(tasks: list[Task], now: float) -> list[Task]:
+    """Those whose window the CA is asked for in this run, the nearest to expiry first. More than MOST_POLLS, as when the notes are lost, are put off,
+    to one of the next runs each."""
+    found = sorted((certificate.not_after, task.name, task, certificate) for task in tasks if (certificate := task.certificate) and task.wants_window(now))
+    for at, (_, _, task, certificate) in enumerate(found):
+        if at >= MOST_POLLS:
+            task.ledger.put_off_window(certificate, now + at // MOST_POLLS * BETWEEN_RUNS)
+    return [task for _, _, task, _ in found[:MOST_POLLS]]
 
 
 def show(tasks: list[Task], now: float) -> None:

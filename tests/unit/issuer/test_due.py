@@ -202,10 +202,17 @@ def test_polls_keep_to_retry_after_within_reason(retry_after, chance):
     """RFC 9773 section 4.3.1: not below a minute; twice a day at least, more often where the CA does not say."""
     pause = due.poll_pause(retry_after, chance)
     assert 60 <= pause <= DAY / 2
-    if 60 <= retry_after <= DAY / 2:
-        assert pause == retry_after
+    if 60 <= retry_after < DAY / 2:
+        assert retry_after <= pause <= 1.2 * retry_after
     if not retry_after:
         assert pause <= DAY / 2
+
+
+@pytest.mark.parametrize("retry_after", [0.0, 5.0, 21600.0, DAY])
+def test_polls_that_were_together_come_apart(retry_after):
+    """A hundred hosts asked in the same second, and were told the same."""
+    moments = sorted(due.poll_pause(retry_after, at / 99) for at in range(100))
+    assert moments[-1] - moments[0] >= 0.19 * moments[0]
 
 
 def test_a_poll_that_fails_keeps_the_window():

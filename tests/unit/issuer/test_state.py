@@ -255,6 +255,33 @@ def test_the_agenda_spares_a_look(disk):
     assert NOW + 6 * 3600 - 1 < Agenda(NOW).when(request()) <= NOW + DAY
 
 
+def test_lost_notes_are_no_storm(disk, monkeypatch):
+    """Of many sites without notes a run asks for its share, the nearest to expiry first; each of the others has its turn in a later run, and waits for it."""
+    monkeypatch.setattr(plan, "MOST_POLLS", 4)
+    names = [f"s{at}.test" for at in range(10)]
+    for at, name in enumerate(names):
+        disk.site(name, 3, age=at * DAY)
+    agenda, tasks = Agenda(NOW), [task(name=name) for name in names]
+    assert [found.name for found in plan.curious(tasks, NOW)] == names[:-5:-1]
+    for found in tasks:
+        found.conclude(agenda, NOW)
+    assert [agenda.when(request(name)) - NOW for name in names[5::-1]] == [600] * 4 + [1200] * 2
+    later = [task(name=name) for name in names[:6]]
+    assert plan.curious(later, NOW + 599) == [] and [found.name for found in plan.curious(later, NOW + 600)] == names[5:1:-1]
+
+
+def test_a_window_that_is_put_off_stays(disk):
+    """What is known of this certificate holds until the CA is asked again; what was known of another one does not."""
+    disk.site("a.test", 3)
+    found = task()
+    found.ledger.note_window(found.certificate, NOW + 40 * DAY, NOW + 41 * DAY, 6 * 3600.0, NOW, 0.5)
+    found.ledger.put_off_window(found.certificate, NOW + 600)
+    assert found.ledger.has_window(found.certificate) and due.poll_due(found.certificate, found.ledger, NOW + 600)
+    other = due.Certificate("other", NOW, NOW + DAY)
+    found.ledger.put_off_window(other, NOW + 600)
+    assert not found.ledger.has_window(other) and not due.poll_due(other, found.ledger, NOW + 599)
+
+
 @pytest.mark.parametrize("change", [
     lambda disk: disk.put("spool/requests/a.test@0003.now"),
     lambda disk: disk.put("spool/replies/a.test@0003.pem"),
