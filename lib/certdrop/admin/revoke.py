@@ -24,8 +24,9 @@ from certdrop.keeper.state import Observed
 def ask(name: str, number: int | None, reason: str, agreed: bool) -> int:
     """Say what will be revoked, and ask whether it shall be; its number. Raises Refused."""
     number = find(name, number)
-    end = events.stamp(state.moment(name, number, "not_after"))
-    if number == Observed(name).live:
+    observed = Observed(name)
+    end = events.stamp(observed.moment(number, "not_after"))
+    if number == observed.live:
         say([f"certdrop: {name}: generation {number:04d} is the live one: it is still served, and clients that look will refuse it from then on; "
              f"certdrop rotate {name} --compromised has another one served first, and is the way if its key is compromised"])
     if agreed:
@@ -42,12 +43,12 @@ def find(name: str, number: int | None) -> int:
     observed = Observed(name) if spool.is_site_name(name) else None
     if observed is None or not observed.numbers:
         raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
-    real = [there for there in observed.whole if not state.has(name, there, "placeholder")]
+    real = [there for there in observed.whole if not observed.has(there, "placeholder")]
     number = observed.live if number is None else number
     if number not in real:
         there = ", ".join(f"{there:04d}{' (live)' * (there == observed.live)}" for there in real) or "none"
         raise Refused(f"{name}: there is no certificate of {f'generation {number:04d}' if number else 'this site'} to revoke; kept are those of: {there}")
-    if state.moment(name, number, "not_after") <= time.time():
+    if observed.moment(number, "not_after") <= time.time():
         raise Refused(f"{name}: generation {number:04d} has expired; there is nothing to revoke")
     return number
 
@@ -80,7 +81,7 @@ def compromised(names: list[str]) -> int:
         known, burning = [site.load_site(name, run.config) for name in names], []
         for name in names:
             observed = Observed(name)
-            if observed.live is None or not state.is_burnt(name, observed.live):         # else it is gone on with what was begun
+            if observed.live is None or not observed.is_burnt(observed.live):         # else it is gone on with what was begun
                 burning += [(name, number) for number in (observed.live, None if observed.fault else observed.next) if number is not None]
         burn(run, burning)
         install.take(run, known)               # a certificate that waits is not served any more, but known, and so can be revoked
@@ -101,8 +102,9 @@ def compromised(names: list[str]) -> int:
 
 def burn(run: Run, which: list[tuple[str, int]]) -> None:
     """Never use the keys of these generations (site, number) again: all of them from this moment on, or none."""
-    keys = {one: str(state.facts(*one, "request")["spki_sha256"]) for one in which}
-    notes.put("burnt", "".join(f"{key}\n" for key in sorted({*keys.values()} | state.burnt())).encode())
+    keys = {(name, number): Observed(name).spki(number) for name, number in which}
+    run.burnt = state.burnt().union(keys.values())
+    notes.put("burnt", "".join(f"{key}\n" for key in sorted(run.burnt)).encode())
     for (name, number), key in keys.items():
         run.log.write(happened.BURNT, site=name, number=number, spki_sha256=key)
         run.tell(name, f"the key of generation {number:04d} will never be used again")

@@ -186,8 +186,8 @@ def rotate_due() -> int:
     with lock.held():
         run = Run(PROGRAM, False, True)
         install.reconcile(run)
-        nexts: dict[str, int | None] = {name: Observed(name).next for name in site.site_names()}
-        wanted = {name: number for name, number in nexts.items() if number is not None and state.has(name, number, "now")}
+        nexts = [Observed(name) for name in site.site_names()]
+        wanted = {observed.name: observed.next for observed in nexts if observed.has(observed.next, "now")}
     run.flush()
     return issue(wanted) if wanted else run.exit_code()
 
@@ -198,7 +198,7 @@ def cancel(names: list[str]) -> int:
         run = Run(PROGRAM, False, True)
         for name in known(names):
             observed = Observed(name)
-            if observed.next is not None and state.has(name, observed.next, "now"):
+            if observed.next is not None and observed.has(observed.next, "now"):
                 os.unlink(state.directory(name, observed.next) + "/now")
                 install.withdraw(run, name, observed.next, "now")
             run.tell(name, "no certificate is requested before its time")
@@ -212,12 +212,12 @@ def rollback(name: str) -> int:
     with lock.held():
         run = Run(PROGRAM, False, True)
         wanted, observed = site.load_site(name, run.config), Observed(name)
-        older = [number for number in observed.complete if number < (observed.live or 0) and not state.has(name, number, "placeholder")]
+        older = [number for number in observed.complete if number < (observed.live or 0) and not observed.has(number, "placeholder")]
         if not older:
             raise Refused(f"{name}: there is no earlier generation to go back to")
-        if state.moment(name, older[-1], "not_after") <= time.time():
+        if observed.moment(older[-1], "not_after") <= time.time():
             raise Refused(f"{name}: generation {older[-1]:04d} has expired; certdrop renew {name} gets a new certificate")
-        if state.is_burnt(name, older[-1]):
+        if observed.is_burnt(older[-1]):
             raise Refused(f"{name}: the key of generation {older[-1]:04d} is compromised, and is never used again; "
                           f"certdrop renew {name} gets a new certificate")
         if (older[-1], "revoke") in run.posted.get(name, set()):
@@ -334,16 +334,16 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
                 if served:
                     run.tell(name, f"{served}; nothing is ordered (--force orders anyway)")
                     continue
-            carried = _spki(name, observed.next) == _spki(name, observed.newest)
+            carried = observed.spki(observed.next) == observed.spki(observed.newest)
             if fresh and (carried or only_post):
-                now = not only_post or state.has(name, observed.newest, "placeholder")
+                now = not only_post or observed.stands_in
                 generations.make_next(wanted, observed.highest + 1, None, now)
-            elif not state.has(name, observed.next, "now"):
+            elif not observed.has(observed.next, "now"):
                 generations.mark(name, observed.next, "now")
             install.settle(run, wanted)
-            posted[name] = Observed(name).next
+            posted[name] = run.seen(name).next
             if only_post:
-                run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {_spki(name, posted[name] or 0)}")
+                run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {run.seen(name).spki(posted[name] or 0)}")
     run.flush()
     if only_post or not posted:
         return run.exit_code()
@@ -361,21 +361,21 @@ def _cannot_be_used(run: Run, wanted: site.Site, observed: Observed) -> str:
         if observed.proven is not None and service.port and wanted.probe != "off" and not services.addresses(service, wanted.probe):
             return f"{name} does not run: nobody listens on port {service.port}; start it first"
     newest = observed.newest
-    if newest is None or _is_spent(run, wanted.name, newest) or newest == observed.proven or (newest == observed.live and observed.proven is None):
+    if newest is None or _is_spent(run, observed, newest) or newest == observed.proven or (newest == observed.live and observed.proven is None):
         return ""
     return f"generation {newest:04d} was issued, and is not served yet; certdrop-check {wanted.name} says what is in the way"
 
 
-def _is_spent(run: Run, name: str, number: int) -> bool:
+def _is_spent(run: Run, observed: Observed, number: int) -> bool:
     """Whether a generation is no certificate to go on with: a placeholder, expired, revoked, or with a compromised key."""
-    return (state.has(name, number, "placeholder") or state.is_burnt(name, number) or (number, "revoke") in run.posted.get(name, set())
-            or state.moment(name, number, "not_after") <= time.time())
+    return (observed.has(number, "placeholder") or observed.is_burnt(number) or (number, "revoke") in run.posted.get(observed.name, set())
+            or observed.moment(number, "not_after") <= time.time())
 
 
 def _serves_already(run: Run, wanted: site.Site, observed: Observed, before: int | None) -> str:
     """That a certificate is there which was just installed, or is hours old, where root wants no other and no configuration changed since. Or ""."""
     name, newest = wanted.name, observed.newest
-    if newest is None or newest != observed.live or _is_spent(run, name, newest) or (observed.next is not None and state.has(name, observed.next, "now")):
+    if newest is None or newest != observed.live or _is_spent(run, observed, newest) or observed.has(observed.next, "now"):
         return ""
     completed = os.stat(f"{state.directory(name, newest)}/nginx.conf").st_mtime
     for path in (f"{site.ETC}/sites.d/{name}.toml", first_use.CONFIG):
@@ -383,7 +383,7 @@ def _serves_already(run: Run, wanted: site.Site, observed: Observed, before: int
             return ""
     if newest != before:
         return f"generation {newest:04d}, which was issued already, is installed now"
-    begin, end = state.moment(name, newest, "not_before"), state.moment(name, newest, "not_after")
+    begin, end = observed.moment(newest, "not_before"), observed.moment(newest, "not_after")
     if time.time() - begin < min(FRESH, (end - begin) / 3):
         return f"the live certificate is of {events.stamp(begin)}, and good until {events.stamp(end)}"
     return ""
@@ -414,10 +414,6 @@ def _used(run: Run, name: str) -> list[services.Service]:
         except services.Failed:
             pass
     return found
-
-
-def _spki(name: str, number: int) -> object:
-    return state.facts(name, number, "request")["spki_sha256"]
 
 
 def known(names: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ from certdrop.importer.files import Reader, Unreadable
 from certdrop.importer.leftovers import cron_lines
 from certdrop.importer.nginx import Nginx
 from certdrop.importer.pairs import EXPIRED, Account, Examiner, Found, pem_blocks
-from certdrop.keeper import notes, state
+from certdrop.keeper import notes
 from certdrop.keeper.state import Observed
 
 MOST = 10000                       # pairs that are looked at
@@ -175,8 +175,9 @@ class Survey:
             except site.ConfigError as error:
                 one.why = str(error)
                 return
-            live = Observed(one.name).live
-            if live is None or state.has(one.name, live, "placeholder"):
+            observed = Observed(one.name)
+            live = observed.live
+            if live is None or observed.has(live, "placeholder"):
                 one.why = f"there is a site {one.name} that has no certificate yet; certdrop remove {one.name} makes room for this one"
             elif sorted(domains) == sorted(pair.domains):
                 one.site = one.name
@@ -255,7 +256,8 @@ def _known() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in site.site_names():
         found.update(dict.fromkeys(notes.Notes(name).spent, name))
-        found.update({str(state.facts(name, number, "cert")["sha256"]): name for number in Observed(name).whole})
+        observed = Observed(name)
+        found.update({observed.sha256(number): name for number in observed.whole})
     return found
 
 

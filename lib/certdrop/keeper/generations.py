@@ -15,7 +15,7 @@ from certdrop import spool
 from certdrop.config import site as configuration
 from certdrop.keeper import integrity, keys
 from certdrop.keeper.judges import Accepted
-from certdrop.keeper.state import directory, facts
+from certdrop.keeper.state import directory
 
 
 def make_placeholder(wanted: configuration.Site, number: int) -> None:
@@ -35,7 +35,7 @@ def make_next(wanted: configuration.Site, number: int, carry: int | None, now: b
     else:
         with open(directory(wanted.name, carry) + "/privkey.pem", "rb") as stream:
             key = stream.read()
-        known = facts(wanted.name, carry, "request")
+        known = integrity.facts(directory(wanted.name, carry) + "/request.json")
         kind, created = str(known["key"]), int(str(known["key_created"]))
     files = _requested(wanted, key, kind, created)
     if now:

@@ -51,7 +51,7 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
     for found in wanted:
         try:
             revoke.post_owed(run, found.name)
-            if found.name in run.stirred or state.burnt():
+            if found.name in run.stirred or run.burnt:
                 settle(run, found)
         except OSError as error:
             run.fail(found.name, f"{_words(error)}; the live certificate stays; the next run tries again", os.EX_TEMPFAIL)
@@ -66,7 +66,7 @@ def settle(run: Run, wanted: site.Site | None, name: str = "") -> None:
     """Take the steps of the recovery table until only a reply or a service is waited for. Of a site whose configuration cannot be read, by `name`."""
     name = wanted.name if wanted else name
     while True:
-        observed = run.observed[name] = Observed(name)
+        observed = run.look(name)
         step = state.step(observed, wanted, run.posted.setdefault(name, set()))
         if step == state.PUT_BACK:
             generations.put_back(name)
@@ -79,12 +79,11 @@ def settle(run: Run, wanted: site.Site | None, name: str = "") -> None:
         elif step == state.UNLINK:
             generations.unlink("proven", name)
         elif step in (state.NEXT, state.REPLACE) and wanted:
-            stands_in = observed.newest is not None and state.has(name, observed.newest, "placeholder")
             changed = step == state.REPLACE and not observed.fault
-            hurry = observed.fault and observed.next is not None and state.has(name, observed.next, "now")
+            hurry = observed.fault and observed.has(observed.next, "now")
             if observed.fault:
                 _tell_damage(run, name, f"{observed.fault}; the request is made anew, with another key")
-            generations.make_next(wanted, observed.highest + 1, key_to_carry(wanted, observed), now=bool(stands_in or changed or hurry))
+            generations.make_next(wanted, observed.highest + 1, key_to_carry(wanted, observed), now=bool(observed.stands_in or changed or hurry))
         elif step == state.WANT:
             generations.mark(name, observed.next or 0, "now")
         elif step == state.GIVE_UP:
@@ -119,11 +118,11 @@ def _tell_damage(run: Run, name: str, text: str) -> None:
 def key_to_carry(wanted: site.Site, observed: Observed) -> int | None:
     """The generation whose key the next one carries on with, or None where a new key is due."""
     newest = observed.newest
-    if wanted.key_max_age == "renewal" or newest is None or state.has(observed.name, newest, "placeholder"):
+    if wanted.key_max_age == "renewal" or newest is None or observed.stands_in:
         return None
-    same_kind = state.facts(observed.name, newest, "request")["key"] == wanted.key
-    dated = spool.is_credible(state.moment(observed.name, newest, "key_created"), spool.HAPPENED, time.time())      # else it would not grow old for years
-    return newest if same_kind and dated and not state.is_old_key(wanted, newest) else None
+    same_kind = observed.facts(newest, "request")["key"] == wanted.key
+    dated = spool.is_credible(observed.moment(newest, "key_created"), spool.HAPPENED, time.time())      # else it would not grow old for years
+    return newest if same_kind and dated and not observed.is_old_key(wanted, newest) else None
 
 
 def post(run: Run, name: str, observed: Observed) -> None:
@@ -150,7 +149,7 @@ def withdraw(run: Run, name: str, number: int, kind: str) -> None:
 
 def take(run: Run, wanted: list[site.Site]) -> None:
     """Read the replies that wait, have them judged, and write what is accepted into its generation."""
-    observed = {found.name: run.observed.get(found.name) or Observed(found.name) for found in wanted}
+    observed = {found.name: run.seen(found.name) for found in wanted}
     # Who cost time before comes last: nobody's replies can keep another's from being judged.
     waiting = sorted((found for found in wanted if observed[found.name].next is not None),
                      key=lambda found: notes.Notes(found.name).refused.get("reason") in COSTLY)
@@ -171,9 +170,9 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, observed: Observ
     unreadable, reply = (found, b"") if isinstance(found, spool.Refused) else (None, found)
     known = notes.Notes(name)
     installed = time.time() - known.installed_at
-    if run.asked_by_issuer and (known.waits(number) or not state.has(name, number, "now") and 0 <= installed < state.pause(name, observed.live, HOURLY)):
+    if run.asked_by_issuer and (known.waits(number) or not observed.has(number, "now") and 0 <= installed < observed.pause(observed.live, HOURLY)):
         return                                               # root's own run takes it, at the latest
-    request = state.facts(name, number, "request")
+    request = observed.facts(number, "request")
     expected = json.dumps([request["spki_sha256"], request["domains"], _identity(run.config.trust_roots)])
     if known.is_refused(number, reply, expected):
         run.failures.add(_code(str(known.refused["reason"])))
@@ -183,13 +182,13 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, observed: Observ
         if unreadable:
             raise unreadable
         blocks = spool.pem_blocks(reply)
-        stands_in = observed.live is None or state.has(name, observed.live, "placeholder")
-        had = [identity for old in observed.whole for identity in state.identities(name, old)]
-        since = 0 if stands_in else state.moment(name, observed.live or 0, "not_before")
-        no_good = stands_in or observed.live is None or state.is_burnt(name, observed.live) or (observed.live, "revoke") in run.posted.get(name, set())
+        stands_in = observed.live is None or observed.has(observed.live, "placeholder")
+        had = [identity for old in observed.whole for identity in observed.identities(old)]
+        since = 0 if stands_in else observed.moment(observed.live or 0, "not_before")
+        no_good = stands_in or observed.live is None or observed.is_burnt(observed.live) or (observed.live, "revoke") in run.posted.get(name, set())
         question = {"spki": request["spki_sha256"], "names": request["domains"], "spent": [*known.spent, *had],
                     "earliest": since if spool.is_credible(since, spool.HAPPENED, time.time()) else 0,     # else nothing would ever be newer
-                    "until": 0 if no_good else state.moment(name, observed.live or 0, "not_after")}
+                    "until": 0 if no_good else observed.moment(observed.live or 0, "not_after")}
         if judge.process is None:                            # each loads for a while what it needs; so do we, with a key for nobody
             judge.start()
             run.witness.start()
@@ -198,7 +197,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, observed: Observ
         if (accepted.sha256, accepted.tbs) != _fingerprints(blocks[0]):      # base64 and two hashes: no parser needed to catch these lies
             raise spool.Refused("judge-failed")
     except spool.Refused as refused:
-        known.refuse(number, reply, expected, refused.reason, state.pause(name, observed.live, notes.BACK_OFF[-1]))
+        known.refuse(number, reply, expected, refused.reason, observed.pause(observed.live, notes.BACK_OFF[-1]))
         known.save()
         run.log.write(events.REFUSED, site=name, number=number, reason=refused.reason)
         run.fail(name, f"the reply for request {number:04d} is refused ({refused.reason}){_roots(refused.reason, run.config)}; the live certificate stays; "
@@ -206,8 +205,7 @@ def _take_one(run: Run, wanted: site.Site, judge: judges.Judge, observed: Observ
         return
     generations.complete(name, number, blocks, accepted)
     run.stirred.add(name)
-    run.observed[name] = Observed(name)
-    known.spent.update(dict.fromkeys(state.identities(name, number), accepted.not_after))
+    known.spent.update(dict.fromkeys(run.look(name).identities(number), accepted.not_after))
     known.refused = {}
     known.save()
     run.log.write(events.ACCEPTED, site=name, number=number, sha256=accepted.sha256, not_after=events.stamp(accepted.not_after))

@@ -20,15 +20,16 @@ REASONS = {"unspecified": 0, "keyCompromise": 1, "affiliationChanged": 3, "super
 def post(run: Run, name: str, number: int, reason: str) -> None:
     """Ask for the revocation of a generation's certificate, which is never accepted again."""
     import base64                      # here, because most runs revoke nothing
+    observed = run.seen(name)
     with open(state.directory(name, number) + "/cert.pem", "rb") as stream:
         leaf = base64.b64decode(b"".join(stream.read().splitlines()[1:-1]))
     payload: dict[str, object] = {"certificate": base64.urlsafe_b64encode(leaf).decode().rstrip("=")}
     if REASONS[reason]:
         payload["reason"] = REASONS[reason]
-    end, known = state.moment(name, number, "not_after"), notes.Notes(name)
-    known.spent.update(dict.fromkeys(state.identities(name, number), end))
+    end, known = observed.moment(number, "not_after"), notes.Notes(name)
+    known.spent.update(dict.fromkeys(observed.identities(number), end))
     known.revoke[f"{number:04d}"] = {"reason": reason, "since": int(time.time()), "not_after": end,
-                                     "spki": state.facts(name, number, "request")["spki_sha256"]}
+                                     "spki": observed.spki(number)}
     known.save()
     _put(run, name, number, {"payload": payload, "not_after": end}, reason)
 
@@ -41,10 +42,10 @@ def _put(run: Run, name: str, number: int, found: dict[str, object], reason: str
 
 def aggravate(run: Run, name: str) -> None:
     """What was to be revoked for a lesser reason, and has a key that got out, is revoked for that: a CA keeps the first reason that it is told."""
-    known, keys = notes.Notes(name), state.burnt()
-    for number, kind in sorted(run.posted.get(name, set())) if keys else ():
+    known, observed = notes.Notes(name), run.seen(name)
+    for number, kind in sorted(run.posted.get(name, set())) if run.burnt else ():
         noted = known.revoke.get(f"{number:04d}", {})
-        if kind != "revoke" or noted.get("reason") == "keyCompromise" or noted.get("spki", _spki(name, number)) not in keys:
+        if kind != "revoke" or noted.get("reason") == "keyCompromise" or noted.get("spki", _spki(observed, number)) not in run.burnt:
             continue
         try:
             with open(f"{spool.requests()}/{spool.entry(name, number, kind)}", encoding="ascii") as stream:
@@ -58,21 +59,21 @@ def aggravate(run: Run, name: str) -> None:
         run.tell(name, f"generation {number:04d} is now to be revoked as keyCompromise: its key is compromised")
 
 
-def _spki(name: str, number: int) -> object:
+def _spki(observed: state.Observed, number: int) -> str:
     try:
-        return state.facts(name, number, "request")["spki_sha256"]
-    except (OSError, ValueError, LookupError, TypeError):
+        return observed.spki(number)
+    except OSError:
         return ""
 
 
 def post_owed(run: Run, name: str) -> None:
     """Ask for the revocation of what was issued for keys that got out; not before another key is proven, or installed where nobody serves this site."""
-    if not state.burnt():
+    if not run.burnt:
         return
     aggravate(run, name)
-    observed = state.Observed(name)
+    observed = run.look(name)
     debts = state.owed(observed, run.posted.get(name, set()))
-    if not debts or observed.live is None or state.is_burnt(name, observed.live):
+    if not debts or observed.live is None or observed.is_burnt(observed.live):
         return
     if observed.live == observed.proven or (observed.proven is None and observed.live == observed.newest and not notes.Notes(name).install):
         for number in debts:

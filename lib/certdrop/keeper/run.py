@@ -11,7 +11,7 @@ import time
 
 from certdrop import events, spool
 from certdrop.config import site
-from certdrop.keeper import integrity, judges
+from certdrop.keeper import integrity, judges, state
 from certdrop.keeper.state import Observed
 from certdrop.walls import users
 
@@ -31,6 +31,7 @@ class Run:
         self.config = site.load_config()
         self.witness = judges.Judge("served", self.config.trust_roots)
         self.issuer, self.group = users.user_ids(spool.ISSUER)
+        self.burnt = state.burnt()                         # the keys that got out
         self.posted: dict[str, set[tuple[int, str]]] = {}
         self.observed: dict[str, Observed] = {}                 # how each site stood when it was last looked at
         self.stirred: set[str] = set()                     # the sites that something was done with since they settled
@@ -42,6 +43,15 @@ class Run:
                 self.posted.setdefault(found[0], set()).add(found[1:])
         self.requests = spool.open_directory(spool.requests())
         self.replies = spool.open_directory(spool.replies())
+
+    def look(self, name: str) -> Observed:
+        """How a site stands now."""
+        self.observed[name] = Observed(name, self.burnt)
+        return self.observed[name]
+
+    def seen(self, name: str) -> Observed:
+        """How a site stood when it was last looked at."""
+        return self.observed.get(name) or self.look(name)
 
     def tell(self, name: str, text: str) -> None:
         """Say something to a person who watches: later, by flush(), because a lock is never held while output could block."""

@@ -39,11 +39,14 @@ _MANY = 16 << 20                   # bytes of keeper/burnt
 
 
 class Observed:
-    """What is on disk of a site: the numbers N, C, L and P of the table, and what is between them."""
+    """What is on disk of a site: the numbers N, C, L and P of the table, and what is between them. What root wrote of a generation is read once."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, keys_that_got_out: frozenset[str] | None = None) -> None:
         self.name = name
+        self.burnt = burnt() if keys_that_got_out is None else keys_that_got_out
         self._newest: int | None = None
+        self._markers: dict[int, set[str]] = {}
+        self._facts: dict[tuple[int, str], dict[str, object]] = {}
         self.finished: list[int] = []          # those that were complete once (nginx.conf is written last)
         self.whole: list[int] = []             # those with all their files, none of them damaged
         self.complete: list[int] = []          # of these, not those withdrawn by a rollback
@@ -57,7 +60,7 @@ class Observed:
         self.numbers = sorted(int(entry) for entry in entries if _NUMBER.fullmatch(entry))       # all generations
         for number in self.numbers:
             place = directory(name, number)
-            found = set(_entries(place))
+            found = self._markers[number] = {*_entries(place)}
             self.leftovers += [f"{number:04d}/{entry}" for entry in found if entry.startswith(".")]
             was = number in links.values() or ("cert.json" in found and number != self.numbers[-1])     # it was finished once
             unfinished = "nginx.conf" not in found and not was
@@ -82,12 +85,12 @@ class Observed:
         return self._newest
 
     def _outlasting(self, number: int) -> int:
-        begin, end = (moment(self.name, number, what) for what in ("not_before", "not_after"))
+        begin, end = (self.moment(number, what) for what in ("not_before", "not_after"))
         if len(self.complete) < 2 or end - time.time() > min(NEAR, (end - begin) / 8):
             return number
-        good = [other for other in self.complete if not has(self.name, other, "placeholder") and not is_burnt(self.name, other)
+        good = [other for other in self.complete if not self.has(other, "placeholder") and not self.is_burnt(other)
                 and not os.path.lexists(f"{spool.requests()}/{spool.entry(self.name, other, 'revoke')}")]
-        ends = {other: moment(self.name, other, "not_after") for other in good}
+        ends = {other: self.moment(other, "not_after") for other in good}
         best = max(ends, key=lambda other: (ends[other], other), default=number)
         return best if ends.get(best, 0) > max(end, time.time()) else number
 
@@ -108,10 +111,58 @@ class Observed:
         return any(number > (self.newest or 0) for number in self.damaged)
 
     @property
+    def stands_in(self) -> bool:
+        """Whether all there is is the placeholder, or nothing."""
+        return self.newest is None or self.has(self.newest, "placeholder")
+
+    @property
     def old(self) -> list[int]:
         """The generations that are no longer kept: neither next, nor one of the newest complete, nor linked to."""
         kept = {*self.complete[-KEPT:], self.live, self.proven, *self.numbers[-1:]}
         return [number for number in self.numbers if number not in kept]
+
+    def has(self, number: int | None, marker: str) -> bool:
+        """Whether a generation carries a marker: `now`, `placeholder`, `withdrawn`."""
+        return number is not None and marker in self._markers.get(number, ())
+
+    def facts(self, number: int, kind: str) -> dict[str, object]:
+        """What root wrote down about a generation: `request` (key, key_created, spki_sha256, domains) or `cert` (sha256, not_before, not_after).
+        Raises integrity.Damaged."""
+        if (number, kind) not in self._facts:
+            self._facts[number, kind] = integrity.facts(f"{directory(self.name, number)}/{kind}.json")
+        return self._facts[number, kind]
+
+    def moment(self, number: int, what: str) -> int:
+        """key_created, not_before or not_after of a generation, in seconds since 1970."""
+        return int(str(self.facts(number, "request" if what == "key_created" else "cert")[what]))
+
+    def spki(self, number: int) -> str:
+        """The key of a generation: the SHA-256 of its SPKI."""
+        return str(self.facts(number, "request")["spki_sha256"])
+
+    def sha256(self, number: int | None) -> str:
+        """The leaf's fingerprint of a generation."""
+        return "" if number is None else str(self.facts(number, "cert")["sha256"])
+
+    def identities(self, number: int) -> list[str]:
+        """What its certificate is known by: the SHA-256 of all its bytes, and what else the judge said. Older versions had the first."""
+        known = self.facts(number, "cert")
+        return [str(known[key]) for key in ("sha256", "tbs_sha256", "issued_sha256") if known.get(key)]
+
+    def is_burnt(self, number: int) -> bool:
+        """Whether a generation's key got out."""
+        return bool(self.burnt) and self.spki(number) in self.burnt
+
+    def is_old_key(self, wanted: configuration.Site, number: int) -> bool:
+        """Whether its key is older than the site's key_max_age ("renewal" makes every next a new one anyway), or got out."""
+        days = configuration.age_in_days(wanted.key_max_age)
+        return self.is_burnt(number) or (days is not None and self.moment(number, "key_created") + days * 86400 <= time.time())
+
+    def pause(self, number: int | None, most: int) -> int:
+        """Seconds that the site may wait for its next try: `most`, or an eighth of the lifetime of this certificate, which may be short."""
+        if number is None or self.has(number, "placeholder"):
+            return most
+        return min(most, (self.moment(number, "not_after") - self.moment(number, "not_before")) // 8)
 
 
 def step(observed: Observed, wanted: configuration.Site | None, posted: set[tuple[int, str]]) -> str:
@@ -133,11 +184,11 @@ def step(observed: Observed, wanted: configuration.Site | None, posted: set[tupl
         return NEXT
     if observed.fault:
         return REPLACE
-    known = facts(observed.name, observed.next, "request")
-    if known["key"] != wanted.key or known["domains"] != sorted(wanted.domains) or is_old_key(wanted, observed.next):
+    known = observed.facts(observed.next, "request")
+    if known["key"] != wanted.key or known["domains"] != sorted(wanted.domains) or observed.is_old_key(wanted, observed.next):
         return REPLACE
-    if observed.lost or (is_old_key(wanted, observed.newest) and not has(observed.name, observed.newest, "placeholder")):
-        if not has(observed.name, observed.next, "now"):
+    if observed.lost or (observed.is_old_key(wanted, observed.newest) and not observed.stands_in):
+        if not observed.has(observed.next, "now"):
             return WANT
     if observed.damaged:
         return GIVE_UP
@@ -148,15 +199,9 @@ def step(observed: Observed, wanted: configuration.Site | None, posted: set[tupl
     return PRUNE if prunable(observed, posted) else WAIT
 
 
-def is_old_key(wanted: configuration.Site, number: int) -> bool:
-    """Whether a generation's key is older than the site's key_max_age ("renewal" makes every next a new one anyway), or got out."""
-    days = configuration.age_in_days(wanted.key_max_age)
-    return is_burnt(wanted.name, number) or (days is not None and moment(wanted.name, number, "key_created") + days * 86400 <= time.time())
-
-
-def burnt() -> set[str]:
+def burnt() -> frozenset[str]:
     """The keys (SHA-256 of their SPKI) that got out: they are never used again. Of a list that is damaged, what can be read."""
-    return {key for key in _burnt().split() if _KEY.fullmatch(key)}
+    return frozenset(filter(_KEY.fullmatch, _burnt().split()))
 
 
 def burnt_is_damaged() -> bool:
@@ -173,19 +218,13 @@ def _burnt() -> str:
         return ""
 
 
-def is_burnt(name: str, number: int) -> bool:
-    """Whether a generation's key got out."""
-    keys = burnt()
-    return bool(keys) and facts(name, number, "request")["spki_sha256"] in keys
-
-
 def owed(observed: Observed, posted: set[tuple[int, str]]) -> list[int]:
     """The generations whose certificate root has to have revoked, and did not ask for it yet: their key got out."""
-    if not burnt():
+    if not observed.burnt:
         return []
     return [number for number in observed.finished if (number, "revoke") not in posted
-            and not integrity.fault(directory(observed.name, number), integrity.REVOCABLE) and is_burnt(observed.name, number)
-            and not has(observed.name, number, "placeholder") and moment(observed.name, number, "not_after") > time.time()]
+            and not integrity.fault(directory(observed.name, number), integrity.REVOCABLE) and observed.is_burnt(number)
+            and not observed.has(number, "placeholder") and observed.moment(number, "not_after") > time.time()]
 
 
 def prunable(observed: Observed, posted: set[tuple[int, str]]) -> list[int]:
@@ -197,7 +236,7 @@ def required(observed: Observed) -> set[tuple[int, str]]:
     """What should be in the spool of a site: next's CSR, and `now` where next carries that marker."""
     if observed.next is None:
         return set()
-    return {(observed.next, "csr"), *([(observed.next, "now")] if has(observed.name, observed.next, "now") else [])}
+    return {(observed.next, "csr"), *([(observed.next, "now")] if observed.has(observed.next, "now") else [])}
 
 
 def stray(observed: Observed, posted: set[tuple[int, str]]) -> set[tuple[int, str]]:
@@ -209,35 +248,6 @@ def directory(name: str, number: int | None = None) -> str:
     """The directory of a site, or of one of its generations."""
     path = f"{configuration.STATE}/sites/{name}"
     return path if number is None else f"{path}/{number:04d}"
-
-
-def has(name: str, number: int, marker: str) -> bool:
-    """Whether the generation carries a marker: `now`, `placeholder`, `withdrawn`."""
-    return os.path.exists(f"{directory(name, number)}/{marker}")
-
-
-def facts(name: str, number: int, kind: str) -> dict[str, object]:
-    """What root wrote down about a generation: `request` (key, key_created, spki_sha256, domains) or `cert` (sha256, not_before, not_after).
-    Raises integrity.Damaged."""
-    return integrity.facts(f"{directory(name, number)}/{kind}.json")
-
-
-def moment(name: str, number: int, what: str) -> int:
-    """key_created, not_before or not_after of a generation, in seconds since 1970."""
-    return int(str(facts(name, number, "request" if what == "key_created" else "cert")[what]))
-
-
-def pause(name: str, number: int | None, most: int) -> int:
-    """Seconds that a site may wait for its next try: `most`, or an eighth of the lifetime of this certificate, which may be short."""
-    if number is None or has(name, number, "placeholder"):
-        return most
-    return min(most, (moment(name, number, "not_after") - moment(name, number, "not_before")) // 8)
-
-
-def identities(name: str, number: int) -> list[str]:
-    """What the certificate of a generation is known by: the SHA-256 of all its bytes, and what else the judge said. Older versions had the first."""
-    known = facts(name, number, "cert")
-    return [str(known[key]) for key in ("sha256", "tbs_sha256", "issued_sha256") if known.get(key)]
 
 
 def linked(link: str, name: str) -> int | None:

@@ -39,7 +39,7 @@ class Change:
     @property
     def stands_in(self) -> bool:
         """Whether all there is is the placeholder."""
-        return not self.to or state.has(self.name, self.to, "placeholder")
+        return self.observed.stands_in
 
     @property
     def was_served(self) -> bool:
@@ -49,7 +49,7 @@ class Change:
     @property
     def kind(self) -> str:
         """The kind of its key, "ecdsa" or "rsa": another site may have the other for the same names."""
-        return str(state.facts(self.name, self.to, "request")["key"]).partition("-")[0]
+        return str(self.observed.facts(self.to, "request")["key"]).partition("-")[0]
 
     @property
     def goes_back(self) -> bool:
@@ -84,7 +84,7 @@ class Change:
         if self.stands_in or (self.to == self.back == self.observed.proven and not self.outdated):
             return False
         insist = insist or (self.notes.install.get("by") == "issuer" and not asked_by_issuer)
-        return (insist or not self.notes.is_put_off(self.to)) and state.moment(self.name, self.to, "not_after") > time.time()
+        return (insist or not self.notes.is_put_off(self.to)) and self.observed.moment(self.to, "not_after") > time.time()
 
     @property
     def may_be_shown(self) -> bool:
@@ -107,7 +107,7 @@ class Change:
 
     def sha256(self, number: int | None) -> str:
         """The leaf's fingerprint of a generation."""
-        return "" if number is None else str(state.facts(self.name, number, "cert")["sha256"])
+        return self.observed.sha256(number)
 
     def look(self, judge: judges.Judge, used: dict[str, services.Service]) -> None:
         """See what is shown before anything is changed."""
@@ -141,7 +141,7 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
     changes = []
     for found in wanted:
         try:
-            changes.append(Change(found, run.observed.get(found.name) or state.Observed(found.name)))
+            changes.append(Change(found, run.seen(found.name)))
             if changes[-1].notes.damage:
                 run.fail(found.name, f"{changes[-1].notes.damage}; what was noted of refusals and failures is forgotten, and written anew", os.EX_IOERR)
                 changes[-1].notes.save()
@@ -381,7 +381,7 @@ def _done(change: Change) -> None:
 
 
 def _put_off(run: Run, change: Change, what: str, text: str, follows: str = "a later run tries again, without asking the CA") -> None:
-    change.notes.put_off(change.to, what, text, state.pause(change.name, change.back, notes.BACK_OFF[-1]))
+    change.notes.put_off(change.to, what, text, change.observed.pause(change.back, notes.BACK_OFF[-1]))
     change.notes.install["by"] = "issuer" if run.asked_by_issuer else "root"
     change.notes.save()
     event = events.NOT_SERVED if what == "issued-not-served" else events.SERVICE_FAILED

@@ -117,6 +117,12 @@ def keep() -> tuple[int, list[str]]:
     return one.exit_code(), one.said
 
 
+def _wants(name: str) -> bool:
+    """Whether next is wanted now."""
+    observed = state.Observed(name)
+    return observed.has(observed.next, "now")
+
+
 def stands(name: str, number: int | None = None) -> None:
     """The site is as it should be: live and proven are one whole generation (this one), and a whole next one is posted."""
     observed = state.Observed(name)
@@ -138,7 +144,7 @@ def test_a_damaged_live_generation_gives_way_to_the_newest_whole_one(world: path
     assert f"{DAMAGED}: generation 0003 is damaged" in said[0] and entry in said[0] and "another certificate is asked for" in said[0]
     stands(DAMAGED, 2)
     stands(OTHER, 3)
-    assert state.has(DAMAGED, state.Observed(DAMAGED).next or 0, "now") and not state.has(OTHER, state.Observed(OTHER).next or 0, "now")
+    assert _wants(DAMAGED) and not _wants(OTHER)
     assert (0, []) == keep()
     certify(DAMAGED, state.Observed(DAMAGED).next or 0)
     assert (0, []) == keep()
@@ -154,7 +160,7 @@ def test_a_damaged_request_is_made_anew(world: pathlib.Path, entry: str, harm: C
     assert os.EX_IOERR == code and 1 == len(said) and entry in said[0]
     stands(DAMAGED, 3)
     observed = state.Observed(DAMAGED)
-    assert 5 == observed.next and not state.has(DAMAGED, 5, "now") and [1, 2, 3, 5] == observed.numbers
+    assert 5 == observed.next and not state.Observed(DAMAGED).has(5, "now") and [1, 2, 3, 5] == observed.numbers
     assert (0, []) == keep()
 
 
@@ -165,7 +171,7 @@ def test_an_older_generation_that_is_damaged_is_given_up(world: pathlib.Path, ha
     code, said = keep()
     assert os.EX_IOERR == code and 1 == len(said) and "generation 0002 is damaged" in said[0]
     stands(DAMAGED, 3)
-    assert [1, 3, 4] == state.Observed(DAMAGED).numbers and not state.has(DAMAGED, 4, "now")
+    assert [1, 3, 4] == state.Observed(DAMAGED).numbers and not state.Observed(DAMAGED).has(4, "now")
 
 
 def test_without_another_certificate_a_placeholder_lets_services_start(world: pathlib.Path) -> None:
@@ -175,7 +181,7 @@ def test_without_another_certificate_a_placeholder_lets_services_start(world: pa
     code, said = keep()
     assert os.EX_IOERR == code and 3 == len(said)
     observed = state.Observed(DAMAGED)
-    assert observed.live and state.has(DAMAGED, observed.live, "placeholder") and state.has(DAMAGED, observed.next or 0, "now")
+    assert observed.live and state.Observed(DAMAGED).has(observed.live, "placeholder") and state.Observed(DAMAGED).has(observed.next, "now")
     assert (0, []) == keep()
     stands(OTHER, 3)
 
@@ -251,7 +257,7 @@ def test_a_damaged_list_of_burnt_keys_is_told_and_read_as_far_as_it_can_be(world
 
 def test_a_burnt_certificate_is_revoked_although_its_key_is_damaged(world: pathlib.Path) -> None:
     """What was issued for a compromised key is owed a revocation, as long as the certificate can be read."""
-    burnt = str(state.facts(DAMAGED, 3, "request")["spki_sha256"])
+    burnt = state.Observed(DAMAGED).spki(3)
     garble(world / "sites" / DAMAGED / "0003" / "privkey.pem")
     (world / "keeper/burnt").write_text(burnt + "\n")
     keep()
@@ -342,7 +348,7 @@ def test_there_is_no_going_back_to_what_is_no_better(world: pathlib.Path, why: s
     for number in (2, 3):
         if why == "burnt":
             with open(world / "keeper/burnt", "a") as stream:
-                stream.write(f'{state.facts(DAMAGED, number, "request")["spki_sha256"]}\n')
+                stream.write(f'{state.Observed(DAMAGED).spki(number)}\n')
         elif why == "revoked":
             pathlib.Path(spool.requests(), f"{DAMAGED}@{number:04d}.revoke").write_text(json.dumps({"not_after": int(time.time() + 90 * DAY)}))
         elif why == "ends sooner":

@@ -31,6 +31,16 @@ class Run:
         self.observed: dict[str, state.Observed] = {}
         self.log = events.Log("nobody")
 
+    @property
+    def burnt(self) -> frozenset[str]:
+        return state.burnt()
+
+    def look(self, name: str) -> state.Observed:
+        self.observed[name] = state.Observed(name)
+        return self.observed[name]
+
+    seen = look
+
 
 @pytest.fixture
 def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -61,7 +71,7 @@ def test_what_is_posted_is_what_is_sent(run: Any, reason: str, code: int) -> Non
     assert list(found) == ["payload", "not_after"] and list(found["payload"]) == ["certificate", "reason"]
     assert found["payload"]["reason"] == code and found["not_after"] == END
     leaf = x509.load_der_x509_certificate(unb64(found["payload"]["certificate"]))
-    assert leaf.fingerprint(hashes.SHA256()).hex() == state.facts(NAME, 2, "cert")["sha256"]
+    assert leaf.fingerprint(hashes.SHA256()).hex() == state.Observed(NAME).sha256(2)
     assert leaf.public_bytes(serialization.Encoding.PEM) == pathlib.Path(state.directory(NAME, 2) + "/cert.pem").read_bytes()
     assert os.stat(f"{spool.requests()}/{NAME}@0002.revoke").st_mode & 0o777 == 0o640
     assert run.posted == {NAME: {(2, "revoke")}}
@@ -77,7 +87,7 @@ def test_it_is_noted_for_all_to_see_and_never_taken_again(run: Any) -> None:
     """Status reads the notes; the judge is told of every fingerprint in `spent`."""
     revoke.post(run, NAME, 2, "superseded")
     known = notes.Notes(NAME)
-    assert known.spent == {state.facts(NAME, 2, "cert")["sha256"]: END}
+    assert known.spent == {state.Observed(NAME).sha256(2): END}
     assert known.revoke["0002"]["reason"] == "superseded" and known.revoke["0002"]["not_after"] == END
 
 
@@ -117,7 +127,7 @@ def test_settling_leaves_it_there(run: Any) -> None:
 # ---- a compromised key
 
 def spki(number: int) -> str:
-    return str(state.facts(NAME, number, "request")["spki_sha256"])
+    return state.Observed(NAME).spki(number)
 
 
 def burn(*numbers: int) -> None:
@@ -156,7 +166,7 @@ def test_a_key_that_got_out_is_not_carried_on(leaked: Any) -> None:
     """Next gets another one, wanted now, by whatever run comes next."""
     install.settle(leaked, leaked.wanted)
     observed = state.Observed(NAME)
-    assert observed.next == 4 and spki(4) != spki(2) and state.has(NAME, 4, "now")
+    assert observed.next == 4 and spki(4) != spki(2) and state.Observed(NAME).has(4, "now")
     assert {(4, "csr"), (4, "now")} <= leaked.posted[NAME]
     install.settle(leaked, leaked.wanted)
     assert state.Observed(NAME).next == 4
@@ -167,7 +177,7 @@ def test_a_fresh_next_is_only_wanted_now(leaked: Any) -> None:
     install.settle(leaked, leaked.wanted)
     os.unlink(state.directory(NAME, 4) + "/now")
     install.settle(leaked, leaked.wanted)
-    assert state.Observed(NAME).next == 4 and state.has(NAME, 4, "now")
+    assert state.Observed(NAME).next == 4 and state.Observed(NAME).has(4, "now")
 
 
 def test_nothing_is_revoked_before_another_is_proven(leaked: Any) -> None:
@@ -236,7 +246,7 @@ def test_other_keys_are_left_alone(leaked: Any) -> None:
     for link in ("live", "proven"):
         generations.move(link, NAME, 4)
     burn(1)
-    assert not state.is_burnt(NAME, 4) and state.owed(state.Observed(NAME), set()) == [1, 2]
+    assert not state.Observed(NAME).is_burnt(4) and state.owed(state.Observed(NAME), set()) == [1, 2]
     notes.put("burnt", b"")
     assert state.owed(state.Observed(NAME), set()) == []
 
@@ -245,7 +255,7 @@ def test_the_graver_reason_wins(run: Any) -> None:
     """What was to be revoked for any reason, and whose key was compromised after, is to be revoked as keyCompromise; also where its generation is gone."""
     run.tell = lambda *_: None
     revoke.post(run, NAME, 2, "superseded")
-    notes.put("burnt", f"{state.facts(NAME, 2, 'request')['spki_sha256']}\n".encode())
+    notes.put("burnt", f"{state.Observed(NAME).spki(2)}\n".encode())
     generations.make_next(_wanted(), 3, None, now=False)
     generations.destroy(NAME, 2)
     revoke.aggravate(run, NAME)

@@ -99,10 +99,8 @@ def test_nobody_waits_for_a_site_that_nobody_showed(world):
 ])
 def test_what_failed_in_the_issuers_run_binds_no_other(monkeypatch, by, insist, asked_by_issuer, due):
     """A put-off that was noted in a run which the issuer asked for holds back such runs alone; one of root's own holds back all, but whoever insists."""
-    monkeypatch.setattr(switch.state, "has", lambda *_: False)
-    monkeypatch.setattr(switch.state, "moment", lambda *_: float("inf"))
     change = switch.Change.__new__(switch.Change)
     change.name, change.to, change.back, change.outdated = "example.org", 3, 2, False
-    change.observed = types.SimpleNamespace(proven=2)
+    change.observed = types.SimpleNamespace(proven=2, stands_in=False, moment=lambda *_: float("inf"))
     change.notes = types.SimpleNamespace(install={"by": by} if by else {}, is_put_off=lambda number: number == 3)
     assert change.is_due(insist, asked_by_issuer) == due
