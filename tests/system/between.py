@@ -41,6 +41,7 @@ class Between:
         self.odd_headers: dict[str, dict[str, str]] = {}   # the pattern of a path, and headers in place of the CA's
         self.of_another_account: tuple[int, str] | None = None         # (status, problem) for an order that replaces another account's certificate
         self.owners: dict[str, str] = {}                   # certificate (RFC 9773): account
+        self.interim = b""                                 # said before each answer
         self.rewrite: Callable[[str, bytes, Said], Said] = lambda path, body, said: said      # what becomes of an answer of the CA's
         between = self
 
@@ -75,6 +76,7 @@ class Between:
             do_GET = do_HEAD = do_POST = hand_on
 
             def say(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.wfile.write(between.interim)
                 self.send_response(status)
                 for key, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(key, value)

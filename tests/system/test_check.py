@@ -376,7 +376,7 @@ def test_the_clock_is_wrong(host: Host, well: str) -> None:
         server.shutdown()
         server.server_close()
         pebble.start()
-    assert "2 hours ahead of ca.stage.test's" in said(lines, "failed", "clock") and "its directory lacks newOrder" in said(lines, "failed", "CA")
+    assert "2 hours ahead of ca.stage.test's" in said(lines, "failed", "clock") and "is no ACME directory: it lacks newOrder" in said(lines, "failed", "CA")
 
 
 # ---- the host

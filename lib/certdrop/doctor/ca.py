@@ -7,7 +7,6 @@ what the CA and the issuer say, nothing but what is shown, cleaned. Reads: the n
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import re
 import ssl
@@ -16,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from certdrop import VERSION, spool
+from certdrop import spool
 from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.doctor.ask import ask
@@ -24,18 +23,19 @@ from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.doctor.names import Authority
 from certdrop.doctor.sites import unreadable
 from certdrop.events import clean, stamp
+from certdrop.issuer import directory as ca_directory
+from certdrop.issuer import transport
+from certdrop.issuer.failure import PROXY, Failure
 from certdrop.trust import roots
 from certdrop.walls import users
 from certdrop.watcher.evidence import as_object
 
-PATIENCE = 10.0                    # seconds for a step of the connection
-DEADLINE = 30.0                    # seconds for the answer
-MOST = 1 << 20                     # bytes of a directory
+DEADLINE = 20.0                    # seconds for the directory
+MOST = 1 << 20                     # bytes of the issuer's notes
 SKEW, TOO_MUCH = 60, 3600          # seconds: CAs date certificates back by an hour, and refuse nothing for less
 OF_THE_TIME, OF_ROOTS = (9, 10), (2, 18, 19, 20, 21)       # of OpenSSL's X509_V_ERR_...
 TIME = "set this host's clock: apt install systemd-timesyncd, or chrony, keeps it right"
 PROGRAM = "/usr/sbin/certdrop-account"
-NEEDED = ("newNonce", "newAccount", "newOrder")
 
 
 class Answer(NamedTuple):
@@ -76,8 +76,8 @@ def look(config: general.Config, sites: list[configuration.Site], asked: list[Li
     noted = _noted(url)
     place = _string(noted.get("account"))
     try:
-        answer = get(url, roots.bundles(config), config.proxy)
-    except (OSError, ValueError, http.client.HTTPException, RecursionError) as error:
+        answer = get(config)
+    except (Failure, configuration.ConfigError) as error:
         why, mend = explain(error, host, config)
         return [Line(FAILED, "CA", why, mend), *(asked or registered(config, noted))], Authority(["letsencrypt.org"] if public else [], place, public)
     meta = answer.directory.get("meta")
@@ -88,30 +88,14 @@ def look(config: general.Config, sites: list[configuration.Site], asked: list[Li
     return lines, Authority(identities or (["letsencrypt.org"] if public else []), place, public)
 
 
-def get(url: str, bundles: list[str], proxy: str = "") -> Answer:
-    """The directory. Raises OSError (ssl.SSLError among them), HTTPException, ValueError."""
-    parts, through = urlsplit(url), urlsplit(proxy)
-    place = (parts.hostname or "", parts.port or 443)
-    context = ssl.create_default_context(cafile=bundles[0])
-    for bundle in bundles[1:]:
-        context.load_verify_locations(bundle)
-    connection = http.client.HTTPSConnection(*((through.hostname, through.port or 3128) if through.hostname else place), timeout=PATIENCE, context=context)
-    if through.hostname:
-        connection.set_tunnel(*place)
-    end = time.monotonic() + DEADLINE
+def get(config: general.Config) -> Answer:
+    """The directory, as the issuer asks for it. Raises Failure, and ConfigError where a file of roots cannot be read."""
+    line = transport.Transport(transport.context(config), time.monotonic() + DEADLINE, transport.Gate(), config.proxy, tries=1)
     try:
-        connection.request("GET", parts.path or "/", headers={"User-Agent": f"certdrop-check/{VERSION}"})
-        response = connection.getresponse()
-        now, data = time.time(), b""
-        while more := response.read1(65536):
-            data += more
-            if len(data) > MOST or time.monotonic() > end:
-                raise ValueError("an answer that is too long, or does not end")
-        if response.status != 200:
-            raise ValueError(f"HTTP {response.status}")
-        return Answer(as_object(data), _skew(response.headers.get("Date"), now))
+        found, answer = ca_directory.fetch(line, config.directory_url)
+        return Answer(found, _skew(answer.headers.get("Date"), time.time()))
     finally:
-        connection.close()
+        line.close()
 
 
 def _skew(date: str | None, now: float) -> float | None:
@@ -123,11 +107,12 @@ def _skew(date: str | None, now: float) -> float | None:
 
 def explain(error: Exception, host: str, config: general.Config) -> tuple[str, str]:
     """Why the CA could not be asked, and how to mend it."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        why = f"{host}: its certificate is not valid ({clean(error.verify_message, 100)}); nothing is asked of it"
-        if error.verify_code in OF_THE_TIME:
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        why = f"{host}: its certificate is not valid ({clean(cause.verify_message, 100)}); nothing is asked of it"
+        if cause.verify_code in OF_THE_TIME:
             return f"{why}; by this host's clock it is {stamp()}", TIME
-        if error.verify_code in OF_ROOTS:
+        if cause.verify_code in OF_ROOTS:
             place = config.own_roots if config.ca_bundle == configuration.STORE else config.ca_bundle
             return (f"{why}; {' and '.join(roots.bundles(config))} {'have' if len(roots.bundles(config)) > 1 else 'has'} no root for it",
                     f"put the root certificate of the CA's server (PEM) into {place}; or, where another answers in the CA's place, see proxy in certdrop.toml")
@@ -136,15 +121,18 @@ def explain(error: Exception, host: str, config: general.Config) -> tuple[str, s
         why, mend = unreadable(bundle)
         if why:
             return f"ca_bundle: {why}", mend or f"correct ca_bundle in {configuration.ETC}/certdrop.toml"
-    if isinstance(error, OSError):
-        return (f"{host} cannot be reached: {clean(error.strerror or error, 150)}; nothing is issued or renewed until then",
+    if isinstance(error, Failure) and error.problem == PROXY:
+        return f"{clean(error, 300)}; nothing is issued or renewed until then", f"see proxy in {configuration.ETC}/certdrop.toml"
+    if isinstance(cause, OSError):
+        said = clean(error, 150).removeprefix(f"{host}: ")
+        return (f"{host} cannot be reached: {said}; nothing is issued or renewed until then",
                 f"curl -v {config.directory_url}; see firewall, resolver, and proxy in certdrop.toml")
-    return f"{host}: no ACME directory: {clean(error, 150)}", "see directory in certdrop.toml"
+    return clean(error, 300), "see directory in certdrop.toml"
 
 
 def directory(found: dict[str, object], host: str) -> Line:
     """Whether it is one (RFC 8555 section 7.1.1)."""
-    missing = [key for key in NEEDED if not _string(found.get(key)).startswith("https://")]
+    missing = [key for key in ca_directory.NEEDED if not _string(found.get(key)).startswith("https://")]
     if missing:
         return Line(FAILED, "CA", f"{host}: its directory lacks {', '.join(missing)}", "see directory in certdrop.toml")
     has = "tells when to renew (ARI)" if "renewalInfo" in found else "does not tell when to renew (no ARI): certdrop goes by the lifetime"

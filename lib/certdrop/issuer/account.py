@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from certdrop import spool
 from certdrop.config import site
-from certdrop.issuer import clock, notes
+from certdrop.issuer import clock, directory, notes
 from certdrop.issuer.transport import Answer, Transport
 from certdrop.issuer.failure import REFUSED, UNREACHABLE, AccountUnknown, Failure, from_answer
 from certdrop.signer import jose
@@ -28,8 +28,6 @@ NONCES = 3                         # tries at a request whose nonce is refused (
 LOST = ("the CA knows no account {} by this host's key any more: its key was changed on a clone of this host, it was deactivated, "
         "or the CA lost it")
 FORBIDS = "a CAA record with accounturi={} forbids that: certdrop-account show prints the new record"
-NEEDED = ("newNonce", "newAccount", "newOrder")        # of a directory
-SIGNED = ("newAccount", "newOrder", "revokeCert", "keyChange")         # what is sent there is signed
 
 
 class Account:
@@ -63,22 +61,15 @@ class Account:
 
     def is_here(self, url: object) -> bool:
         """Whether a URL is at the directory's host: the signer signs for no other."""
-        return isinstance(url, str) and jose.place_of(url) == jose.place_of(self.directory_url)
+        return directory.is_at(self.directory_url, url)
 
     def _load(self) -> None:
         found = notes.table(self._entry)
-        fit = {"directory": self.as_directory(found.get("directory")) is not None,
+        fit = {"directory": directory.as_directory(self.directory_url, found.get("directory")) is not None,
                "directory_at": spool.is_credible(found.get("directory_at"), clock.FRESH, time.time()),
                "account": self.is_here(found.get("account")), "contact": isinstance(found.get("contact"), list),
                "changing": isinstance(found.get("changing"), bool), "before": self.is_here(found.get("before"))}
         self.known = {key: value for key, value in found.items() if fit.get(key)}
-
-    def as_directory(self, found: object) -> dict[str, object] | None:
-        """A directory object (RFC 8555 section 7.1.1) without what the signer would not sign for; None where it is none."""
-        if not isinstance(found, dict):
-            return None
-        fit = {key: value for key, value in found.items() if key not in SIGNED or self.is_here(value)}
-        return fit if all(isinstance(fit.get(name), str) for name in NEEDED) else None
 
     def _save(self) -> None:
         if self._keep:
@@ -99,13 +90,7 @@ class Session:
             known, at = self.account.known.get("directory"), self.account.known.get("directory_at")
             if not fresh and isinstance(known, dict) and spool.is_credible(at, clock.FRESH, time.time()):
                 return known
-            url = self.account.directory_url
-            answer = self.transport.request("GET", url)
-            if answer.status != 200:
-                raise from_answer(url, answer.status, answer.body, answer.headers.get("Retry-After"))
-            found = self.account.as_directory(as_object(answer))
-            if found is None:
-                raise Failure(UNREACHABLE, f"{url} is no ACME directory")
+            found, _ = directory.fetch(self.transport, self.account.directory_url)
             self.account.note(directory=found, directory_at=int(time.time()))
             return found
 
@@ -230,12 +215,3 @@ class Session:
                 return
         there = f"it offers {', '.join(sorted(map(str, offered)))}" if isinstance(offered, dict) and offered else "it offers none"
         raise Failure(REFUSED, f'the CA has no profile "{profile}"; {there}', problem="invalidProfile")
-
-
-def as_object(answer: Answer) -> dict[str, object]:
-    """The JSON object in an answer; empty where there is none."""
-    try:
-        found = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

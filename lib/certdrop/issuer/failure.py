@@ -18,6 +18,8 @@ VALIDATION = "validation"
 REFUSED = "refused"
 LOCAL = "local"                        # this host's own: no room, no memory, a process that was killed
 
+PROXY = "proxy"                        # the problem of a failure that is the configured proxy's, and not the CA's
+
 OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 URN = "urn:ietf:params:acme:error:"

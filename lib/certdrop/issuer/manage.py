@@ -20,7 +20,8 @@ from certdrop import words as saying
 from certdrop.commandline import Program, Syntax, Words
 from certdrop.config import general, site
 from certdrop.issuer import orders, turn
-from certdrop.issuer.account import FORBIDS, LOST, Account, Session, as_object
+from certdrop.issuer.account import FORBIDS, LOST, Account, Session
+from certdrop.issuer.directory import as_object
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.failure import REFUSED, VALIDATION, Failure
 from certdrop.signer import jose, process, protocol

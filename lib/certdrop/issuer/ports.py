@@ -26,7 +26,8 @@ from cryptography.x509.oid import NameOID
 
 from certdrop import spool
 from certdrop.config import site
-from certdrop.issuer.account import NONCES, Session, as_object
+from certdrop.issuer.account import NONCES, Session
+from certdrop.issuer.directory import as_object
 from certdrop.issuer.transport import Answer
 from certdrop.issuer.failure import (RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, Failure, from_answer, names_in, of_this_host,
                                      seconds_of, told)

@@ -17,22 +17,27 @@ import urllib.parse
 
 from certdrop import VERSION
 from certdrop.config import general, site
-from certdrop.issuer import connect
-from certdrop.issuer.failure import OURS, RATE_LIMITED, UNREACHABLE, Failure, of_this_host, seconds_of
+from certdrop.issuer import coding, connect
+from certdrop.issuer.failure import OURS, PROXY, RATE_LIMITED, REFUSED, UNREACHABLE, Failure, of_this_host, seconds_of
+from certdrop.signer import jose
 from certdrop.trust import roots
 
 REQUEST = 30.0                     # seconds for one request, from the name's lookup to the last byte
 MAX_ANSWER = 1 << 20               # bytes
 PATIENCE = 30.0                    # seconds that a run waits by itself when the CA says Retry-After; longer is for the next run
 TRIES = 3                          # at a request that the CA puts off
+REDIRECTING, REDIRECTS = (301, 302, 303, 307, 308), 5
+INTERIM = 32                       # answers that are not the final one, before it
+PROXY_PORT = 3128
 AGENT = f"certdrop/{VERSION} (acme-tiny)"
 
 
 class Answer:
     """What a server answered, in the shape that urllib's answers have."""
 
-    def __init__(self, status: int, headers: email.message.Message, body: bytes) -> None:
+    def __init__(self, status: int, headers: email.message.Message, body: bytes, url: str = "") -> None:
         self.status, self.headers, self.body = status, headers, body
+        self.url = url                         # where it came from, after redirects
 
     def read(self) -> bytes:
         """The body."""
@@ -85,14 +90,15 @@ def context(config: general.Config) -> ssl.SSLContext:
 class Transport:
     """Connections that one worker keeps. Not for two threads."""
 
-    def __init__(self, context: ssl.SSLContext, deadline: float, gate: Gate, proxy: str = "", dialled: connect.Connecting | None = None) -> None:
-        self.context, self.gate = context, gate
+    def __init__(self, context: ssl.SSLContext, deadline: float, gate: Gate, proxy: str = "", dialled: connect.Connecting | None = None,
+                 tries: int = TRIES) -> None:
+        self.context, self.gate, self.tries = context, gate, tries
         self.deadline = deadline               # time.monotonic() by which all must be done
         self.requests = 0
         found = urllib.parse.urlsplit(proxy)
-        self.proxy = (found.hostname, found.port or 3128) if found.hostname else None
+        self.proxy = (found.hostname, found.port or PROXY_PORT) if found.hostname else None
         self._dialled = dialled                # a connection that is being made already
-        self._open: dict[tuple[str, int], http.client.HTTPSConnection] = {}
+        self._open: dict[tuple[str, int], _Connection] = {}
 
     def close(self) -> None:
         """Close all connections."""
@@ -101,18 +107,34 @@ class Transport:
         self._open.clear()
 
     def request(self, method: str, url: str, body: bytes | None = None, kind: str = "") -> Answer:
-        """One request; sent again, after a wait, where the CA says so. Raises Failure."""
-        for tries in range(1, TRIES + 1):
+        """One request; sent again, after a wait, where the CA says so, and to where it redirects, at its host, what is not signed.
+        Raises Failure."""
+        for tries in range(1, self.tries + 1):
             self.gate.pass_through(self.deadline)
-            answer = self._request(method, url, body, kind)
+            answer = self._followed(method, url, body, kind)
             wait = seconds_of(answer.headers.get("Retry-After"))
             if answer.status not in (429, 503) or not wait:
                 break
             if wait <= PATIENCE or answer.status == 503:
                 self.gate.close(wait)
-            if wait > PATIENCE or tries == TRIES:
+            if wait > PATIENCE or tries == self.tries:
                 break
         return answer
+
+    def _followed(self, method: str, url: str, body: bytes | None, kind: str) -> Answer:
+        answer = self._request(method, url, body, kind)
+        for _ in range(REDIRECTS):
+            there = answer.headers.get("Location") if answer.status in REDIRECTING else None
+            if not there:
+                return answer
+            target = urllib.parse.urljoin(answer.url, str(there))
+            _split(target)
+            if body is not None:
+                raise Failure(REFUSED, f"{url} redirects to {target}; what is signed is for one URL (RFC 8555 section 6.4), so that is not followed")
+            if jose.place_of(target) != jose.place_of(url):
+                return answer                  # nothing is asked of another host than the configured one
+            answer = self._request(method, target, None, kind)
+        raise Failure(UNREACHABLE, f"{url} redirects again and again")
 
     def _request(self, method: str, url: str, body: bytes | None, kind: str) -> Answer:
         parts = _split(url)
@@ -124,12 +146,15 @@ class Transport:
             connection = kept or self._connection(place)
             try:
                 answer = self._once(connection, method, target, body, headers)
+                answer.url = url
             except (OSError, http.client.HTTPException, UnicodeError) as error:
                 connection.close()
                 if kept and isinstance(error, (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
                     continue                   # it had been idle for too long; the next one is new, so this happens once
                 if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in OURS:
                     raise of_this_host(error) from error
+                if not connection.is_through:
+                    raise self._of_the_proxy(place, error) from error
                 raise Failure(UNREACHABLE, f"{parts.hostname}: {_words(error)}") from error
             except BaseException:
                 connection.close()
@@ -138,17 +163,27 @@ class Transport:
                 self._open[place] = connection
             return answer
 
-    def _connection(self, place: tuple[str, int]) -> http.client.HTTPSConnection:
-        connection = http.client.HTTPSConnection(*(self.proxy or place), timeout=REQUEST, context=self.context)
+    def _connection(self, place: tuple[str, int]) -> _Connection:
+        connection = _Connection(*(self.proxy or place), timeout=REQUEST, context=self.context)
         if self.proxy:
             connection.set_tunnel(*place)
+            connection.is_through = False
         return connection
+
+    def _of_the_proxy(self, place: tuple[str, int], error: Exception) -> Failure:
+        """What went wrong before the proxy led anywhere."""
+        proxy, there = (f"{site.as_host(host)}:{port}" for host, port in (self.proxy or place, place))
+        _, refused, said = str(error).partition("Tunnel connection failed: ")          # http.client's words
+        if not refused:
+            return Failure(UNREACHABLE, f"the proxy {proxy}: {_words(error)}; the CA was not asked", problem=PROXY)
+        why = "; it wants a password" if said.startswith("407") else ""
+        return Failure(UNREACHABLE, f"the proxy {proxy} does not lead to {there}: {said}{why}; the CA was not asked", problem=PROXY)
 
     def _connect(self, end: float, address: tuple[str, int], *_: object, **__: object) -> socket.socket:
         dialled, self._dialled = self._dialled, None
         return dialled.take(end) if dialled and dialled.address == address else connect.connect(end, address)
 
-    def _once(self, connection: http.client.HTTPSConnection, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+    def _once(self, connection: _Connection, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         end = min(self.deadline, time.monotonic() + REQUEST)
         if end <= time.monotonic():
             raise Failure(UNREACHABLE, "the order was not finished within its time")
@@ -165,11 +200,32 @@ class Transport:
             size += len(chunk)
             chunks.append(chunk)
             if size > MAX_ANSWER:
-                raise Failure(UNREACHABLE, f"{connection.host}: an answer longer than {MAX_ANSWER} bytes")
+                raise Failure(UNREACHABLE, f"{connection.place}: an answer longer than {MAX_ANSWER} bytes")
         if response.length:
             raise http.client.IncompleteRead(b"", response.length)
         response.close()                       # of an answer to HEAD, reading tells nobody that it has ended
-        return Answer(response.status, response.headers, b"".join(chunks))
+        return Answer(response.status, response.headers, _plain(b"".join(chunks), response.headers, method, connection.place))
+
+
+class _Connection(http.client.HTTPSConnection):
+    """A connection of which is known how far it came. Raises as its base does."""
+
+    is_through = True                          # to the CA's own server: where there is a proxy, it has agreed
+
+    @property
+    def place(self) -> str:
+        """The CA's host."""
+        return str(getattr(self, "_tunnel_host", None) or self.host)
+
+    def connect(self) -> None:
+        """TCP, the proxy's consent where there is one, and TLS."""
+        http.client.HTTPConnection.connect(self)
+        self.is_through = True
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.place)
+
+    def __init__(self, host: str, port: int, *, timeout: float, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, timeout=timeout, context=context)
+        self._tls = context
 
 
 class _Timed(io.RawIOBase):
@@ -200,12 +256,36 @@ class _Response(http.client.HTTPResponse):
         self._file = self.fp                   # keeps the socket open where the server says Connection: close
         self.fp = io.BufferedReader(_Timed(sock, end))
 
+    def _read_status(self) -> tuple[str, int, str]:
+        """The status line of the final answer: interim ones (RFC 9110 section 15.2) are passed over. The base knows 100 alone, and reads a
+        proxy's answer to CONNECT by this, too."""
+        for _ in range(INTERIM):
+            found: tuple[str, int, str] = super()._read_status()       # type: ignore[misc]
+            if not 100 <= found[1] < 200 or found[1] == 101:           # 101 is final
+                return found
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException("interim answers, and no other")
+
     def close(self) -> None:
         """Close it, and what it kept open."""
         try:
             super().close()
         finally:
             self._file.close()
+
+
+def _plain(body: bytes, headers: email.message.Message, method: str, host: str) -> bytes:
+    """A body that something in between compressed, unpacked. Raises Failure."""
+    codings = ", ".join(map(str, headers.get_all("Content-Encoding") or []))
+    if not codings or not body or method == "HEAD":
+        return body
+    try:
+        return coding.plain(body, codings, MAX_ANSWER)
+    except coding.TooLong as error:
+        raise Failure(UNREACHABLE, f"{host}: an answer longer than {MAX_ANSWER} bytes") from error
+    except coding.Undecodable as error:
+        raise Failure(UNREACHABLE, f"{host}: its answer is compressed ({error}), which was not asked for, and cannot be read; see whether something in "
+                      "between, such as a proxy, does that") from error
 
 
 def _split(url: str) -> urllib.parse.SplitResult:
