@@ -22,7 +22,7 @@ PARTS = {"admin", "config", "doctor", "importer", "issuer", "judge", "keeper", "
 NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelve"}
 
 # What a room may use of ours (itself is always allowed): a room, a module at the top, or one module of a room. A module of its own row may that, too.
-READS_NGINX = {"nginx/configuration", "nginx/challenge", "nginx/expression", "nginx/vacancy", "nginx/run"}
+READS_NGINX = {"nginx/syntax", "nginx/configuration", "nginx/challenge", "nginx/expression", "nginx/vacancy", "nginx/run"}
 OURS = {
     "start": {"terminal"},
     "issuer": {"start", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "signer"},

@@ -20,7 +20,8 @@ from certdrop.doctor.line import FAILED, OK, WARNING, Line, verdict
 from certdrop.events import clean
 from certdrop.nginx import challenge, expression, run, vacancy
 from certdrop.nginx import configuration as nginxconf
-from certdrop.nginx.configuration import Configuration, Directive, Server
+from certdrop.nginx.configuration import Configuration, Server
+from certdrop.nginx.syntax import Directive
 
 PID = "/run/nginx.pid"             # Debian's, where the configuration names none
 OLDEST = (1, 18)
@@ -194,7 +195,7 @@ def _certificate(server: Server, named: list[Directive], include: str, site: con
 def tls(config: Configuration, sites: list[configuration.Site], version: tuple[int, ...]) -> list[Line]:
     """The TLS settings of the blocks that serve these sites, against the guideline's intermediate level."""
     includes = {f"{configuration.STATE}/live/{found.name}/nginx.conf" for found in sites}
-    servers = [server for server in config.servers if any(one.file in includes for one in server.inside)]
+    servers = [server for server in config.servers if any(config.includes(server, path) for path in includes)]
     if not servers:
         return []
     wrong: dict[str, str] = {}                 # what mends it: in the block, as what http says may be there once only

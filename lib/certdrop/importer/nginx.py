@@ -18,7 +18,8 @@ from certdrop import events, spool
 from certdrop.config import site
 from certdrop.nginx import challenge, run
 from certdrop.nginx import configuration as nginxconf
-from certdrop.nginx.configuration import Configuration, Directive, Server, Source
+from certdrop.nginx.configuration import Configuration, Server
+from certdrop.nginx.syntax import Directive, Source
 from certdrop.walls import users
 
 TIMEOUT = 60                       # seconds for nginx -T

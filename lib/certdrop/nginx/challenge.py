@@ -13,7 +13,8 @@ from typing import NamedTuple
 from certdrop import spool
 from certdrop.config import site
 from certdrop.nginx import expression
-from certdrop.nginx.configuration import Configuration, Directive, Server, listen
+from certdrop.nginx.configuration import Configuration, Server, listened
+from certdrop.nginx.syntax import Directive
 
 PATH = "/.well-known/acme-challenge/"
 TOKEN = "certdrop-looks-for-the-way-to-its-challenges"
@@ -69,7 +70,7 @@ def _way(config: Configuration, address: str, name: str) -> Way:
         return Way(None, f"nginx does not listen on port 80{' over IPv6' if address.startswith('[') and config.answers.addresses(80) else ''}")
     wrapped = config.answers.wrapped(address, 80)
     if wrapped:
-        at = [one for other in config.servers for one in other.all("listen") if wrapped in one.args and listen(one.args).port == 80]
+        at = [one for other in config.servers for one in other.all("listen") if wrapped in one.args and any(found.port == 80 for found in listened(*one.args))]
         return Way(server, f"{at[0].place}: {_words(at[0])} makes port 80 one that does not speak plain HTTP",
                    f"take the word {wrapped} out of " + " and ".join(f"the listen at {one.place}" for one in at))
     path = PATH + TOKEN

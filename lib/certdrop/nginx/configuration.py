@@ -1,59 +1,27 @@
-"""nginx's configuration, as `nginx -T` prints it: files, directives with file and line, and which server block answers for a name.
+"""nginx's configuration, as `nginx -T` prints it: its files, and which server block answers for a name.
 
-A reader, not a judge: whatever it is given it makes something of, and raises nothing. Tokens are cut as nginx cuts them
-(ngx_conf_read_token); Lua blocks are passed over. Runs as: anyone. Trusts, reads, writes: nothing.
+A reader, not a judge: whatever it is given it makes something of, and raises nothing. Runs as: anyone. Trusts, reads, writes: nothing.
 Debian 12 has no package that does this (python3-crossplane is younger).
 """
 
 from __future__ import annotations
 
-import bisect
 import fnmatch
+import functools
+import gc
+import ipaddress
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import NamedTuple
 
 from certdrop.nginx import expression
+from certdrop.nginx.syntax import DEPTH, Directive, Source, parse
 
-DEPTH = 64                         # includes and blocks within each other that are followed
-MOST = 500_000                     # directives
+MOST = 500_000                     # directives that includes bring into one block
+HOST = os.uname().nodename.lower()                              # nginx's $hostname
 
 _HEADER = re.compile(r"^# configuration file (/.*):$", re.MULTILINE)
-_SPACE = " \t\r\n"
-_ESCAPES = {'"': '"', "'": "'", "\\": "\\", "t": "\t", "r": "\r", "n": "\n"}
-
-
-class Source(NamedTuple):
-    """One file."""
-
-    path: str
-    text: str
-
-
-@dataclass
-class Directive:
-    """One directive. `start` and `end` are offsets into its file's text, with its `;` or `}`; `line` and `last` the lines of these, from 1."""
-
-    name: str
-    args: list[str]
-    file: str
-    line: int
-    start: int
-    last: int = 0
-    end: int = 0
-    block: list[Directive] | None = None
-
-    @property
-    def place(self) -> str:
-        """FILE:LINE."""
-        return f"{self.file}:{self.line}"
-
-    @property
-    def value(self) -> str:
-        """The first argument, "" where there is none."""
-        return self.args[0] if self.args else ""
 
 
 class Listen(NamedTuple):
@@ -74,14 +42,16 @@ class Listen(NamedTuple):
         return next((word for word in self.words if word in ("ssl", "proxy_protocol")), "")
 
 
-@dataclass
 class Server:
-    """A server block of the http part, its includes resolved."""
+    """A server block of the http part."""
 
-    directive: Directive
-    listens: list[Listen]
-    names: list[str] = field(default_factory=list)
-    inside: list[Directive] = field(default_factory=list)
+    def __init__(self, directive: Directive, listens: list[Listen], names: list[str], expand: Callable[[list[Directive] | None], list[Directive]]) -> None:
+        self.directive, self.listens, self.names, self._expand = directive, listens, names, expand
+
+    @functools.cached_property
+    def inside(self) -> list[Directive]:
+        """Its directives, its includes resolved."""
+        return self._expand(self.directive.block)
 
     def ports(self) -> set[int]:
         """Where it listens."""
@@ -106,53 +76,26 @@ def sources(dump: str) -> list[Source]:
     return [Source(path, text) for path, text in found.items()]
 
 
-def parse(source: Source) -> list[Directive]:
-    """The directives of one file; what is inside a block in `block`. Broken text gives what there is up to where it breaks."""
-    top: list[Directive] = []
-    open_blocks = [top]
-    owners: list[Directive] = []
-    words: list[str] = []
-    start = count = 0
-    lexer = _Lexer(source.text)
-    for kind, word, begin, end in lexer:
-        if kind == "word":
-            start = begin if not words else start
-            words.append(word)
-            continue
-        if kind == "}":
-            if owners:
-                owners[-1].end, owners[-1].last = end, lexer.line_of(end - 1)
-                owners.pop()
-                open_blocks.pop()
-            words = []
-            continue
-        if not words:
-            continue
-        one = Directive(words[0], words[1:], source.path, lexer.line_of(start), start, lexer.line_of(end - 1), end)
-        words, count = [], count + 1
-        open_blocks[-1].append(one)
-        if count >= MOST:
-            break
-        if kind == "{":
-            one.block = []
-            if one.name.endswith("_by_lua_block"):
-                one.end = lexer.pass_lua()
-                one.last = lexer.line_of(one.end - 1)
-                continue
-            owners.append(one)
-            open_blocks.append(one.block if len(owners) <= DEPTH else [])
-    for owner in owners:                                   # never closed
-        owner.end, owner.last = len(source.text), lexer.line_of(len(source.text))
-    return top
-
-
 class Configuration:
     """All files of a configuration, the main one first."""
 
     def __init__(self, files: list[Source]) -> None:
-        self.parsed = {source.path: parse(source) for source in files}
+        collects = gc.isenabled()
+        gc.disable()                                           # nothing of this is garbage, and there may be a million objects
+        try:
+            self._read(files)
+        finally:
+            if collects:
+                gc.enable()
+
+    def _read(self, files: list[Source]) -> None:
+        parsed = {source.path: parse(source) for source in files}
+        self.parsed = {path: one.top for path, one in parsed.items()}
+        self.cut = any(one.cut for one in parsed.values())     # whether there is more than is read
         self.texts = dict(files)
         self.main = files[0].path if files else "/etc/nginx/nginx.conf"
+        self._known: dict[str, list[str]] = {}                 # the files that an include brings, by its pattern
+        self._brought: dict[str, list[Directive]] = {}         # and what stands in them
         self.top = self.expand(self.parsed.get(self.main))
         self.http = [inner for one in self.top if one.name == "http" for inner in self.expand(one.block)]
         self.servers = [self._server(one) for one in self.http if one.name == "server" and one.block is not None]
@@ -163,10 +106,11 @@ class Configuration:
 
     def included(self, pattern: str) -> list[str]:
         """The files that an `include` brings, in the order of glob(3)."""
-        path = self._absolute(pattern)
-        if path in self.parsed:
-            return [path]
-        return sorted(known for known in self.parsed if matches(known, path)) if re.search(r"[*?\[]", path) else []
+        if pattern not in self._known:
+            path = self._absolute(pattern)
+            found = sorted(known for known in self.parsed if matches(known, path)) if re.search(r"[*?\[]", path) else []
+            self._known[pattern] = [path] if path in self.parsed else found
+        return self._known[pattern]
 
     def patterns(self) -> list[str]:
         """What the http part itself includes, as absolute patterns, whether there is a file or not."""
@@ -178,13 +122,24 @@ class Configuration:
     def expand(self, block: list[Directive] | None) -> list[Directive]:
         """The directives of a block, what its includes bring in their place."""
         found: list[Directive] = []
-        self._into(found, block or [], (), [MOST])
+        for one in block or []:
+            if one.name != "include":
+                found.append(one)
+                continue
+            if one.value not in self._brought:
+                self._brought[one.value] = []
+                self._into(self._brought[one.value], [one], (), [MOST])
+            found += self._brought[one.value]
+            if len(found) > MOST:
+                self.cut = True
+                break
         return found
 
     def _into(self, found: list[Directive], block: list[Directive], above: tuple[str, ...], left: list[int]) -> None:
         for one in block:
             left[0] -= 1
             if left[0] < 0:
+                self.cut = True
                 return
             if one.name != "include":
                 found.append(one)
@@ -192,30 +147,70 @@ class Configuration:
             for path in self.included(one.value):
                 if path not in above and len(above) < DEPTH:
                     self._into(found, self.parsed[path], (*above, path), left)
+                elif path not in above:
+                    self.cut = True
+
+    def includes(self, server: Server, path: str) -> bool:
+        """Whether a server block includes this file itself."""
+        return any(one.name == "include" and path in self.included(one.value) for one in server.directive.block or [])
 
     def _server(self, one: Directive) -> Server:
-        inside = self.expand(one.block)
-        listens = [listen(inner.args) for inner in inside if inner.name == "listen" and inner.args]
-        names = [name if name.startswith("~") else name.lower() for inner in inside if inner.name == "server_name" for name in inner.args]
-        return Server(one, listens or [Listen("*", 80, ())], names or [""], inside)
+        listens, names = list[Listen](), list[str]()
+        for inner in self.expand(one.block):
+            if inner.name == "listen":
+                listens += listened(*inner.args)
+            elif inner.name == "server_name":
+                names += [HOST if name == "$hostname" else name if name.startswith("~") else name.lower() for name in inner.args]
+        return Server(one, listens or [Listen("*", 80, ())], names or [""], self.expand)
 
     def settings(self, server: Server, name: str) -> list[Directive]:
         """The directives of that name that hold in a server block: its own, else those of the http part."""
         return server.all(name) or self._set.get(name, [])
 
 
-def listen(args: list[str]) -> Listen:
-    """What a `listen` says (ngx_parse_url)."""
-    where, words = args[0], tuple(args[1:])
+@functools.lru_cache(maxsize=1024)
+def listened(where: str = "", *words: str) -> tuple[Listen, ...]:
+    """What a `listen` says (ngx_parse_url): a place for each of its addresses; of a range of ports its first one, and those that challenges come to."""
     if where.startswith("unix:"):
-        return Listen(where, 0, words)
-    if where[:1].isdigit() and re.fullmatch(r"\d{1,5}(-\d+)?", where):
-        return Listen("*", int(where.partition("-")[0]), words)
-    found = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(\d{1,5})(?:-\d+)?)?", where)
+        return (Listen(where, 0, words),)
+    found = re.fullmatch(r"(?:(\[[^\]]*\]|[^:\[]*):)?(\d{1,5})(?:-(\d{1,5}))?|(\[[^\]]*\]|[^:\[]*)", where)
     if found is None:
-        return Listen(where, 0, words)
-    address = {"0.0.0.0": "*", "": "*", "[::0]": "[::]"}.get(found[1], found[1].lower())
-    return Listen(address, int(found[2] or 80), words)
+        return (Listen(where, 0, words),)
+    first = int(found[2] or 80)
+    ports = [first, *(port for port in (80, 443) if first < port <= int(found[3] or 0))]
+    return tuple(Listen(address, port, words) for address in _addresses(found[1] or found[4] or "") for port in ports)
+
+
+def _addresses(host: str) -> list[str]:
+    """The host part of a `listen` as addresses; what has none here as it stands."""
+    if host in ("", "*"):
+        return ["*"]
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return _hosts().get(host.lower(), [host.lower()])
+    if not int(address):
+        return ["*" if address.version == 4 else "[::]"]
+    return [str(address) if address.version == 4 else f"[{address}]"]
+
+
+@functools.lru_cache(maxsize=1)
+def _hosts() -> dict[str, list[str]]:
+    """The names of /etc/hosts. Others are not looked up."""
+    found: dict[str, list[str]] = {}
+    try:
+        with open("/etc/hosts", encoding="utf-8", errors="replace") as stream:
+            lines = stream.read(1 << 20).splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        address, *names = line.partition("#")[0].split() or [""]
+        for name in names:
+            try:
+                found.setdefault(name.lower(), []).extend(_addresses(str(ipaddress.ip_address(address))))
+            except ValueError:
+                continue
+    return found
 
 
 class _Place:
@@ -307,73 +302,3 @@ def matches(path: str, pattern: str) -> bool:
     parts, wanted = path.split("/"), pattern.split("/")
     return len(parts) == len(wanted) and all(
         fnmatch.fnmatchcase(part, want) and not (part.startswith(".") and not want.startswith(".")) for part, want in zip(parts, wanted))
-
-
-class _Lexer:
-    """Tokens as (kind, word, begin, end): kind is "word", ";", "{" or "}"."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.at = text, 0
-        self._lines = [found.start() for found in re.finditer("\n", text)]
-
-    def line_of(self, offset: int) -> int:
-        """The line of an offset, from 1."""
-        return bisect.bisect_left(self._lines, offset) + 1
-
-    def __iter__(self) -> Iterator[tuple[str, str, int, int]]:
-        text = self.text
-        while self.at < len(text):
-            begin, char = self.at, text[self.at]
-            if char in _SPACE:
-                self.at += 1
-            elif char == "#":
-                end = text.find("\n", begin)
-                self.at = len(text) if end < 0 else end
-            elif char in ";{}":
-                self.at += 1
-                yield char, char, begin, self.at
-            elif char in "\"'":
-                word = self._quoted(char)
-                yield "word", word, begin, self.at
-            else:
-                word = self._bare()
-                yield "word", word, begin, self.at
-
-    def _quoted(self, quote: str) -> str:
-        begin = self.at + 1
-        end = begin
-        while end < len(self.text) and self.text[end] != quote:
-            end += 2 if self.text[end] == "\\" else 1
-        self.at = min(end + 1, len(self.text))
-        return _plain(self.text[begin:end])
-
-    def _bare(self) -> str:
-        text, begin = self.text, self.at
-        variable = False
-        while self.at < len(text):
-            char = text[self.at]
-            if char == "{" and variable:
-                variable = False
-            elif char in _SPACE or char in ";{":
-                break
-            elif char == "\\":
-                self.at += 1
-            else:
-                variable = char == "$"
-            self.at += 1
-        self.at = min(self.at, len(text))
-        return _plain(text[begin:self.at])
-
-    def pass_lua(self) -> int:
-        """Go past a block of Lua, by its braces; the offset after it."""
-        depth = 1
-        while depth and self.at < len(self.text):
-            depth += {"{": 1, "}": -1}.get(self.text[self.at], 0)
-            self.at += 1
-        return self.at
-
-
-def _plain(text: str) -> str:
-    if "\\" not in text:
-        return text
-    return re.sub(r"\\(.)", lambda found: _ESCAPES.get(found[1], found[0]), text, flags=re.DOTALL)

@@ -21,7 +21,8 @@ from certdrop.doctor import fetch as check_fetch
 from certdrop.doctor import host as check_host
 from certdrop.doctor import nginx as check_nginx
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
-from certdrop.nginx.configuration import Configuration, Source
+from certdrop.nginx.configuration import Configuration
+from certdrop.nginx.syntax import Source
 from certdrop.status import table
 from certdrop.walls import jail, syscalls
 from certdrop.watcher import resolver

@@ -9,7 +9,8 @@ import pytest
 
 from certdrop.importer import nginx as import_nginx
 from certdrop.nginx import challenge
-from certdrop.nginx.configuration import Configuration, Source
+from certdrop.nginx.configuration import Configuration
+from certdrop.nginx.syntax import Source
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SNIPPET = (ROOT / "nginx" / "certdrop-challenge.conf").read_text(encoding="ascii")

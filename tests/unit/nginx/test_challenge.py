@@ -7,7 +7,8 @@ import pathlib
 import pytest
 
 from certdrop.nginx import challenge, expression
-from certdrop.nginx.configuration import Configuration, Source
+from certdrop.nginx.configuration import Configuration
+from certdrop.nginx.syntax import Source
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 PATH, INCLUDE = "/etc/nginx/snippets/certdrop-challenge.conf", "include snippets/certdrop-challenge.conf;"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import time
 
 import pytest
 
 from certdrop.nginx import configuration, expression
-from certdrop.nginx.configuration import Answers, Configuration, Source, parse, sources
+from certdrop.nginx.configuration import Answers, Configuration, sources
+from certdrop.nginx.syntax import Source, parse
 
 DUMP = """\
 nginx: the configuration file /etc/nginx/nginx.conf syntax is ok
@@ -58,7 +61,7 @@ ssl_certificate_key /var/lib/certdrop/sites/a.test/0002/privkey.pem;
 
 def words(text: str) -> list[list[str]]:
     """Name and arguments of each directive at the top."""
-    return [[one.name, *one.args] for one in parse(Source("/x", text))]
+    return [[one.name, *one.args] for one in parse(Source("/x", text)).top]
 
 
 def servers(text: str) -> list[configuration.Server]:
@@ -106,21 +109,71 @@ def test_words_are_cut_as_nginx_cuts_them(text, expected):
 def test_places_are_exact():
     """The offsets of a directive are its own text, over lines too, and its lines are counted from 1."""
     text = "a;\n\nserver {\n  ssl_certificate\n     /x; # why\n}\nb;\n"
-    outer = parse(Source("/f", text))[1]
+    outer = parse(Source("/f", text)).top[1]
     (inner,) = outer.block or []
     assert (text[inner.start:inner.end], inner.line, inner.last, inner.place) == ("ssl_certificate\n     /x;", 4, 5, "/f:4")
     assert (text[outer.start:outer.end], outer.line, outer.last) == (text[4:-4], 3, 6)
 
 
+@pytest.mark.parametrize("text", [
+    "if x then ngx.say('}') end", 'ngx.say("{")', "-- it's a }\n", "--[[ } ]] x = 1",
+    "x = [==[ }} ]] ]==]", "x = 'it\\'s }'", 't = { { "}" } }', "x = 5 --[==[ ]] } ]==]",
+])
+def test_braces_in_lua_do_not_end_a_block(text):
+    """Those in its strings and comments are text."""
+    found = parse(Source("/x", f"location / {{ content_by_lua_block {{ {text} }} b; }} c;")).top
+    assert [one.name for one in found] == ["location", "c"] and [one.name for one in found[0].block or []] == ["content_by_lua_block", "b"]
+
+
+@pytest.mark.parametrize("text", ["a " * 50_000, "#" * 50_000, "\"" * 50_001, "'\\" * 30_000, "a {" * 50_000, "${" * 50_000, "a#" * 50_000,
+                                  "\\" * 50_001, "} " * 50_000, "a_by_lua_block { [==[" + "]=]" * 30_000, "a_by_lua_block { \"\\" * 10_000], ids=range(11))
+def test_no_text_takes_long(text):
+    """What has no end is read once, whatever it is made of."""
+    before = time.process_time()
+    parse(Source("/x", text))
+    assert time.process_time() - before < 2
+
+
+def test_what_is_deeper_than_is_read_is_known():
+    """It is not passed over unsaid."""
+    assert [parse(Source("/x", "a {" * depth + "}" * depth)).cut for depth in (60, 70)] == [False, True]
+
+
+def test_forty_thousand_server_blocks():
+    """Read in a second or two of processor time, and any of them is found at once."""
+    block = ("server {{\n listen 80;\n listen [::]:80;\n server_name s{0}.test www.s{0}.test;\n include x;\n"
+             " location / {{\n return 301 https://$host$request_uri;\n }}\n}}\n")
+    files = [Source("/n", "http {\n" + "".join(block.format(number) for number in range(40_000)) + "}"), Source("/x", "location /x { return 404; }")]
+    before = time.process_time()
+    config = Configuration(files)
+    found = config.answers.find("[::1]", 80, "www.s39999.test")
+    assert found and found.directive.line == 9 * 39_999 + 2 and [one.name for one in found.inside][-2:] == ["location", "location"]
+    assert time.process_time() - before < 4                    # 1 s on a machine of 2020
+
+
 @pytest.mark.parametrize("args, expected", [
     (["80"], ("*", 80)), (["[::]:80"], ("[::]", 80)), (["127.0.0.1"], ("127.0.0.1", 80)), (["127.0.0.1:8080", "default_server"], ("127.0.0.1", 8080)),
-    (["*:443", "ssl"], ("*", 443)), (["[2001:DB8::1]:443"], ("[2001:db8::1]", 443)), (["localhost:8000"], ("localhost", 8000)),
+    (["*:443", "ssl"], ("*", 443)), (["[2001:DB8::1]:443"], ("[2001:db8::1]", 443)), (["no-such-host:8000"], ("no-such-host", 8000)),
     (["unix:/run/x.sock"], ("unix:/run/x.sock", 0)), (["0.0.0.0:80"], ("*", 80)), (["a:b:c"], ("a:b:c", 0)), (["9" * 5000], ("9" * 5000, 80)),
-    (["8000-8010"], ("*", 8000)), (["127.0.0.1:8000-8010"], ("127.0.0.1", 8000)),
+    (["8000-8010"], ("*", 8000)), (["127.0.0.1:8000-8010"], ("127.0.0.1", 8000)), (["[0:0:0:0:0:0:0:1]:80"], ("[::1]", 80)), (["[0::0]:80"], ("[::]", 80)),
+    (["[::1"], ("[::1", 0)), ([], ("*", 80)), (["*"], ("*", 80)),
 ])
 def test_listen_is_understood(args, expected):
     """As nginx reads addresses and ports; nonsense is a place that nobody asks for."""
-    assert configuration.listen(args)[:2] == expected
+    assert configuration.listened(*args)[0][:2] == expected
+
+
+def test_a_range_of_ports_and_a_name_of_this_hosts():
+    """Challenges that come to a port within a range are answered there; what /etc/hosts says of a name are its addresses."""
+    assert [one[:2] for one in configuration.listened("79-81")] == [("*", 79), ("*", 80)]
+    assert [one[:2] for one in configuration.listened("127.0.0.1:80-500", "ssl")] == [("127.0.0.1", 80), ("127.0.0.1", 443)]
+    assert ("127.0.0.1", 80) in [one[:2] for one in configuration.listened("localhost:80")]
+
+
+def test_the_hosts_own_name():
+    """nginx's $hostname, as a server name."""
+    found = servers("server { server_name $hostname; }")
+    assert found[0].names == [os.uname().nodename.lower()]
 
 
 def test_a_block_without_listen_is_at_port_80():
