@@ -153,6 +153,8 @@ install: install-files install-snippets install-units
 
 install-files:
 	install -d $(SBINDIR) $(BINDIR) $(SHAREDIR)/certdrop $(SHAREDIR)/nginx $(DOCDIR)/examples $(BASHDIR) $(ZSHDIR) $(FISHDIR)
+	install -D -m 644 share/prometheus/certdrop.rules.yml $(SHAREDIR)/prometheus/certdrop.rules.yml
+	install -D -m 644 share/grafana/certdrop.json $(SHAREDIR)/grafana/certdrop.json
 	install -d $(ETCDIR)/services.d $(THEIRS)/apparmor.d/abstractions $(THEIRS)/sudoers.d $(THEIRS)/cron.d $(THEIRS)/logrotate.d
 	install -m 755 $(SBIN) $(SBINDIR)
 	install -m 755 $(BIN) $(BINDIR)

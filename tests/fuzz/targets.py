@@ -222,7 +222,7 @@ def _read_along(folder: str, entry: str, data: bytes) -> None:
     found = reader.site("a.example")
     judgement = verdict.judge(found, None, NOW, verdict.Thresholds())
     runs = reader.last_run("issuer"), reader.last_run("keeper")
-    said = [report.as_json([judgement], [], []), report.as_prometheus([judgement], runs[0], runs[1], None, NOW),
+    said = [report.as_json([judgement], [], []), report.as_prometheus([judgement], {"issuer": runs[0], "keeper": runs[1]}, [], [], False, NOW),
             report.as_nagios([judgement], 0, [], [runs[0].stopped, runs[1].asked], reader.watcher().failed), *table.render([judgement], NOW, 80, False),
             *table.page(judgement, NOW), table.summary([judgement], *runs, reader.watcher(), NOW)]
     json.loads(said[0])

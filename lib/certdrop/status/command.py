@@ -103,7 +103,7 @@ def show(options: Options, out: TextIO) -> int:
     elif options.form == "nagios":
         print(report.as_nagios(sites, code, silences, [text for _, text in host], watcher.mute), file=out)
     elif options.form == "prometheus":
-        out.write(report.as_prometheus(sites, keeper, issuer, watcher.at, now))
+        out.write(report.as_prometheus(sites, runs, silences, host, bool(watcher.mute), now))
     elif options.names:
         print("\n".join(line for site in sites for line in table.page(site, now)), file=out)
     elif not sites:

@@ -84,8 +84,8 @@ def _words(site: Verdict) -> list[str]:
     return [text for text in (error, site.browsers) if text]
 
 
-def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, watcher: int | None, now: float) -> str:
-    """The text format of node_exporter's textfile collector."""
+def as_prometheus(sites: list[Verdict], runs: dict[str, Run], silences: list[Silence], host: list[tuple[int, str]], is_mute: bool, now: float) -> str:
+    """For node_exporter's textfile collector; as OpenMetrics it can be read, too."""
     lines: list[str] = []
 
     def family(name: str, text: str, samples: list[tuple[str, float | None]]) -> None:
@@ -110,10 +110,13 @@ def as_prometheus(sites: list[Verdict], keeper: Run, issuer: Run, watcher: int |
     family("state", "1 for the state that the site is in.",
            [(f'{{site="{site.evidence.name}",state="{state}"}}', float(site.state == state)) for site in sites for state in verdict.STATES])
     family("sites", "Configured sites.", [("", len(sites))])
-    family("last_run_timestamp_seconds", "When the principal last ran.",
-           [('{principal="keeper"}', keeper.at), ('{principal="issuer"}', issuer.at), ('{principal="watcher"}', watcher)])
+    family("last_run_timestamp_seconds", "When the principal last ran.", [(f'{{principal="{who}"}}', run.at) for who, run in runs.items()])
+    family("silence_severity", "0 if the principal ran when it should have, else 1 or 2.",
+           [(f'{{principal="{one.who}"}}', one.severity) for one in silences])
+    family("host_severity", "0 if this host lets certdrop work, else 1 or 2.", [("", max((severity for severity, _ in host), default=0))])
+    family("mail_failing", "1 if what the watcher saw last could not be mailed, else 0.", [("", float(is_mute))])
     family("status_timestamp_seconds", "When this was written.", [("", int(now))])
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "# EOF"]) + "\n"
 
 
 def _moment(seconds: int | None) -> str | None:

@@ -536,6 +536,18 @@ def test_prometheus_parser_reads_it(world: World) -> None:
     assert [] == [name for name, *_ in found if f".It Cm {name}\n" not in manual]
 
 
+def test_what_dashboard_and_rules_name_is_written(world: World) -> None:
+    """Each metric that is named there exists, with its help and its type; and all of it is OpenMetrics."""
+    openmetrics = pytest.importorskip("prometheus_client.openmetrics.parser")
+    world.usual("example.org")
+    text = run("--prometheus", "--no-probe")[1]
+    families = {family.name: family for family in openmetrics.text_string_to_metric_families(text)}
+    assert families and all(family.documentation and family.type == "gauge" for family in families.values())
+    share = Path(__file__).resolve().parents[3] / "share"
+    named = set(re.findall(r"\bcertdrop_[a-z_]+", (share / "prometheus/certdrop.rules.yml").read_text() + (share / "grafana/certdrop.json").read_text()))
+    assert len(named) >= 12 and named - {*families, "certdrop_served"} == set()
+
+
 def test_prometheus_file_is_replaced_whole(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is new and complete, or the old one stays; nothing else is left."""
     place = tmp_path / "textfile"
