@@ -241,6 +241,20 @@ def pam(*lines: str) -> contextlib.AbstractContextManager[dict[str, Any]]:
                 lambda: written("/etc/pam.d/sudo", lambda text: text if "pam_access" in text else "account required pam_access.so\n" + text))
 
 
+def asks(module: str) -> Manager:
+    """sudo asks one more module of PAM's about the account."""
+    return lambda: written("/etc/pam.d/sudo", lambda text: f"account required {module}\n" + text)
+
+
+def pam_time(*lines: str) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    """time.conf, and sudo asks it."""
+    return both(lambda: written("/etc/security/time.conf", "".join(line + "\n" for line in lines)), asks("pam_time.so"))
+
+
+def read(path: str) -> str:
+    return pathlib.Path(path).read_text()
+
+
 @contextlib.contextmanager
 def changed(there: tuple[str, ...], back: tuple[str, ...]) -> Iterator[None]:
     """A command, and the one that undoes it."""
@@ -345,11 +359,13 @@ CASES = [
     *[Case(line, sudoers(line)) for line in (
         "Defaults use_pty", "Defaults log_input, log_output, use_pty", "Defaults secure_path=\"/usr/bin:/bin\"", "Defaults !env_reset",
         "Defaults env_keep += \"PYTHONPATH LD_PRELOAD LANG TMPDIR HOME\"", "Defaults timestamp_timeout=0", "Defaults !root_sudo", "Defaults targetpw",
+        "Defaults rootpw",
         "Defaults umask=0777, umask_override", "Defaults logfile=/var/log/sudo.log", "Defaults mail_always, lecture=always", "Defaults log_subcmds")],
     Case("Defaults noexec", sudoers("Defaults noexec"), by="root",
-         said="the caller lets this run start no program (noexec); put into sudoers: Defaults:_certdrop !noexec",
+         said="sudo lets this run start no program (noexec), but does not bind root's hourly run; put into sudoers: Defaults:_certdrop !noexec",
          mend="Defaults:_certdrop !noexec", mended=sudoers("Defaults noexec", "Defaults:_certdrop !noexec")),
     Case("Defaults intercept", sudoers("Defaults intercept"), by="root", mailed="Sorry, user _certdrop is not allowed to execute ",
+         said="Permission denied in the run that sudo started; what sudo forbids does not bind root's hourly run",
          mend="Defaults:_certdrop !intercept", mended=sudoers("Defaults intercept", "Defaults:_certdrop !intercept")),
     Case("Defaults requiretty", sudoers("Defaults requiretty"), by="root", mailed="sudo: sorry, you must have a tty to run sudo",
          mend="Defaults:_certdrop !requiretty", mended=sudoers("Defaults requiretty", "Defaults:_certdrop !requiretty")),
@@ -379,6 +395,16 @@ CASES = [
     Case("OPENSSL_CONF and SSL_CERT_FILE lead nowhere", environment(OPENSSL_CONF="/nonexistent", SSL_CERT_FILE="/nonexistent", SSL_CERT_DIR="/nonexistent")),
     Case("pip's packages and a sitecustomize that fail", their_python),
     Case("Docker's capabilities", lambda: run_with(wrap=["setpriv", "--bounding-set", "-all," + ",".join("+" + name for name in DOCKER.split(","))])),
+    Case("root lacks CAP_DAC_OVERRIDE", lambda: run_with(wrap=["setpriv", "--bounding-set", "-dac_override"]), by="nobody",
+         doctor="root lacks CAP_DAC_OVERRIDE here", mend="--cap-add"),
+    Case("root lacks CAP_NET_BIND_SERVICE", lambda: run_with(wrap=["setpriv", "--bounding-set", "-net_bind_service"]), by="nobody",
+         doctor="root lacks CAP_NET_BIND_SERVICE here", mend="--cap-add"),
+    Case("root lacks CAP_KILL", lambda: run_with(wrap=["setpriv", "--bounding-set", "-kill"]), by="nobody",
+         said="root lacks CAP_KILL here; give it back in the unit or container that took it away", doctor="root lacks CAP_KILL here", mend="--cap-add"),
+    Case("root lacks CAP_SETUID", lambda: run_with(wrap=["setpriv", "--bounding-set", "-setuid"]), by="nobody", mailed="setresuid failed",
+         said="root lacks CAP_SETUID here; give it back in the unit or container that took it away", doctor="root lacks CAP_SETUID here", mend="--cap-add"),
+    Case("root lacks CAP_AUDIT_WRITE", lambda: run_with(wrap=["setpriv", "--bounding-set", "-audit_write"]),
+         mailed="sudo: unable to send audit message", doctor="root lacks CAP_AUDIT_WRITE here", mend="--cap-add"),
     Case("Docker's seccomp filter", lambda: run_with(first=like_docker)),
     Case("a container's filter refuses Landlock", lambda: run_with(first=without_landlock), doctor="a filter of system calls refuses Landlock",
          mend="allow landlock_create_ruleset, landlock_add_rule and landlock_restrict_self"),
@@ -391,6 +417,15 @@ CASES = [
     Case("_certdrop's account is expired", lambda: changed(("chage", "-E", "0", "_certdrop"), ("chage", "-E", "-1", "_certdrop")), by="root",
          mailed="sudo: account validation failure, is your account locked?", mend="chage -E -1 _certdrop",
          mended=lambda: changed(("chage", "-E", "-1", "_certdrop"), ("chage", "-E", "-1", "_certdrop"))),
+    Case("PAM's time.conf closes sudo to all but root", lambda: pam_time("sudo;*;!root;!Al0000-2400"), by="root",
+         mailed="sudo: PAM account management error: Permission denied", doctor="/etc/security/time.conf, line 1: add &!_certdrop",
+         mend="&!_certdrop&!_certdrop-watch",
+         mended=lambda: pam_time("sudo;*;!root&!_certdrop&!_certdrop-watch;!Al0000-2400")),
+    Case("/etc/nologin is there, and sudo asks pam_nologin", lambda: both(lambda: written("/etc/nologin", "closed\n"), asks("pam_nologin.so")), by="root",
+         mailed="sudo: ", doctor="rm /etc/nologin", mend="rm /etc/nologin", mended=asks("pam_nologin.so")),
+    Case("a later rule of sudoers asks for a password", sudoers("ALL ALL=(ALL:ALL) PASSWD: ALL"), by="root", mailed="sudo: a password is required",
+         doctor="a later rule takes that of /etc/sudoers.d/certdrop back; have it come last", mend="cp -p /etc/sudoers.d/certdrop", mended=lambda: both(
+             sudoers("ALL ALL=(ALL:ALL) PASSWD: ALL"), lambda: written(SUDOERS + "-certdrop", read("/etc/sudoers.d/certdrop"), 0o440))),
     Case("_certdrop's number is 4294967200", lambda: renumbered("_certdrop", 4294967200)),
     Case("_certdrop-judge's number is 65000", lambda: renumbered("_certdrop-judge", 65000)),
     Case("PAM's access.conf lets sudo in for root alone", lambda: pam("+:root:ALL"), by="root", mailed="sudo: PAM account management error: Permission denied",
@@ -400,7 +435,7 @@ CASES = [
     Case("/etc/resolv.conf is missing", lambda: written("/etc/resolv.conf", None)),
     Case("the host's own name leads nowhere", lambda: both(
         lambda: written("/etc/hosts", NO_NAME), lambda: written("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n")),
-         mailed="sudo: unable to resolve host stage: ", mend="127.0.1.1 HOSTNAME", mended=lambda: both(
+         mailed="sudo: unable to resolve host stage: ", doctor="unable to resolve host stage", mend="127.0.1.1", mended=lambda: both(
              lambda: written("/etc/hosts", NO_NAME + "127.0.1.1 stage\n"),
              lambda: written("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"))),
     Case("localhost is ::1 alone", lambda: written("/etc/hosts", V6_ONLY)),

@@ -24,6 +24,7 @@ from certdrop.doctor import sites as check_sites
 from certdrop.doctor import token as check_token
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.walls import jail, syscalls
+from certdrop.walls import users as walls_users
 from certdrop.watcher.principal import as_watcher, seen_by_root
 
 LINE = Program("certdrop-check", "certdrop-check(8)", Syntax(
@@ -58,6 +59,8 @@ def _look(typed: Words, argv: list[str]) -> int:
     token = None
     try:
         seen = b""
+        if os.geteuid() == 0 and walls_users.lacking(walls_users.BECOMING):
+            return show(iter([kernel.capabilities()]), options)            # nothing more can be seen as another user
         if os.geteuid() == 0:
             sites, config = usable(names)
             parts = seen_as_root(sites, "--issuing" in options)

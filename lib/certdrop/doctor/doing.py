@@ -21,11 +21,14 @@ from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.walls import users
 from certdrop.watcher.principal import USER
 
+USERS = (spool.ISSUER, USER)       # those whose jobs cron starts
 SUDO, INSTALL = "/usr/bin/sudo", "/usr/sbin/certdrop-install"
 ENV = "/usr/bin/env"               # executes sudo as that user alone: setpriv still has capabilities when it executes what it was given
-PAM, RULES = "/etc/pam.d/cron", "/etc/sudoers.d/certdrop"
+PAM, RULES, SUDOERS = "/etc/pam.d", "/etc/sudoers.d/certdrop", "/etc/sudoers"
 WAITS = "so what the issuer gets waits for root's hourly run"
-ACCESS = "/etc/security/access.conf"
+ACCESS, TIMES = "/etc/security/access.conf", "/etc/security/time.conf"
+NOLOGIN = ("/run/nologin", "/etc/nologin")
+HOSTS = "/etc/hosts"
 
 # What sudo, PAM or the kernel say, and the line that mends it; the first that fits.
 SUDO_SAYS = (
@@ -34,14 +37,15 @@ SUDO_SAYS = (
     ("must be owned by uid 0 and have the setuid bit set", "", "chown root:root /usr/bin/sudo; chmod 4755 /usr/bin/sudo"),
     ("no new privileges", "", "take NoNewPrivileges (no_new_privs, allowPrivilegeEscalation: false) from the unit or container that this runs in"),
     ("must have a tty", "", "put into sudoers: Defaults:_certdrop !requiretty"),
-    ("account validation failure", "", "chage -E -1 _certdrop"),
-    ("account has expired", "", "chage -E -1 _certdrop"),
-    ("PAM account management error", "", "let PAM admit it: as the first line of " + ACCESS + ": +:_certdrop _certdrop-watch:ALL"),
+    ("account validation failure", "", "{pam}"),
+    ("account has expired", "", "{pam}"),
+    ("PAM account management error", "", "{pam}"),
     ("Defaults intercept", "", "put into sudoers: Defaults:_certdrop !intercept"),
     ("password is required", "", "{rule}"),
     ("not in the sudoers file", "", "{rule}"),
     ("may not run sudo", "", "{rule}"),
     ("start no program", "", "put into sudoers: Defaults:_certdrop !noexec"),
+    ("root lacks CAP_", "", "give it back: CapabilityBoundingSet= of the unit, or --cap-add of the container"),
 )
 
 AS_CRON = r"""
@@ -89,9 +93,16 @@ def sudo() -> list[Line]:
     words = said.words or _noted() or f"it ended with {said.code}"
     if said.code == os.EX_OK:
         if not _intercepts():
-            return [Line(OK, "sudo", f"{spool.ISSUER} comes to certdrop-install by it: tried")]
+            return [Line(OK, "sudo", f"{spool.ISSUER} comes to certdrop-install by it: tried"), *_complaint(said.words)]
         words = "Defaults intercept: sudo lets certdrop-install start nothing"
     return [Line(FAILED, "sudo", f"{spool.ISSUER} does not come to an installation by it, {WAITS}: {words}", sudo_mend(words))]
+
+
+def _complaint(words: str) -> list[Line]:
+    """What sudo says although it works: cron mails that at each renewal."""
+    host = os.uname().nodename
+    mends = {"unable to resolve host": f"echo 127.0.1.1 {host} >> {HOSTS}", "audit message": "give back CAP_AUDIT_WRITE, as the line on capabilities says"}
+    return [Line(WARNING, "sudo", f"{words}; cron mails that at each renewal", mend) for said, mend in mends.items() if said in words]
 
 
 def _noted() -> str:
@@ -109,14 +120,25 @@ def _intercepts() -> bool:
 
 def sudo_mend(words: str) -> str:
     """What mends that sudo says this."""
-    if not os.path.exists(RULES):
-        rule = "apt install --reinstall -o Dpkg::Options::=--force-confmiss certdrop"
-    else:
-        rule = "visudo: the line @includedir /etc/sudoers.d has to stand in /etc/sudoers, and nothing after it may take the rule back"
     for first, second, mend in SUDO_SAYS:
         if first in words and second in words:
-            return mend.format(mount=_mount_of(SUDO), rule=rule)
+            return mend.format(mount=_mount_of(SUDO), rule=_rule_mend(), pam=pam_mend("sudo", [spool.ISSUER]))
     return f"sudo -u {spool.ISSUER} sudo -n {INSTALL} shows it"
+
+
+def _rule_mend() -> str:
+    """What gives the issuer its rule, where sudo does not find it or asks for a password."""
+    if not os.path.exists(RULES):
+        return "apt install --reinstall -o Dpkg::Options::=--force-confmiss certdrop"
+    if "NOPASSWD: /usr/sbin/certdrop-install" not in ask(SUDO, "-n", "-l", "-U", spool.ISSUER).out:
+        return "visudo: the line @includedir /etc/sudoers.d has to stand in /etc/sudoers"
+    with contextlib.suppress(OSError), open(SUDOERS, encoding="utf-8", errors="replace") as stream:
+        after = re.split(r"(?m)^[@#]includedir\s.*$", stream.read())[-1]
+        if re.search(r"(?m)^\s*[^#\s]", after):
+            return f"a later rule takes that of {RULES} back: visudo: move the line @includedir /etc/sudoers.d to the end of {SUDOERS}"
+    folder = os.path.dirname(RULES)
+    last = max(entry for entry in os.listdir(folder) if "." not in entry and not entry.endswith("~"))     # sudoers(5): read in this order
+    return f"a later rule takes that of {RULES} back; have it come last: cp -p {RULES} {folder}/{last}-certdrop"
 
 
 def _mount_of(path: str) -> str:
@@ -140,10 +162,10 @@ def _locks() -> Iterator[None]:
 
 def cron() -> list[Line]:
     """Whether PAM lets cron begin the jobs of these users, and whether a shell begins as each."""
-    if not os.path.exists(PAM):
+    if not os.path.exists(f"{PAM}/cron"):
         return []                              # no cron of Debian's, or one that asks nobody
     refused: dict[str, str] = {}
-    for user in (spool.ISSUER, USER):
+    for user in USERS:
         with contextlib.suppress(KeyError):
             said = ask("/usr/bin/python3", "-IS", "-c", AS_CRON, user, *map(str, users.user_ids(user)))
             if said.code == 1 and said.out:
@@ -159,13 +181,45 @@ def cron() -> list[Line]:
 
 def cron_mend(who: list[str], words: str) -> str:
     """What mends that PAM refuses these users' jobs."""
+    if words.startswith("a shell: "):
+        return f"raise nproc for {' and '.join(who)} in /etc/security/limits.conf"
+    return pam_mend("cron", who)
+
+
+def pam_mend(service: str, who: list[str]) -> str:
+    """What has PAM admit these users to a service, by the modules that it asks for their accounts: for each that can refuse, what is to be done."""
     ended = [user for user in who if _is_expired(user)]
     if ended:
         return "; ".join(f"chage -E -1 {user}" for user in ended)
-    if words.startswith("a shell: "):
-        return f"raise nproc for {' and '.join(who)} in /etc/security/limits.conf"
-    return f"find the module of {PAM}, or of the common-account that it includes, which refuses them; for pam_access, the first line of {ACCESS}: " \
-           f"+:{' '.join(who)}:ALL"
+    modules, found = _modules(service), []
+    if "pam_nologin" in modules:
+        found += [f"rm {path}" for path in NOLOGIN if os.path.exists(path)]
+    if "pam_time" in modules:
+        found += [f"{TIMES}, line {number}: add {''.join('&!' + user for user in USERS)} to its third field" for number in _rules_of(TIMES)]
+    if "pam_access" in modules:
+        found.append(f"let PAM admit {' and '.join(who)}: as the first line of {ACCESS}: +:{' '.join(USERS)}:ALL")
+    return "; or ".join(found) or f"find the module of {PAM}/{service}, or of what it includes, that refuses {' and '.join(who)}"
+
+
+def _modules(service: str, depth: int = 0) -> set[str]:
+    """The modules that PAM asks about an account for a service (pam.d(5)), with those of what is included."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError), open(f"{PAM}/{service}", encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            words = re.sub(r"\[[^]]*\]", "[]", line.partition("#")[0]).split()
+            other = words[1:2] if words[:1] == ["@include"] else words[2:3] if words[1:2] in (["include"], ["substack"]) else []
+            if other and depth < 8:
+                found |= _modules(os.path.basename(other[0]), depth + 1)
+            elif words and words[0].lstrip("-") == "account":
+                found.update(os.path.basename(word).removesuffix(".so") for word in words[2:3])
+    return found
+
+
+def _rules_of(path: str) -> list[int]:
+    """The numbers of the lines of a file that are not empty, or comments."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as stream:
+        return [number for number, line in enumerate(stream, 1) if line.strip() and not line.lstrip().startswith("#")]
+    return []
 
 
 def _is_expired(user: str) -> bool:

@@ -10,12 +10,13 @@ import subprocess
 from collections.abc import Callable
 
 from certdrop import spool
-from certdrop.doctor.line import OK, WARNING, Line, verdict
+from certdrop.doctor.line import FAILED, OK, WARNING, Line, verdict
 from certdrop.walls import jail, syscalls, users
 
 LINKS = {"protected_hardlinks": "any user can give another's file a second name, and so a place in its own directory",
          "protected_symlinks": "links in /tmp lead root's programs astray"}
 FUSE = "/dev/fuse"
+FOR_SUDO = {29: "CAP_AUDIT_WRITE"}
 PATIENCE = 5.0                     # seconds for each of them
 USERS = (spool.ISSUER, "_certdrop-judge", "_certdrop-watch")
 
@@ -52,7 +53,17 @@ def sandbox(abi: int) -> Line:
 
 def walls() -> list[Line]:
     """What root has to look at."""
-    return [*landlock(), *namespaces(), *fuse()]
+    return [*capabilities(), *landlock(), *namespaces(), *fuse()]
+
+
+def capabilities() -> list[Line]:
+    """Whether root has what its work needs, and what the services that it tests and reloads may need."""
+    needed, others = users.lacking(users.NEEDED), users.lacking({**users.BY_SERVICES, **FOR_SUDO})
+    found = [(FAILED, needed, "certdrop-install does not begin, and nothing is installed")] if needed else []
+    found += [(WARNING, others, "services may fail their test or reload, and sudo may complain")] if others else []
+    mend = "give it back: CapabilityBoundingSet= of the unit, or --cap-add of the container"
+    return [Line(level, "capabilities", f"root lacks {names} here: {follows}", mend) for level, names, follows in found] or [
+        Line(OK, "capabilities", "root has those that its work and its services need")]
 
 
 def namespaces() -> list[Line]:

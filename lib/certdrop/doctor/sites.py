@@ -157,7 +157,29 @@ def runs(now: float | None = None) -> list[Line]:
             found.append(Line(FAILED, principal, f"has not run since {events.stamp(ran)}; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
         else:
             found.append(Line(OK, principal, f"ran at {events.stamp(min(ran, now))}"))
-    return found
+    return found + ([] if last["keeper"] is None else _by_whom(now, began))
+
+
+def _by_whom(now: float, began: float) -> list[Line]:
+    """When root's own run came last, and when one that the issuer asked for: each can stop while the other goes on."""
+    own, asked = (_root_wrote(f"{configuration.STATE}/keeper/{entry}") for entry in ("own-run", "asked-run"))
+    beside = f"the issuer last asked for one at {events.stamp(min(asked, now))}" if asked else "the issuer has not asked for one yet"
+    if own and now - own <= SILENT:
+        return [Line(OK, "keeper's own run", f"root's hourly run came at {events.stamp(min(own, now))}; {beside}")]
+    if not own and now - began < SILENT:
+        return [Line(OK, "keeper's own run", f"root's hourly run is yet to come; {beside}")]
+    when = f"has not come since {events.stamp(own)}" if own else "has not come yet"
+    return [Line(FAILED, "keeper's own run", f"root's hourly run {when}: what sudo does not bring is not installed; {beside}",
+                 "see root's line in /etc/cron.d/certdrop")]
+
+
+def _root_wrote(path: str) -> float:
+    """When root last wrote a file; 0 where it did not."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return 0
+    return found.st_mtime if found.st_uid == 0 and stat.S_ISREG(found.st_mode) else 0
 
 
 def served(names: list[str], resolves: bool = True) -> list[Line]:

@@ -17,6 +17,7 @@ from certdrop.keeper.run import Run, say
 from certdrop.walls import session, world
 
 STOPPED, ASKED = "stopped", "stopped-asked"                # keeper/: why the last run did not come to its end, root's own and one that the issuer asked for
+RUNS = "own-run", "asked-run"                              # keeper/: their times are those of root's own last run, and of the last that the issuer asked for
 HELP = "usage: certdrop-install   (no arguments: takes what the spool holds, judges, installs, reloads; see certdrop-install(8))\n"
 
 
@@ -39,8 +40,8 @@ def main(argv: list[str]) -> int:
     except ImportError:
         raise                                       # said where it started
     except Exception as error:
-        text, code = explain(error)
-        lasts = not asked_by_issuer or isinstance(error, world.Unfit)
+        text, code = explain(error, asked_by_issuer)
+        lasts = not asked_by_issuer or isinstance(error, (world.Unfit, PermissionError))
     if watched or code != os.EX_TEMPFAIL:           # a later run mends that by itself
         say([f"certdrop-install: {text}"])
     events.Log("keeper").write("error", text=text)
@@ -58,6 +59,7 @@ def _install(asked_by_issuer: bool, watched: bool) -> int:
         with lock.held(lock.ISSUERS if asked_by_issuer else lock.ALL):
             run = Run("certdrop-install", asked_by_issuer, talk)
             install.reconcile(run)
+            notes.put(RUNS[asked_by_issuer], b"")
             if not asked_by_issuer:
                 run.said += reader.silences(run)
     except lock.Busy as busy:
@@ -79,12 +81,13 @@ def as_root(work: Callable[[], int]) -> int:
     return work()
 
 
-def explain(error: Exception) -> tuple[str, int]:
+def explain(error: Exception, by_sudo: bool = False) -> tuple[str, int]:
     """What ended some work of root's, in a line, and the exit code for it; with a traceback only where it is our bug."""
     if isinstance(error, site.ConfigError):
         return str(error), os.EX_CONFIG
     if isinstance(error, PermissionError):
-        return f"{error.filename}: {error.strerror}; certdrop-check says what is wrong" if error.filename else str(error), os.EX_NOPERM
+        bound = " in the run that sudo started; what sudo forbids does not bind root's hourly run" if by_sudo else ""
+        return f"{error.filename}: {error.strerror}{bound}; certdrop-check says what is wrong" if error.filename else str(error), os.EX_NOPERM
     if isinstance(error, lock.Busy):
         return f"another run is at work ({error}); try again later", os.EX_TEMPFAIL
     if isinstance(error, world.Unfit):

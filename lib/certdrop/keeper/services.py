@@ -121,7 +121,8 @@ def _run(command: list[str], patient: Callable[[], None]) -> None:
     if code:
         lines = [line.strip() for line in text.splitlines() if line.strip() and not re.search(_NOTHING, line)]
         told = [line for line in lines if re.search(_WRONG, line)] or lines[-1:] or [f"{command[0]} ended with {code}"]
-        raise Failed(events.clean("; ".join(told), 300))
+        lacking = users.lacking(users.BY_SERVICES) if "ermi" in "".join(told) else ""      # Permission denied, Operation not permitted
+        raise Failed(events.clean("; ".join(told), 300) + (f"; root lacks {lacking} here" if lacking else ""))
 
 
 def addresses(service: Service, probe: str) -> list[Place]:

@@ -71,6 +71,9 @@ def start(user: str, argv: list[str], seen: bytes = b"", talk: bool = False) -> 
     """The program, begun; with `talk` its input is a pipe that stays open. Raises KeyError, OSError."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # whoever started us may have had it ignored: waiting would fail
     before = users.as_user(*users.user_ids(user)) if user else []
+    lacking = users.lacking(users.BECOMING) if user else ""
+    if lacking:
+        raise OSError(f"root lacks {lacking} here, and cannot become {user}; give it back in the unit or container that took it away")
     return subprocess.Popen([*before, *argv], cwd="/", umask=0o077, env=environment(seen), start_new_session=True, bufsize=0,
                             stdin=subprocess.PIPE if seen or talk else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

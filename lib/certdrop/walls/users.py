@@ -1,6 +1,6 @@
 """Becoming another user, for good, with an environment and namespaces of one's own.
 
-Runs as: root, and whoever asks for a user's number. Trusts: the kernel. Reads: the user database. Sources: credentials(7), namespaces(7).
+Runs as: root, and whoever asks for a user's number. Trusts: the kernel. Reads: the user database, /proc/self/status. Sources: credentials(7), namespaces(7).
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ import ctypes
 import os
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/"}
+BECOMING = {6: "CAP_SETGID", 7: "CAP_SETUID"}                    # what root needs to become another user (capabilities(7)),
+NEEDED = {5: "CAP_KILL", **BECOMING}                             # and to end what that user runs;
+BY_SERVICES = {0: "CAP_CHOWN", 1: "CAP_DAC_OVERRIDE", 3: "CAP_FOWNER", 10: "CAP_NET_BIND_SERVICE"}      # a service's test may need these
 NEWIPC, NEWPID, NEWNET = 0x08000000, 0x20000000, 0x40000000      # namespaces, as unshare(2) numbers them
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -19,6 +22,13 @@ def user_ids(user: str) -> tuple[int, int]:
     import pwd
     found = pwd.getpwnam(user)
     return found.pw_uid, found.pw_gid
+
+
+def lacking(needed: dict[int, str]) -> str:
+    """Which of these capabilities root does not have here, as in a container or unit that drops them; "" where it has all."""
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as stream:
+        effective = int(next(line for line in stream if line.startswith("CapEff:")).split()[1], 16)
+    return ", ".join(name for bit, name in needed.items() if not effective >> bit & 1)
 
 
 def as_user(uid: int, gid: int) -> list[str]:

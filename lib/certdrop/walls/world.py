@@ -121,13 +121,17 @@ _KEPT = {"memory that is never both written and executed (PR_SET_MDWE)": (66, 1)
 
 
 def make_own_world() -> None:
-    """Shed all of it. To be called as root, before any lock. Raises Unfit where something cannot be shed that a run could fail by, half-way."""
+    """Shed all of it. To be called as root, before any lock. Raises Unfit where a run could fail half-way, by what cannot be shed or what root lacks."""
+    caller = os.environ.get("SUDO_USER", "USER")
     _reset_limits()
     for undo in SHED.values():
         try:
             undo()
         except OSError:
             pass
+    lacking = users.lacking(users.NEEDED)
+    if lacking:
+        raise Unfit(f"root lacks {lacking} here; give it back in the unit or container that took it away")
     for name, (option, bits) in _KEPT.items():
         found = _libc.prctl(option, 0, 0, 0, 0)
         if found > 0 and found & bits:
@@ -137,7 +141,8 @@ def make_own_world() -> None:
     except FileNotFoundError:
         pass
     except PermissionError:                            # sudo's noexec, by seccomp or LD_PRELOAD
-        raise Unfit("the caller lets this run start no program (noexec); put into sudoers: Defaults:_certdrop !noexec") from None
+        raise Unfit("sudo lets this run start no program (noexec), but does not bind root's hourly run; "
+                    f"put into sudoers: Defaults:{caller} !noexec") from None
 
 
 def _reset_limits() -> None:

@@ -94,7 +94,7 @@ def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str],
                         severity == verdict.CRITICAL)
                 for severity, text in verdict.of_host({}, read_only or [])]
     if keeper.asked:
-        problems.append(Problem("keeper:asked", "the run that the issuer asks root for does not begin",
+        problems.append(Problem("keeper:asked", "the run that the issuer asks root for does nothing",
                                 [("why", keeper.asked), ("certdrop", "installs certificates by root's own hourly run"),
                                  ("you can", f"mend that, then run {verdict.ASKING}")]))
     for who, run, job in (("keeper", keeper, "certdrop-install"), ("issuer", issuer, "certdrop-issue")):

@@ -154,7 +154,7 @@ def of_host(runs: dict[str, Run], read_only: list[str]) -> list[tuple[int, str]]
     found = [(CRITICAL if path != events.LOGS else WARNING, f"{path} is read-only: {'nothing can be renewed' if path != events.LOGS else 'nothing is logged'}")
              for path in read_only]
     found += [(WARNING, f"the {who}'s last run did nothing: {run.stopped}") for who, run in runs.items() if run.stopped]
-    found += [(WARNING, f"the run that the issuer asked root for did not begin: {run.asked} (to try it: {ASKING})") for run in runs.values() if run.asked]
+    found += [(WARNING, f"the run that the issuer asked root for did nothing: {run.asked} (to try it: {ASKING})") for run in runs.values() if run.asked]
     return found
 
 

@@ -15,12 +15,13 @@ import pytest
 
 from certdrop import spool
 from certdrop.config import general, site
-from certdrop.doctor import ask, ca, clients, cron, keys, names
+from certdrop.doctor import ask, ca, clients, cron, doing, keys, names
 from certdrop.doctor import kernel, sites, token, users
 from certdrop.doctor import fetch as check_fetch
 from certdrop.doctor import host as check_host
 from certdrop.doctor import nginx as check_nginx
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
+from certdrop.keeper import lock
 from certdrop.nginx.configuration import Configuration
 from certdrop.nginx.syntax import Source
 from certdrop.status import table
@@ -469,6 +470,95 @@ def test_no_cron_can_be_seen(monkeypatch):
     assert cron.look()[0].level == WARNING
     monkeypatch.setattr(cron, "_running", lambda: ("", True, False))
     assert cron.look()[0].level == FAILED
+
+
+def test_a_host_without_cron(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not installed is not to be started; where systemd runs, certdrop's timers can do its work."""
+    monkeypatch.setattr(cron, "_running", lambda: ("", True, False))
+    monkeypatch.setattr(cron, "DAEMONS", ("no-such-cron",))
+    monkeypatch.setattr(cron, "SYSTEMD", "/nonexistent")
+    assert cron.look()[0].mend.startswith("apt install cron, and have it start")
+    monkeypatch.setattr(cron, "SYSTEMD", "/")
+    monkeypatch.setattr(cron, "ask", lambda *_: ask.Said(3, "inactive\ninactive\n", ""))
+    assert cron.look()[0].mend == "apt install cron; or systemctl enable --now certdrop-issue.timer certdrop-install.timer"
+
+
+def test_timers_in_place_of_cron(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have to be active; then neither a daemon nor its table is missed."""
+    monkeypatch.setattr(cron, "_running", lambda: ("", True, False))
+    monkeypatch.setattr(cron, "TABLE", "/nonexistent")
+    monkeypatch.setattr(cron, "SYSTEMD", "/")
+    asked = []
+    monkeypatch.setattr(cron, "ask", lambda *argv: asked.append(argv) or ask.Said(0, "active\nactive\n", ""))
+    assert [(OK, "systemd with certdrop's timers runs")] == [(line.level, line.why) for line in cron.look()]
+    assert asked == [("/usr/bin/systemctl", "is-active", "certdrop-issue.timer", "certdrop-install.timer")]
+    monkeypatch.setattr(cron, "ask", lambda *_: ask.Said(3, "active\ninactive\n", ""))
+    assert [FAILED, FAILED] == [line.level for line in cron.look()]
+
+
+# ---- what cron and sudo start
+
+@pytest.fixture
+def pam(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """PAM's configuration, and what its modules read."""
+    (tmp_path / "pam.d").mkdir()
+    for name, path in {"PAM": "pam.d", "ACCESS": "access.conf", "TIMES": "time.conf"}.items():
+        monkeypatch.setattr(doing, name, str(tmp_path / path))
+    monkeypatch.setattr(doing, "NOLOGIN", (str(tmp_path / "nologin"),))
+    monkeypatch.setattr(doing, "_is_expired", lambda user: False)
+    (tmp_path / "pam.d/sudo").write_text("#%PAM-1.0\naccount [success=1 default=ignore] pam_unix.so\n@include common-account\nsession required pam_time.so\n")
+    (tmp_path / "pam.d/common-account").write_text("account  required  pam_unix.so\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("line, mend", [
+    ("account required pam_access.so", "as the first line of {place}/access.conf: +:_certdrop _certdrop-watch:ALL"),
+    ("account\trequisite\t/lib/security/pam_time.so", "{place}/time.conf, line 2: add &!_certdrop&!_certdrop-watch to its third field"),
+    ("-account [default=bad success=ok user_unknown=ignore] pam_nologin.so", "rm {place}/nologin"),
+    ("account include other", "rm {place}/nologin"),
+    ("# account required pam_nologin.so", "find the module of {place}/pam.d/sudo, or of what it includes, that refuses _certdrop"),
+])
+def test_the_module_that_refuses_is_named(pam: pathlib.Path, line: str, mend: str) -> None:
+    """By PAM's own configuration, with what it includes; of a module that is not asked nothing is said."""
+    (pam / "pam.d/common-account").write_text(line + "\n")
+    (pam / "pam.d/other").write_text("account required pam_nologin.so\n")
+    (pam / "nologin").write_text("closed\n")
+    (pam / "time.conf").write_text("# services;ttys;users;times\nsudo;*;!root;!Al0000-2400\n")
+    assert doing.pam_mend("sudo", ["_certdrop"]).endswith(mend.format(place=pam))
+
+
+def test_nothing_of_the_doctors_holds_the_keeper_for_long(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stops itself while the locks are held is ended, and the locks are free again."""
+    (tmp_path / "keeper").mkdir()
+    monkeypatch.setattr(site, "STATE", str(tmp_path))
+    monkeypatch.setattr(ask, "TIMEOUT", 0.5)
+    begin = time.monotonic()
+    with doing._locks():
+        assert ask.ask("/bin/sh", "-c", "kill -STOP $$").code == -1
+    with lock.held(lock.ALL):
+        assert time.monotonic() - begin < 5
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("own, asked, level, words", [
+    (100, 600, OK, "root's hourly run came at"),
+    (3 * 3600, 600, FAILED, "has not come since"),
+    (None, 600, FAILED, "has not come yet"),
+    (100, None, OK, "the issuer has not asked for one yet"),
+])
+def test_by_whom_root_ran(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, own: int | None, asked: int | None, level: str, words: str) -> None:
+    """The run that sudo starts does not hide that cron's no longer comes; and both times are said."""
+    monkeypatch.setattr(sites.configuration, "STATE", str(tmp_path))
+    (tmp_path / "keeper").mkdir()
+    now = time.time()
+    for name, age in (("own-run", own), ("asked-run", asked)):
+        if age is not None:
+            (tmp_path / "keeper" / name).write_bytes(b"")
+            os.utime(tmp_path / "keeper" / name, (now - age, now - age))
+    (line,) = sites._by_whom(now, now - 86400)
+    assert line.level == level and words in line.why and ("asked for one at" in line.why) == (asked is not None), line
+    (line,) = sites._by_whom(now, now - 60)
+    assert line.level == (FAILED if own and own > 7200 else OK)
 
 
 def test_keys_without_sites():

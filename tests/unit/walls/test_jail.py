@@ -115,6 +115,30 @@ def test_a_limit_that_cannot_be_raised_ends_the_run() -> None:
     assert in_child(deed) in ("named", "raised to 4096")
 
 
+def without(*capabilities: str, act: str) -> str:
+    """What a program of root's says that begins without these capabilities, as in a container that drops them."""
+    dropped = ",".join("-" + name for name in capabilities)
+    program = f"import sys; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import users, world\n{act}\n"
+    argv = ["setpriv", "--bounding-set", dropped or "+kill", sys.executable, "-c", program]
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@as_root
+@pytest.mark.parametrize("capability", ["kill", "setgid", "setuid"])
+def test_a_run_does_not_begin_without_what_it_needs(capability: str) -> None:
+    """Root that can neither become another user nor end its process is told so before anything begins, not by whatever fails first."""
+    said = without(capability, act="try:\n    world.make_own_world()\nexcept world.Unfit as error:\n    print(error)")
+    assert said.startswith(f"root lacks CAP_{capability.upper()} here"), said
+
+
+@as_root
+def test_capabilities_that_root_has_are_not_named() -> None:
+    """A run begins without what only some services need; those are told where a service fails."""
+    assert without(act="print(users.lacking(users.NEEDED) + users.lacking(users.BY_SERVICES))") == "\n"
+    said = without("dac_override", "chown", act="world.make_own_world(); print(users.lacking(users.NEEDED), users.lacking(users.BY_SERVICES))")
+    assert said == " CAP_CHOWN, CAP_DAC_OVERRIDE\n"
+
+
 def test_a_lower_limit_stays() -> None:
     """Whoever has less than what is set gets no more, and no error."""
     def deed() -> str:
