@@ -40,7 +40,7 @@ def stamp(seconds: float | None = None) -> str:
 
 
 class Log:
-    """The log of one principal. WarmUp or writing it never fails a run."""
+    """The log of one principal. Opening or writing it never fails a run."""
 
     def __init__(self, principal: str) -> None:
         self.run = f"{time.time_ns() // 1000000:x}-{os.getpid():x}"

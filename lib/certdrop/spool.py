@@ -72,6 +72,11 @@ def is_site_name(text: str) -> bool:
     return len(text) <= MAX_NAME and text[:1] in _FIRST and _REST.issuperset(text)
 
 
+def may_name_a_new_site(text: str) -> bool:
+    """The same, and no name that a file beside the sites' own has (issuer/revocations.json)."""
+    return is_site_name(text) and text != "revocations"
+
+
 def is_token(text: str) -> bool:
     """Whether text may be an HTTP-01 token (RFC 8555 section 8.3: base64url; we take 16 to 128 characters)."""
     return 16 <= len(text) <= 128 and _BASE64URL.issuperset(text)

@@ -32,12 +32,12 @@ from certdrop.config import general, site  # noqa: E402
 from certdrop.importer import examiner  # noqa: E402
 from certdrop.importer import nginx as import_nginx  # noqa: E402
 from certdrop.importer import pairs as import_pairs  # noqa: E402
-from certdrop.issuer import ari, trouble  # noqa: E402
+from certdrop.issuer import ari, failure  # noqa: E402
 from certdrop.judge import chain, served  # noqa: E402
 from certdrop.keeper import judges  # noqa: E402
 from certdrop.signer import policy, service  # noqa: E402
 from certdrop.signer.jose import b64  # noqa: E402
-from certdrop.status import report, table  # noqa: E402
+from certdrop.status import report, table, webpage  # noqa: E402
 from certdrop.watcher import alarm, evidence, verdict  # noqa: E402
 
 NAMES = ["example.org", "www.example.org"]
@@ -224,7 +224,8 @@ def _read_along(folder: str, entry: str, data: bytes) -> None:
     runs = reader.last_run("issuer"), reader.last_run("keeper")
     said = [report.as_json([judgement], [], []), report.as_prometheus([judgement], {"issuer": runs[0], "keeper": runs[1]}, [], [], False, NOW),
             report.as_nagios([judgement], 0, [], [runs[0].stopped, runs[1].asked], reader.watcher().failed), *table.render([judgement], NOW, 80, False),
-            *table.page(judgement, NOW), table.summary([judgement], *runs, reader.watcher(), NOW)]
+            *table.page(judgement, NOW), webpage.render(webpage.Page("h", [judgement], {"a.example": reader.past("a.example")}, reader.orders(), now=NOW)),
+            table.summary([judgement], *runs, reader.watcher(), NOW)]
     json.loads(said[0])
     for problem in [*alarm.of_site(judgement, NOW), *alarm.of_host(runs[1], runs[0], [judgement], [], NOW)]:
         said += [str(value) for value in vars(problem).values()]
@@ -268,14 +269,14 @@ def window(data: bytes) -> None:
     try:
         found = ari.read(data, 0.0)
         insist(found.start < found.end and abs(found.end) < 1e12 and found.url == events.clean(found.url))
-    except trouble.Failure as refused:
+    except failure.Failure as refused:
         insist(refused.text == events.clean(refused.text, 5000))
 
 
 def problem(data: bytes) -> None:
     """A problem document."""
     for status in (400, 403, 429, 500):
-        found = trouble.from_answer("https://ca.example/x", status, data, data[:20].decode("latin-1"))
+        found = failure.from_answer("https://ca.example/x", status, data, data[:20].decode("latin-1"))
         insist(found.text == events.clean(found.text, 5000) and found.retry_after >= 0, found.text)
 
 

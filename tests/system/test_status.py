@@ -116,6 +116,19 @@ def test_prometheus_file_for_root(host: Host, site: str) -> None:
         assert f'certdrop_state{{site="{site}",state="placeholder"}} 1' in stream.read()
 
 
+def test_a_page_for_the_web(host: Host, site: str) -> None:
+    """Root's page is written by the watcher, appears whole, and nginx can read it; its orders are those of the issuer."""
+    os.makedirs("/var/www/certdrop", exist_ok=True)
+    host.serve(site)
+    host.run("certdrop", "renew", site, code=0)
+    host.run("certdrop-status", "--html", "/var/www/certdrop/index.html", code=0)
+    found = os.stat("/var/www/certdrop/index.html")
+    assert os.listdir("/var/www/certdrop") == ["index.html"] and (found.st_uid, found.st_mode & 0o777) == (0, 0o644)
+    text = Path("/var/www/certdrop/index.html").read_text()
+    assert text.endswith("</body></html>\n") and site in text and "Orders of the last 90 days" in text and 'class="life ok"' in text
+    assert host.run("certdrop-status", "--html", site, user="www-data").text.count('class="site"') == 1
+
+
 def test_closed_pipe_is_no_trouble(host: Host, site: str) -> None:
     """`certdrop-status | head -1` says nothing about a broken pipe."""
     done = host.run("bash", "-c", "certdrop-status --json | head -c 1")

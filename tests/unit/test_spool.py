@@ -170,6 +170,12 @@ def test_names_that_are_no_sites(name: str) -> None:
     assert not spool.is_site_name(name)
 
 
+def test_a_new_site_is_not_called_as_a_file_of_the_issuer() -> None:
+    """Its ledger would be the list of revocations."""
+    assert spool.is_site_name("revocations") and not spool.may_name_a_new_site("revocations")
+    assert spool.may_name_a_new_site("revocations.example.org") and not spool.may_name_a_new_site("../x")
+
+
 def test_entries() -> None:
     """The names in the spool, both ways."""
     assert spool.entry("example.org", 8, "csr") == "example.org@0008.csr"

@@ -142,7 +142,7 @@ def refuse(domains: list[str], name: str) -> None:
                       (f"; try: certdrop add {' '.join(dict.fromkeys(meant))}" if could else "")) from error
     if len(set(domains)) != len(domains):
         raise Refused("a domain is given twice")
-    if not spool.is_site_name(name):
+    if not spool.may_name_a_new_site(name):
         raise Refused(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first; give one with --name")
 
 

@@ -86,7 +86,7 @@ def parse(words: Words) -> tuple[Choice, set[str]]:
         raise Usage(f"{values['--client']} has no directory of its own")
     if not values.get("--ca", "https://").startswith("https://"):
         raise Usage("--ca: give the https:// URL of an ACME directory")
-    if not spool.is_site_name(values.get("--name", "a")):
+    if not spool.may_name_a_new_site(values.get("--name", "a")):
         raise Usage(f"--name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first")
     if "--owner" in values:
         try:

@@ -86,7 +86,7 @@ class Found:
             self.why, self.again = f"{error.filename or self.key}: {error.strerror}", True
         except spool.Refused as refused:
             self.why, self.again = WHY[refused.reason], refused.reason == "judge-failed"
-        if self.pair and not spool.is_site_name(self.name):
+        if self.pair and not spool.may_name_a_new_site(self.name):
             self.name = self.pair.domains[0]
         if self.pair and self.name in self.pair.domains:
             self.pair.domains.sort(key=lambda domain: domain != self.name)         # the one that it is called by stands first

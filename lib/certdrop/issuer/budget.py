@@ -1,13 +1,14 @@
 """The local budget: what a CA allows is not asked for once more than that, so that trying can not use up what a renewal will need.
 
 A journal of what was done, one text line each, appended and now and then shortened; a line that a crash cut is passed over.
-Runs as: _certdrop. Trusts: its own directory. Reads and writes: /var/lib/certdrop/issuer/budget.
+Runs as: _certdrop. Trusts: its own directory. Reads and writes: /var/lib/certdrop/issuer/budget; and tally, the same by day, for who looks on.
 Source: letsencrypt.org/docs/rate-limits, staging-environment (2026).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 
 from certdrop import spool
@@ -27,6 +28,8 @@ KNOWN = {                          # the CAs whose limits we know; others only h
     "letsencrypt": {"failed_per_name_and_hour": 5, "issued_per_names_and_week": 5, "orders_per_three_hours": 300},
     "letsencrypt-staging": {"failed_per_name_and_hour": 200, "issued_per_names_and_week": 30000, "orders_per_three_hours": 1500},
 }
+TALLIED = {BEGUN: "orders", ORDERED: "counted", ISSUED: "issued", FAILED: "failed"}
+DAYS = 90                          # of the tally
 LONGEST = 256 * 1024               # bytes of the journal before it is shortened
 
 
@@ -44,6 +47,7 @@ class Budget:
         self.limits: dict[str, int] = {**known, **{key: int(str(value)) for key, value in config.limits.items()}}
         self.ca = hashlib.sha256(url.encode()).hexdigest()[:8]
         self.done: dict[tuple[str, str], list[float]] = {}
+        self.tally: dict[str, int] = {}
         self.lock = threading.Lock()
         text = notes.read("budget").decode("ascii", "replace")
         kept = self._learn(text, now)
@@ -75,10 +79,31 @@ class Budget:
         """Write down that this was done. A full disk fails no run."""
         with self.lock:
             self.done.setdefault((kind, key), []).append(now)
+            self.tally[TALLIED[kind]] = self.tally.get(TALLIED[kind], 0) + 1
             try:
                 notes.append("budget", f"{int(now)} {self.ca} {kind} {key}\n".encode("ascii", "backslashreplace"))
             except OSError:
                 pass
+
+    def save_tally(self, now: float) -> None:
+        """Add what this run did to its day, and say how much of the CA's limit of new orders is used. A full disk fails no run."""
+        if not self.tally:
+            return
+        try:
+            found = notes.table("tally").get("days")
+            days = {day: {key: notes.number(row, key) for key in TALLIED.values()} for day, row in found.items() if isinstance(row, dict)} \
+                if isinstance(found, dict) else {}
+            today = days.setdefault(stamp(now)[:10], dict.fromkeys(TALLIED.values(), 0))
+            for key, count in self.tally.items():
+                today[key] += count
+            first = stamp(now - (DAYS - 1) * DAY)[:10]
+            days = {day: row for day, row in sorted(days.items()) if first <= day <= stamp(now)[:10]}
+            recent = self.since(ORDERED, "", now - 3 * HOUR, now)
+            said = {"days": days, "limit": self.limits.get("orders_per_three_hours", 0), "recent": len(recent), "at": int(now)}
+            notes.put("tally", json.dumps(said).encode("ascii"))
+            self.tally = {}
+        except OSError:
+            pass
 
     def _learn(self, text: str, now: float) -> list[str]:
         """Take in a journal; the lines that still count."""

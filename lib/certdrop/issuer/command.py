@@ -142,7 +142,7 @@ def _still_wanted(options: Options, entries: list[str]) -> int:
     left = [one for one in Revocations(entries).all if not one.done and (not options.names or one.name in options.names)]
     for one in left:
         say(f"{one.name}: generation {one.number:04d} is not revoked yet; the next try is at {events.stamp(one.next_try)}", os.EX_OK, options.loud)
-    if any(one.kind == "refused" for one in left):         # trouble.REFUSED: the CA says no, or does not offer it, which no later run changes
+    if any(one.kind == "refused" for one in left):         # failure.REFUSED: the CA says no, or does not offer it, which no later run changes
         return os.EX_DATAERR
     return os.EX_TEMPFAIL if left else os.EX_OK
 

@@ -85,6 +85,7 @@ class Network:
                 if task not in wanted:
                     log.say_when(task, time.time())
         self._each(wanted, self._try)
+        self.budget.save_tally(time.time())
         return max(self.codes, default=os.EX_OK), len(wanted)
 
     def look_at_chains(self, tasks: list[Task]) -> None:

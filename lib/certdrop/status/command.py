@@ -2,7 +2,7 @@
 
 Runs as: anyone; started by root it does all of its work in a child that became _certdrop-watch, in a session of its own.
 Trusts: see evidence.py. Reads: public state; asks the services of this host by handshake. Writes: standard output, or the
-file that --prometheus names.
+file that --prometheus or --html names.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
 LINE = Program("certdrop-status", "certdrop-status(1)", Syntax((
-    "[--no-probe] [--warning PERCENT] [--critical PERCENT]\n[--json | --nagios | --prometheus [FILE]] [NAME...]",),
+    "[--no-probe] [--warning PERCENT] [--critical PERCENT]\n[--json | --nagios | --prometheus [FILE] | --html [FILE]] [NAME...]",),
     "Shows what is on disk, what the services of this host show, when each certificate is renewed, and the last error.", {
         "--json": "a list of objects, for programs",
         "--nagios": "one line, exit code 0, 1, 2 or 3, performance data",
         "--prometheus [FILE]": "metrics; into FILE, whole or not at all, for node_exporter's textfile collector",
+        "--html [FILE]": "one web page, whole in itself; into FILE, whole or not at all",
         "--no-probe": "ask no service",
         "--warning PERCENT": "of the lifetime that is left: so much or less is a warning",
         "--critical PERCENT": "and so much or less is critical",
@@ -43,13 +44,13 @@ class Options:
     """What was given. Raises Usage."""
 
     def __init__(self, words: Words) -> None:
-        forms = [form for form in ("json", "nagios", "prometheus") if f"--{form}" in words.options]
+        forms = [form for form in ("json", "nagios", "prometheus", "html") if f"--{form}" in words.options]
         if len(forms) > 1:
             raise Usage(f"--{forms[0]} and --{forms[1]} exclude each other")
         self.form = forms[0] if forms else "table"
-        self.file = words.options.get("--prometheus", "")
+        self.file = words.options.get(f"--{self.form}", "") if self.form in ("prometheus", "html") else ""
         if self.file and not self.file.startswith("/"):
-            raise Usage("--prometheus: give the whole path of a file, from / on")
+            raise Usage(f"--{self.form}: give the whole path of a file, from / on")
         self.probe = "--no-probe" not in words.options
         self.thresholds = Thresholds()
         for option in ("--warning", "--critical"):
@@ -104,6 +105,12 @@ def show(options: Options, out: TextIO) -> int:
         print(report.as_nagios(sites, code, silences, [text for _, text in host], watcher.mute), file=out)
     elif options.form == "prometheus":
         out.write(report.as_prometheus(sites, runs, silences, host, bool(watcher.mute), now))
+    elif options.form == "html":
+        from certdrop.status import webpage
+        problems = [*host, *((one.severity, phrases.silence(one.who, one.quiet)) for one in silences if one.severity),
+                    *((verdict.WARNING, f"the watcher: {text}") for text in watcher.mute)]
+        out.write(webpage.render(webpage.Page(os.uname().nodename, sites, {site.evidence.name: reader.past(site.evidence.name) for site in sites},
+                                              reader.orders(), runs, problems, now)))
     elif options.names:
         print("\n".join(line for site in sites for line in table.page(site, now)), file=out)
     elif not sites:
@@ -142,7 +149,7 @@ def _to_file(options: Options, argv: list[str]) -> int:
                 code = show(options, out)
                 out.flush()
                 return code
-            again = ["--prometheus" if word.startswith("--prometheus=") else word for word in argv if word != options.file]
+            again = [f"--{options.form}" if word.startswith(f"--{options.form}=") else word for word in argv if word != options.file]
             code = as_watcher("certdrop-status", again, work, verdict.UNKNOWN, out=fd)
         if code != verdict.UNKNOWN:
             os.chmod(temporary, 0o644)

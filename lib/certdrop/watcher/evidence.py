@@ -7,6 +7,7 @@ Reads: /etc/certdrop; sites/, live/, proven/, keeper/, issuer/ and watcher/ belo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,11 +30,13 @@ LATEST = 253402300799              # 9999-12-31, the last moment that RFC 3339 c
 OWN = 16 << 20                     # bytes of the watcher's own notes: thousands of sites may fail at once
 WORDS = 2 << 20                    # bytes of what the issuer says of revocations: some thousands of them
 SLACK = 120                        # seconds: what was noted further ahead than that was noted by another clock than today's
+MANY = 10 ** 6                     # orders in a day, at most
 TEXT = 300                         # characters of an error that somebody else wrote
 
 _NUMBER = re.compile(r"[0-9]{4,9}")
 _TARGET = re.compile(r"\.\./sites/([a-z0-9._-]+)/([0-9]{4,9})")
 _HEX = re.compile(r"[0-9a-f]{64}")
+_DAY = re.compile(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]")
 
 
 @dataclass
@@ -106,6 +109,7 @@ class Evidence:
     beside: list[str] = field(default_factory=list)         # other sites for the same names: RSA beside ECDSA
     renew_at: int | None = None                # the issuer's plan
     renew_why: str = ""
+    window: tuple[int, int] | None = None      # in which the CA wants the live certificate renewed, as the issuer says
     astray: str = ""                           # the sockets of this site that show another certificate, seen now
     refused_by_browsers: str | None = None     # why, seen now; "" where they take it, None for a placeholder and where it cannot be seen
     for_trying: bool = False                   # the configured CA is one for trying things
@@ -129,6 +133,25 @@ class Run:
     ahead: bool = False                        # by a clock that stood ahead of today's: then it is not known when
     stopped: str = ""                          # why its run did not come to its end, since then
     asked: str = ""                            # of the keeper: why the run that the issuer asked for did not begin
+
+
+@dataclass
+class Past:
+    """A generation that is kept, and is no placeholder: its number, and when its certificate begins and ends."""
+
+    number: int
+    not_before: int
+    not_after: int
+
+
+@dataclass
+class Orders:
+    """What the issuer says of its orders: by day (orders, certificates, validations that failed), and what counts against the CA's limit."""
+
+    days: list[tuple[str, int, int, int]] = field(default_factory=list)
+    recent: int = 0                            # new orders in three hours
+    limit: int = 0                             # 0: none is known
+    at: int | None = None
 
 
 @dataclass
@@ -211,6 +234,25 @@ class Reader:
         heartbeat = text(noted, "heartbeat", 200) if self.config.mail.get("heartbeat") else ""
         return MailHealth(number(noted, "ran"), text(noted, "failed", 200), known, number(noted, "mailed") or 0, heartbeat)
 
+    def past(self, name: str) -> list[Past]:
+        """The certificates of a site that are still on disk, oldest first."""
+        place, found = f"{configuration.STATE}/sites/{name}", []
+        with contextlib.suppress(OSError):
+            for at in sorted(int(entry) for entry in os.listdir(place) if _NUMBER.fullmatch(entry)):
+                said = self._json(f"sites/{name}/{at:04d}", "cert.json", ROOT, None)
+                begin, end = number(said, "not_before"), number(said, "not_after")
+                if begin and end and begin < end and not os.path.exists(f"{place}/{at:04d}/placeholder"):
+                    found.append(Past(at, begin, end))
+        return found
+
+    def orders(self) -> Orders:
+        """The issuer's tally of its orders."""
+        said = self._json("issuer", "tally", self.issuer, None)
+        days = said.get("days")
+        rows = [(day, row) for day, row in sorted(days.items()) if _DAY.fullmatch(day) and isinstance(row, dict)] if isinstance(days, dict) else []
+        counted = [(day, number(row, "orders", MANY) or 0, number(row, "issued", MANY) or 0, number(row, "failed", MANY) or 0) for day, row in rows[-90:]]
+        return Orders(counted, number(said, "recent", MANY) or 0, number(said, "limit", MANY) or 0, number(said, "at"))
+
     def _generations(self, found: Evidence) -> None:
         place = f"{configuration.STATE}/sites/{found.name}"
         try:
@@ -275,6 +317,9 @@ class Reader:
                                     text(ledger, "last_error"), number(ledger, "failed_at"))
         found.renew_at = number(ledger, "renew_at")
         found.renew_why = text(ledger, "renew_why", 60)
+        begin, end = number(ledger, "window_start"), number(ledger, "window_end")
+        if found.certificate and begin and end and begin < end and text(ledger, "window_of", 64) == found.certificate.sha256:
+            found.window = begin, end
 
     def _revocations(self, found: Evidence, wanted: object) -> None:
         """What root wants revoked of this site, with the issuer's word."""

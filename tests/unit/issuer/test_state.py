@@ -236,6 +236,38 @@ def test_a_damaged_ledger_harms_nothing(value, key):
     assert due.due("a", False, None, found, NOW)[0] <= NOW + 7.4 * DAY + 60
 
 
+# ---- the tally of orders
+
+def test_the_tally_of_orders(disk, monkeypatch):
+    """A day's orders are added up over its runs; what is older than 90 days, or no day, goes; a run without orders writes nothing."""
+    config = general.Config()
+    old, edge = (time.strftime("%Y-%m-%d", time.gmtime(NOW - days * DAY)) for days in (90, 89))
+    row = {"orders": 1, "counted": 1, "issued": 1, "failed": 0}
+    disk.put("state/issuer/tally", json.dumps({"days": {old: row, edge: row, "x": row, "2999-01-01": row, edge + "x": 5}}))
+    for _ in range(2):
+        spent = budget.Budget(config, NOW)
+        spent.note(budget.BEGUN, "a.test", NOW)
+        spent.note(budget.ORDERED, "", NOW)
+        spent.note(budget.FAILED, "a.test", NOW)
+        spent.save_tally(NOW)
+    found = json.load(open(f"{disk.top}/state/issuer/tally"))
+    today = time.strftime("%Y-%m-%d", time.gmtime(NOW))
+    assert found == {"days": {edge: row, today: {"orders": 2, "counted": 2, "issued": 0, "failed": 2}}, "limit": 300, "recent": 2, "at": int(NOW)}
+    os.unlink(f"{disk.top}/state/issuer/tally")
+    budget.Budget(config, NOW).save_tally(NOW)
+    assert not os.path.exists(f"{disk.top}/state/issuer/tally")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"days": [1]}', '{"days": {"2026-01-01": 7}}', '{"days": {"2026-01-01": {"orders": "x", "issued": -1}}}'])
+def test_a_damaged_tally(disk, text):
+    """Whatever stands there, today's orders are counted."""
+    disk.put("state/issuer/tally", text)
+    spent = budget.Budget(general.Config(), NOW)
+    spent.note(budget.BEGUN, "a.test", NOW)
+    spent.save_tally(NOW)
+    assert list(json.load(open(f"{disk.top}/state/issuer/tally"))["days"].values())[-1] == {"orders": 1, "counted": 0, "issued": 0, "failed": 0}
+
+
 # ---- the agenda
 
 def remembered(disk, name="a.test"):
