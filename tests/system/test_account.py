@@ -202,7 +202,7 @@ def test_deactivate(host: Host, name: str) -> None:
     """After a question; for ever: the CA says so, the key is set aside, and the next order makes another account."""
     account(host, "register", "--yes")
     place, key = shown(host, "account"), files()["key"]
-    assert "nobody is there to be asked" in account(host, "deactivate", code=os.EX_USAGE) and shown(host, "status") == "valid"
+    assert "there is no terminal to ask at" in account(host, "deactivate", code=os.EX_USAGE) and shown(host, "status") == "valid"
     assert f"the account {place} is deactivated" in account(host, "deactivate", "--yes")
     assert files() == {"deactivated": key}
     assert issued(host, name) and shown(host, "account") != place

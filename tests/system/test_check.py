@@ -376,7 +376,8 @@ def test_the_clock_is_wrong(host: Host, well: str) -> None:
         server.shutdown()
         server.server_close()
         pebble.start()
-    assert "2 hours ahead of ca.stage.test's" in said(lines, "failed", "clock") and "is no ACME directory: it lacks newOrder" in said(lines, "failed", "CA")
+    assert "2 hours ahead of ca.stage.test's" in said(lines, "failed", "clock")
+    assert "is no ACME directory: newAccount, newOrder would be at another host" in said(lines, "failed", "CA")
 
 
 # ---- the host
@@ -498,9 +499,10 @@ def test_the_network_part_can_write_nothing(host: Host, well: str) -> None:
     """As root starts it: what looks at the DNS and the CA runs as _certdrop-watch, is shut in before its first packet, and opens no file for writing."""
     host.run("sh", "-c", f"strace -f -qq -s 300 -o /tmp/calls -e trace=execve,setresuid,openat,landlock_restrict_self,connect certdrop-check {well}", code=0)
     calls = [line.split(None, 1) for line in stage.read("/tmp/calls").splitlines()]
-    process = next(number for number, call in calls if "watcher/__main__.py" in call and call.startswith("execve"))
+    mains = [(number, call) for number, call in calls if call.startswith('execve("/usr/bin/python3"') and "watcher/__main__.py" in call]
+    process = mains[0][0]
     mine = [call for number, call in calls if number == process]
-    begun, confined = (next(at for at, call in enumerate(mine) if words in call) for words in ("watcher/__main__.py", "landlock_restrict_self"))
+    begun, confined = mine.index(mains[0][1]), next(at for at, call in enumerate(mine) if "landlock_restrict_self" in call)
     assert any(call.startswith("setresuid") for call in mine[:begun])
     assert not [call for call in mine[begun:confined] if call.startswith("connect")]
     assert [call for call in mine[confined:] if "sin_port=htons(14000)" in call]

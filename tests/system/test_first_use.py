@@ -147,7 +147,7 @@ def test_roots_of_a_ca_that_is_not_taken(fresh: Host, answer: str) -> None:
         shell = Terminal(f"certdrop add {fresh.name()}")
         shell.answer(r"CA \[letsencrypt\]: ", directory)
         shell.answer("root certificates .*: ", wrong)        # the CA's own server has a certificate of another one
-        shell.until(r"all the same\? \[y/N\] ")
+        shell.until(r"anyway\? \[y/N\] ")
         assert ["ca.stage.test:14000.pem"] == os.listdir("/etc/certdrop/roots.d")
         shell.type(answer)
         if answer == "n\n":
@@ -164,6 +164,6 @@ def test_a_ca_that_cannot_be_reached(fresh: Host) -> None:
     shell = Terminal(f"certdrop add {fresh.name()}")
     shell.answer(r"CA \[letsencrypt\]: ", "https://127.0.0.1:9/dir")
     shell.answer("root certificates .*: ", "")
-    assert "127.0.0.1" in shell.answer(r"all the same\? \[y/N\] ", "n")
+    assert "127.0.0.1" in shell.answer(r"anyway\? \[y/N\] ", "n")
     shell.until(r"CA \[letsencrypt\]: ")
     shell.close()

@@ -39,10 +39,11 @@ PROGRAM = "/usr/sbin/certdrop-account"
 
 
 class Answer(NamedTuple):
-    """The directory, and how many seconds our clock is before the CA's (None where it does not say)."""
+    """The directory, how many seconds our clock is before the CA's (None where it does not say), and why what it answered is no directory."""
 
     directory: dict[str, object]
     skew: float | None
+    failure: Failure | None = None
 
 
 def as_root(config: general.Config) -> list[Line]:
@@ -77,9 +78,13 @@ def look(config: general.Config, sites: list[configuration.Site], asked: list[Li
     place = _string(noted.get("account"))
     try:
         answer = get(config)
+        failure: Exception | None = answer.failure
     except (Failure, configuration.ConfigError) as error:
-        why, mend = explain(error, host, config)
-        return [Line(FAILED, "CA", why, mend), *(asked or registered(config, noted))], Authority(["letsencrypt.org"] if public else [], place, public)
+        answer, failure = Answer({}, None), error
+    if failure:
+        why, mend = explain(failure, host, config)
+        lines = [Line(FAILED, "CA", why, mend), *([clock(answer.skew, host)] if answer.skew is not None else []), *(asked or registered(config, noted))]
+        return lines, Authority(["letsencrypt.org"] if public else [], place, public)
     meta = answer.directory.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     said = meta.get("caaIdentities")
@@ -89,11 +94,15 @@ def look(config: general.Config, sites: list[configuration.Site], asked: list[Li
 
 
 def get(config: general.Config) -> Answer:
-    """The directory, as the issuer asks for it. Raises Failure, and ConfigError where a file of roots cannot be read."""
+    """The directory, as the issuer asks for it. Raises Failure where nothing answers, and ConfigError where a file of roots cannot be read."""
     line = transport.Transport(transport.context(config), time.monotonic() + DEADLINE, transport.Gate(), config.proxy, tries=1)
     try:
-        found, answer = ca_directory.fetch(line, config.directory_url)
-        return Answer(found, _skew(answer.headers.get("Date"), time.time()))
+        answer = line.request("GET", config.directory_url)
+        skew = _skew(answer.headers.get("Date"), time.time())
+        try:
+            return Answer(ca_directory.read(config.directory_url, answer), skew)
+        except Failure as failure:             # what time it is there can be seen all the same
+            return Answer({}, skew, failure)
     finally:
         line.close()
 

@@ -19,6 +19,11 @@ SIGNED = ("newAccount", "newOrder", "revokeCert", "keyChange")         # what is
 def fetch(transport: Transport, url: str) -> tuple[dict[str, object], Answer]:
     """(the directory, the answer that it came with). Redirects are followed, at the same host. Raises Failure."""
     answer = transport.request("GET", url)
+    return read(url, answer), answer
+
+
+def read(url: str, answer: Answer) -> dict[str, object]:
+    """The directory in an answer. Raises Failure where it is none."""
     there = answer.headers.get("Location") if answer.status in REDIRECTING else None
     if there:
         raise Failure(REFUSED, f"{url} redirects to another host: {urllib.parse.urljoin(answer.url, str(there))}; give that URL as directory in certdrop.toml")
@@ -28,9 +33,11 @@ def fetch(transport: Transport, url: str) -> tuple[dict[str, object], Answer]:
     fit = as_directory(url, found)
     if fit is None:
         missing = [name for name in NEEDED if not isinstance(found.get(name), str)]
-        lacks = f": it lacks {', '.join(missing)}" if 0 < len(missing) < len(NEEDED) else ""
-        raise Failure(UNREACHABLE, f"{url} is no ACME directory{lacks}")
-    return fit, answer
+        elsewhere = [name for name in NEEDED if name in SIGNED and name not in missing and not is_at(url, found[name])]
+        why = [f"it lacks {', '.join(missing)}"] if 0 < len(missing) < len(NEEDED) else []
+        why += [f"{', '.join(elsewhere)} would be at another host"] if elsewhere else []
+        raise Failure(UNREACHABLE, f"{url} is no ACME directory{': ' * bool(why)}{', and '.join(why)}")
+    return fit
 
 
 def as_directory(url: str, found: object) -> dict[str, object] | None:
