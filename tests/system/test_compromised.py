@@ -96,7 +96,7 @@ def test_the_ca_is_away(host: Host, site: Site) -> None:
     """Nothing is revoked, the old one serves, and that is shown; the command again burns no fresh key; when the CA is back, cron's runs do it all, in order."""
     host.configure(proxy='"http://127.0.0.1:9"')
     done = host.run("certdrop", "rotate", site.name, "--compromised", code=os.EX_TEMPFAIL)
-    assert "is revoked when another certificate is served" in done.text
+    assert "is revoked once another certificate is served" in done.text
     assert site.asked() == [] and host.live(site.name) == 2 and "it is compromised" in host.run("certdrop-status", site.name).text
     assert host.status(site.name)["key_burnt"]
     burnt = stage.read(BURNT)
