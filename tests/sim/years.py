@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "lib"))
 
+from certdrop import renewal  # noqa: E402
 from certdrop.issuer import due  # noqa: E402
 from certdrop.issuer.due import DAY, HOUR, MINUTE  # noqa: E402
 
@@ -254,7 +255,7 @@ def scenarios() -> dict[str, World]:
     for words, lifetime in LIFETIMES.items():
         found[f"{words}, ARI"] = World(lifetime=lifetime)
         found[f"{words}, no ARI"] = World(lifetime=lifetime, ari=False)
-        left = lifetime / (2 if lifetime < due.SHORT_LIVED else 3)
+        left = lifetime / (2 if lifetime < renewal.SHORT_LIVED else 3)
         away = left - 3 * HOUR - lifetime / 100
         at = lifetime * 3.6
         found[f"{words}, CA away for {away / DAY:.1f} days, no ARI"] = World(lifetime=lifetime, ari=False, outages=[(at, at + away)])

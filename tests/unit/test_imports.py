@@ -25,16 +25,16 @@ NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelv
 READS_NGINX = {"nginx/syntax", "nginx/configuration", "nginx/challenge", "nginx/expression", "nginx/vacancy", "nginx/run"}
 OURS = {
     "start": {"terminal"},
-    "issuer": {"start", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "signer"},
+    "issuer": {"renewal", "start", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "signer"},
     "issuer/manage": {"commandline"},
     "issuer/options": {"commandline"},           # to refuse a word
     "issuer/rehearsal": {"judge"},     # a dry run is told what root's judge would say, by the judge's own code
     "signer": {"spool", "events", "happened", "config", "walls", "issuer/failure"},
     "keeper": {"spool", "events", "words", "shown", "config", "walls"},
     "judge": {"spool", "walls", "trust/verify"},
-    "watcher": {"start", "spool", "events", "happened", "shown", "terminal", "words", "config", "walls", "trust"},
+    "watcher": {"renewal", "start", "spool", "events", "happened", "shown", "terminal", "words", "config", "walls", "trust"},
     "watcher/command": {"commandline", "doctor/line", "doctor/mail"},
-    "status": {"commandline", "events", "terminal", "words", "config", "walls", "watcher"},
+    "status": {"renewal", "commandline", "events", "terminal", "words", "config", "walls", "watcher"},
     "doctor": {"commandline", "spool", "events", "terminal", "words", "config", "walls", "trust", "watcher"} | READS_NGINX,
     "doctor/ca": {"issuer/directory", "issuer/transport", "issuer/failure"},     # it asks the CA as the issuer does, by the same code
     "nginx": {"commandline", "spool", "events", "terminal", "words", "config"},
@@ -55,6 +55,7 @@ OURS = {
     "commandline": set(),
     "words": set(),
     "shown": set(),
+    "renewal": set(),
     "__init__": set(),
 }
 NAMED_BY_BIN = "module"            # what start.py loads: bin/ says which
@@ -80,6 +81,7 @@ NOT_THEIRS = {
     "terminal": NEVER_AS_ROOT | {"cryptography"},
     "commandline": NEVER_AS_ROOT | {"cryptography", "json"},
     "words": NEVER_AS_ROOT | {"cryptography"},
+    "renewal": NEVER_AS_ROOT | {"cryptography", "json"},
     "shown": NEVER_AS_ROOT | {"cryptography", "json"},
     "__init__": NEVER_AS_ROOT,
 }

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from watcher.test_evidence import DAY, World, make_certificate, make_world
+from watcher.test_evidence import DAY, ISSUER, World, make_certificate, make_world
+from certdrop import renewal
 from certdrop.config import site as configuration
 from certdrop.doctor import sites as check_sites
-from certdrop.issuer import due
+from certdrop.issuer import due, ledger
 from certdrop.keeper import notes
 from certdrop.status import command as status
 from certdrop.watcher import alarm, evidence, message, places, verdict
@@ -176,6 +177,37 @@ def test_summary_of_a_fresh_installation(world: World) -> None:
     assert "watcher has not run yet" in run()[1] and MailHealth() == evidence.Reader().watcher()
 
 
+# When it is renewed.
+
+@pytest.mark.parametrize("noted, failing", [
+    ({}, False),                               # the issuer has noted nothing yet: after an import, or where its notes are lost
+    ({"window_start": 30 * DAY, "window_end": 34 * DAY}, False),
+    ({"window_start": 30 * DAY, "window_end": 300 * DAY}, False),
+    ({"window_start": 80 * DAY, "window_end": 89 * DAY}, False),
+    ({"window_start": 30 * DAY, "window_end": 34 * DAY, "window_of": "ab" * 32}, False),        # of the certificate before
+    ({"window_start": 1 * DAY, "window_end": 2 * DAY}, True),
+    ({"renew_at": 20 * DAY, "renew_why": renewal.BY_WINDOW}, False),                             # as planned for the certificate before
+])
+def test_the_plan_and_the_status_have_one_moment(world: World, noted: dict[str, Any], failing: bool) -> None:
+    """certdrop renew --plan and certdrop-status say when the next order comes, by one rule, of what is noted now."""
+    now = int(time.time())
+    world.usual("example.org", begin=-5 * DAY, end=85 * DAY)
+    live = evidence.Reader().site("example.org").certificate
+    assert live
+    entries = {"window_of": live.sha256 if "window_start" in noted else "", **noted}
+    entries |= {key: now + value for key, value in noted.items() if isinstance(value, int)}
+    if failing:
+        entries |= {"count": 2, "since": now - 300, "failed_at": now - 100, "next_try": now + DAY * 1 // 2 + 2 * DAY // 2, "last_error": "x"}
+    path = world.ledger("example.org", **entries)
+    os.chown(path, os.geteuid(), -1)           # each reads what is its own
+    record = ledger.Ledger("example.org")
+    os.chown(path, ISSUER, ISSUER)
+    certificate = due.Certificate(live.sha256, live.not_before, live.not_after)
+    when, why = due.due("example.org", False, certificate, record, now)
+    found = only()
+    assert (found["renew_at"], found["renew_reason"]) == (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when)), why)
+
+
 # What browsers take.
 
 def test_what_browsers_refuse_is_said_as_long_as_it_is_so(world: World) -> None:
@@ -186,7 +218,7 @@ def test_what_browsers_refuse_is_said_as_long_as_it_is_so(world: World) -> None:
     world.put(world.etc / "roots.pem", make_certificate(["other.example"], time.time() - DAY, time.time() + DAY)[0])
     found = only()
     assert (found["state"], found["refused_by_browsers"], found["severity"]) == (verdict.SERVING, True, verdict.CRITICAL)
-    assert found["renew_reason"] == due.FOREIGN == verdict.FOREIGN and found["renew_at"] == found["not_before"]
+    assert found["renew_reason"] == renewal.FOREIGN and found["renew_at"] == found["not_before"]
     problems = alarm.of_site(judged(None), time.time())
     assert [problem.subject for problem in problems] == ["example.org: browsers refuse the live certificate"] and problems[0].grave
     for argv in ((), ("example.org",), ("--nagios",)):

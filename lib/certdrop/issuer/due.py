@@ -1,24 +1,21 @@
 """When to ask the CA, and when not to: time and state in, a decision out. Pure: no clock, no disk, no network.
 
-A renewal is due when the CA says so (RFC 9773), else when a share of the certificate's real lifetime is left; never after a constant number
-of days. What went wrong is under a back-off. A clock that is wrong makes nobody ask in a loop: see BRAKE; and what was noted under one does not
+A renewal is due when the CA says so (RFC 9773), else when a share of the certificate's real lifetime is left (renewal.py); never after a constant
+number of days. What went wrong is under a back-off. A clock that is wrong makes nobody ask in a loop: see BRAKE; and what was noted under one does not
 count: see clock.py.
-Runs as: whoever imports it. Sources: RFC 9773 sections 4.2 and 4.3; Let's Encrypt's integration guide for the back-off.
+Runs as: whoever imports it. Sources: RFC 9773 section 4.3; Let's Encrypt's integration guide for the back-off.
 """
 
 from __future__ import annotations
 
 from certdrop import spool
 from certdrop.issuer import clock
+from certdrop.renewal import FOREIGN, HELD, HURRIED, WANTED, lifetime, planned
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 NEVER = float("inf")
-FOREIGN = "it is of another CA than the configured one"
 MADE = 1767225600.0                # 2026-01-01: a clock that stands before is wrong, for certdrop is younger
 
-SHORT_LIVED = 10 * DAY             # below this lifetime half of it is left at a renewal, else a third
-SPREAD = 1 / 20                    # share of the lifetime, before the backstop, over which sites are spread: each has its own moment
-LAST_LINE = 1 / 8                  # share of the lifetime that is left at the latest, whatever window the CA names
 BRAKE = 1 / 8                      # share of the lifetime in which a site is not renewed again by time (one day at most, where the CA names a window),
 HURRIES = 3                        # once that happened so often in a row: a clock that is wrong, or a CA that is confused
 
@@ -41,7 +38,7 @@ class Certificate:
     @property
     def lifetime(self) -> float:
         """Seconds from begin to end."""
-        return max(1.0, self.not_after - self.not_before)
+        return lifetime(self)
 
 
 class Record:
@@ -123,34 +120,9 @@ class Record:
         return self.window_of == certificate.sha256 and self.window_end > 0
 
 
-def own_moment(*words: object) -> float:
-    """A number from 0 to 1 that looks random, and is always the same for the same words."""
-    import random                              # a run that finds nothing to do asks for no moment
-    return random.Random(" ".join(map(str, words))).random()
-
-
-def backstop(certificate: Certificate, site: str) -> float:
-    """When to renew where the CA does not say: when a share of the real lifetime is left, and each site's own moment before that."""
-    left = certificate.lifetime / (2 if certificate.lifetime < SHORT_LIVED else 3)
-    return certificate.not_after - left - own_moment(site, certificate.sha256) * SPREAD * certificate.lifetime
-
-
-def last_line(certificate: Certificate) -> float:
-    """When to renew at the latest, whatever the CA says."""
-    return certificate.not_after - certificate.lifetime * LAST_LINE
-
-
-def moment_in_window(certificate: Certificate, site: str, start: float, end: float) -> float:
-    """The site's own uniformly random moment in the CA's window (RFC 9773 section 4.2): chosen once, and moved only where the window is."""
-    return start + own_moment(site, certificate.sha256) * max(0.0, end - start)
-
-
 def renewal(certificate: Certificate, site: str, record: Record) -> tuple[float, str]:
-    """(when, why) this certificate is to be renewed, were all well. A window that goes beyond the certificate's end is as good as none."""
-    if not record.has_window(certificate) or record.window_end > certificate.not_after:
-        return backstop(certificate, site), "its share of the lifetime"
-    moment, last = moment_in_window(certificate, site, record.window_start, record.window_end), last_line(certificate)
-    return (moment, "the CA's renewal window") if moment <= last else (last, "expiry is near; the CA's window is too late")
+    """(when, why) this certificate is to be renewed, were all well."""
+    return planned(certificate, site, (record.window_start, record.window_end) if record.has_window(certificate) else None)
 
 
 def due(site: str, wanted_now: bool, certificate: Certificate | None, record: Record, now: float, urged: bool = False,
@@ -164,7 +136,7 @@ def due(site: str, wanted_now: bool, certificate: Certificate | None, record: Re
     if forced:
         when, why = 0.0, "forced"
     elif wanted_now:
-        when, why = 0.0, "root wants it now"
+        when, why = 0.0, WANTED
     elif certificate is None:
         when, why = 0.0, "there is no certificate yet"
     elif now < MADE:
@@ -177,11 +149,11 @@ def due(site: str, wanted_now: bool, certificate: Certificate | None, record: Re
     else:
         when, why = renewal(certificate, site, record)
         if record.hurries >= HURRIES and record.issued_at <= now < record.brake(certificate) and when < record.brake(certificate):
-            when, why = record.brake(certificate), "it was renewed too often in a short time"
+            when, why = record.brake(certificate), HURRIED
     held = held_until(record, now)
     if held and (forced or (urged and wanted_now)):
         held = asked_to_wait(record, now)
-    return (held, "an earlier try failed") if held > max(when, now) else (when, why)
+    return (held, HELD) if held > max(when, now) else (when, why)
 
 
 def held_until(record: Record, now: float) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from certdrop import events
+from certdrop import events, renewal
 from certdrop.walls import jail, syscalls
 from certdrop.watcher import verdict
 from certdrop.watcher.evidence import MailHealth, Run
@@ -21,8 +21,8 @@ SAYS = "the CA says "              # what the issuer writes before the CA's own 
 
 _COLOURS = {verdict.OK: "32", verdict.WARNING: "33", verdict.CRITICAL: "31"}
 _SHORT = {verdict.NOT_SERVED: "not served"}
-_WHY = {"the CA's renewal window": "ARI", "its share of the lifetime": "lifetime", "an earlier try failed": "retry", "root wants it now": "wanted now",
-        verdict.FOREIGN: "other CA"}
+_WHY = {renewal.BY_WINDOW: "ARI", renewal.BY_SHARE: "lifetime", renewal.BY_END: "end is near", renewal.HELD: "retry", renewal.WANTED: "wanted now",
+        renewal.HURRIED: "too often", renewal.FOREIGN: "other CA"}
 _KEYS = {"ecdsa-p256": "p256", "ecdsa-p384": "p384", "rsa-2048": "rsa2", "rsa-3072": "rsa3", "rsa-4096": "rsa4"}
 
 

@@ -241,7 +241,7 @@ class Reader:
             for at in sorted(int(entry) for entry in os.listdir(place) if _NUMBER.fullmatch(entry)):
                 said = self._json(f"sites/{name}/{at:04d}", "cert.json", ROOT, None)
                 begin, end = number(said, "not_before"), number(said, "not_after")
-                if begin and end and begin < end and not os.path.exists(f"{place}/{at:04d}/placeholder"):
+                if begin and end and begin <= end and not os.path.exists(f"{place}/{at:04d}/placeholder"):
                     found.append(Past(at, begin, end))
         return found
 
@@ -318,7 +318,7 @@ class Reader:
         found.renew_at = number(ledger, "renew_at")
         found.renew_why = text(ledger, "renew_why", 60)
         begin, end = number(ledger, "window_start"), number(ledger, "window_end")
-        if found.certificate and begin and end and begin < end and text(ledger, "window_of", 64) == found.certificate.sha256:
+        if found.certificate and begin and end and begin <= end and text(ledger, "window_of", 64) == found.certificate.sha256:
             found.window = begin, end
 
     def _revocations(self, found: Evidence, wanted: object) -> None:

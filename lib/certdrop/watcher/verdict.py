@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from certdrop import events
+from certdrop import events, renewal
 from certdrop.watcher import handshake
 from certdrop.watcher.evidence import SLACK, Evidence, Run, Failure
 
@@ -19,7 +19,6 @@ REFUSED = "refused"
 FAILING = "failing"
 EXPIRED = "expired"
 DAMAGED = "damaged"
-FOREIGN = "it is of another CA than the configured one"        # as the issuer says it, too: due.FOREIGN
 STATES = (SERVING, INSTALLED, PLACEHOLDER, REFUSED, FAILING, NOT_SERVED, EXPIRED, DAMAGED)
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3    # Nagios' exit codes
@@ -30,8 +29,6 @@ OFTEN = {"keeper": 3600, "issuer": 600, "watcher": 3600}       # seconds from on
 QUIET_SHARE, TOO_QUIET_SHARE = 1 / 8, 1 / 4                    # of what is left of the shortest lifetime, where that is less
 ASKING = "sudo -u _certdrop sudo -n /usr/sbin/certdrop-install"
 FAR = 8 * DAY                      # seconds: nobody puts a next try off for longer
-# The issuer renews when a third of the lifetime is left, a half of a lifetime under ten days. Where its plan is known, that counts.
-BACKSTOP, SHORT_BACKSTOP, SHORT = 1 / 3, 1 / 2, 10 * DAY
 LATE, TOO_LATE = 3 / 4, 3 / 8      # of what is left at the backstop: a warning, and critical
 
 
@@ -66,7 +63,7 @@ def judge(found: Evidence, shown: set[str] | None, now: float, thresholds: Thres
     served = _served(found, shown)
     found = as_it_is_now(found, served, now)
     left = _share_left(found, now)
-    renew_at, why = _renewal(found)
+    renew_at, why = _renewal(found, now)
     state = _state(found, shown, served, now)
     error, since, next_try = _why(found, state, shown)
     severity = {SERVING: OK, INSTALLED: OK, PLACEHOLDER: WARNING, REFUSED: WARNING, FAILING: WARNING}.get(state, CRITICAL)
@@ -115,8 +112,7 @@ def _past(moment: int | None, now: float) -> int | None:
 
 def backstop_of(found: Evidence) -> float:
     """The share of the lifetime at which renewing is due at the latest."""
-    lifetime = found.certificate.not_after - found.certificate.not_before if found.certificate else 0
-    return SHORT_BACKSTOP if lifetime < SHORT else BACKSTOP
+    return renewal.share_left(found.certificate) if found.certificate else 0.0
 
 
 @dataclass
@@ -201,16 +197,17 @@ def _browsers(found: Evidence, state: str) -> str:
     return f"browsers refuse the live certificate: it {found.refused_by_browsers}{follows}"
 
 
-def _renewal(found: Evidence) -> tuple[int | None, str]:
+def _renewal(found: Evidence, now: float) -> tuple[int | None, str]:
+    """When the issuer places the next order, and why then: by the rule that it goes by, of what is on disk now."""
     certificate = found.certificate
     if certificate is None or found.placeholder or found.wanted_now:
-        return None, "root wants it now" if found.wanted_now else ""
-    if found.foreign:
-        return certificate.not_before, FOREIGN
-    if found.renew_at is not None and certificate.not_before <= found.renew_at <= certificate.not_after:
-        return found.renew_at, found.renew_why or "the issuer plans so"
-    share = backstop_of(found)
-    return int(certificate.not_after - share * (certificate.not_after - certificate.not_before)), "its share of the lifetime"
+        return None, renewal.WANTED if found.wanted_now else ""
+    when, why = (certificate.not_before, renewal.FOREIGN) if found.foreign else renewal.planned(certificate, found.name, found.window)
+    if found.renew_why == renewal.HURRIED and when < (found.renew_at or 0) <= certificate.not_after:
+        when, why = found.renew_at or 0, found.renew_why           # the issuer alone counts how often
+    if found.failing and (found.failing.next_try or 0) > max(when, now):
+        when, why = found.failing.next_try or 0, renewal.HELD
+    return int(when), why
 
 
 def _share_left(found: Evidence, now: float) -> float | None:

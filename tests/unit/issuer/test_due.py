@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from certdrop import spool
+from certdrop import renewal, spool
 from certdrop.issuer import due
 from certdrop.issuer.due import DAY, HOUR, Certificate, Record
 
@@ -38,7 +38,7 @@ def with_window(found: Certificate, start: float, end: float) -> Record:
 @given(lifetimes, st.text(max_size=20))
 def test_the_backstop_is_a_share_of_the_real_lifetime(lifetime, site):
     """A third is left at the latest, a half below ten days; nobody is early by more than a twentieth."""
-    left = (NOW + lifetime - due.backstop(certificate(lifetime), site)) / lifetime
+    left = (NOW + lifetime - renewal.backstop(certificate(lifetime), site)) / lifetime
     least = 1 / 2 if lifetime < 10 * DAY else 1 / 3
     assert least - 1e-6 <= left <= least + 1 / 20 + 1e-6
 
@@ -48,9 +48,9 @@ def test_the_moment_in_a_window(lifetime, start, length):
     """Lies in the CA's window, always at the same place; and an eighth of the lifetime is left whatever the window."""
     found = certificate(lifetime)
     start = NOW + start
-    moment = due.moment_in_window(found, "a", start, start + length)
+    moment = renewal.moment_in_window(found, "a", start, start + length)
     assert start <= moment <= start + length
-    assert moment == due.moment_in_window(found, "a", start, start + length)
+    assert moment == renewal.moment_in_window(found, "a", start, start + length)
     when, _ = due.renewal(found, "a", with_window(found, start, start + length))
     assert when <= found.not_after - lifetime / 8 + 1
 
@@ -60,7 +60,7 @@ def test_the_moments_of_many_sites_are_spread():
     found = certificate(90 * DAY)
     counts = [0] * 10
     for number in range(10000):
-        counts[int(due.moment_in_window(found, f"s{number}.example.org", 0, 1) * 10)] += 1
+        counts[int(renewal.moment_in_window(found, f"s{number}.example.org", 0, 1) * 10)] += 1
     assert all(750 < count < 1250 for count in counts)
 
 
@@ -176,7 +176,7 @@ def test_a_window_beyond_the_certificates_end_is_none(lifetime, begin, beyond):
     """The share of the lifetime counts in its place."""
     found = certificate(lifetime)
     record = with_window(found, NOW + begin * lifetime, found.not_after + beyond + 1)
-    assert due.renewal(found, "a", record) == (due.backstop(found, "a"), "its share of the lifetime")
+    assert due.renewal(found, "a", record) == (renewal.backstop(found, "a"), "its share of the lifetime")
 
 
 @given(lifetimes, st.booleans())
@@ -239,7 +239,7 @@ def test_a_poll_noted_by_a_wrong_clock_is_made_up_for():
 @given(st.sampled_from(list(years.LIFETIMES.values())), st.booleans(), st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1), st.booleans())
 def test_no_certificate_expires_in_a_survivable_world(lifetime, ari, seed, begin, length, cron):
     """The CA is away, or cron is missed, for anything up to what is left at a renewal but three hours: nothing expires, and no limit is broken."""
-    left = lifetime * (0.3 if ari else 1 / 2 if lifetime < due.SHORT_LIVED else 1 / 3)
+    left = lifetime * (0.3 if ari else 1 / 2 if lifetime < renewal.SHORT_LIVED else 1 / 3)
     at = lifetime * (1 + begin)
     gap = [(at, at + length * (left - 3 * HOUR))]
     world = years.World(sites=10, days=3 * lifetime / DAY, lifetime=lifetime, ari=ari, retry_after=lifetime / 20, seed=seed,

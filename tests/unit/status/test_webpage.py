@@ -103,7 +103,7 @@ def test_what_is_wrong_comes_first(world: World) -> None:
     assert re.search("for 2h.*: CA unreachable: no route", found.text)
 
 
-@pytest.mark.parametrize("where", ["last_error", "renew_why", "class"])
+@pytest.mark.parametrize("where", ["last_error", "class"])
 def test_the_issuers_words_stay_words(world: World, where: str) -> None:
     """Whatever the ledger holds, and the CA said, is text."""
     world.usual("example.org")
