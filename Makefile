@@ -88,6 +88,7 @@ check:
 	@if command -v shellcheck >/dev/null; then echo shellcheck $(SHELL_SCRIPTS); shellcheck $(SHELL_SCRIPTS); fi
 	@if [ -x /usr/sbin/visudo ]; then echo visudo -c -s -f sudoers.d/certdrop; /usr/sbin/visudo -c -s -q -f sudoers.d/certdrop; fi
 	@dpkg-parsechangelog -S Version | grep -qx '$(VERSION)' || { echo "debian/changelog is not about version $(VERSION)" >&2; exit 1; }
+	@[ ! -e bench/results.json ] || bench/bench --check
 	@.ci/root-lines $(ROOT_LINES_AIM)
 
 root-lines:

@@ -97,32 +97,39 @@ def _rotate(part: dict[str, Any]) -> list[str]:
 BEGIN, END = "<!-- measured: by bench/bench, do not edit -->\n", "<!-- measured: end -->\n"
 
 
+BESIDE = ("uacme", "acmetool", "lacme", "lego", "certbot")
+ROOTS = "certdrop-install, by root's cron"
+
+
 def quoted(readme: str, found: dict[str, Any]) -> str:
-    """README.md with what matters most of the tables between its two marks."""
+    """README.md with what matters most of the tables between its two marks: seconds by the clock, and of CPU."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or not {"tick", "issue", "rotate"} <= set(found):
         return readme
     ticks = found["tick"]["costs"]
     rows = [["a run that finds nothing to do, " + _sites(size), _spent(ticks["certdrop"].get(size)), *(_spent(ticks.get(rival, {}).get(size))
-                                                                                                       for rival in ("lacme", "lego", "certbot"))]
+                                                                                                       for rival in BESIDE)]
             for size in ("1", "100", "1000", "10000")]
+    rows += [["root's hourly run that finds nothing to do, " + _sites(size), _spent(ticks[ROOTS].get(size)), *[""] * len(BESIDE)]
+             for size in ("1", "1000", "10000")]
     for what, title in (("one", "one certificate"), ("many", "50 certificates")):
         for trip, measured in found["issue"][what].items():
             where = f"{title}, the CA {float(trip) * 1000:.0f} ms away"
-            rows.append([where + ", installed and served", _took(measured, "certdrop", what), "", "", ""])
+            rows.append([where + ", installed and served", _took(measured, "certdrop", what), *[""] * len(BESIDE)])
             rows.append([where + ", without that", _took(measured, "certdrop, without root's part", what),
-                         *(_took(measured, rival, what) for rival in ("lacme", "lego", "certbot"))])
+                         *(_took(measured, rival, what) for rival in BESIDE)])
             together = [name for name in measured if "xargs" in name and "500" not in name]
             if together:
-                rows.append([f"the same, {together[0]}", "", "", _took(measured, together[0], what), ""])
+                rows.append([f"the same, {together[0]}", "", *(_took(measured, together[0], what) if together[0].startswith(rival) else ""
+                                                               for rival in BESIDE)])
     kept = next(iter(kind for kind in found["rotate"] if kind != "about"))
     rotated = found["rotate"][kept]
     rows.append([f"{rotated['sites']} keys rotated, {rotated['reloads']} reload, {rotated['failed']} of {rotated['handshakes']} handshakes failed",
-                 seconds(rotated["wall"]) + " s", "", "", ""])
+                 f"{seconds(rotated['wall'])} ({seconds(rotated['cpu'])})", *[""] * len(BESIDE)])
     about = found["issue"]["about"]
     said = f"Debian {about['debian']}, Python {about['python']}, {about['cores']} cores ({about['processor']}), {about['date'][:10]}."
-    return before + BEGIN + "\n" + table(["", "certdrop", "lacme", "lego", "certbot"], rows) + "\n" + said + "\n" + END + after
+    return before + BEGIN + "\n" + table(["seconds (of CPU)", "certdrop", *BESIDE], rows) + "\n" + said + "\n" + END + after
 
 
 def _sites(size: str) -> str:
@@ -130,14 +137,14 @@ def _sites(size: str) -> str:
 
 
 def _spent(cost: dict[str, float] | None) -> str:
-    return "" if cost is None or math.isnan(cost["wall"]) else f"{seconds(cost['wall'])} s"
+    return "" if cost is None or math.isnan(cost["wall"]) else f"{seconds(cost['wall'])} ({seconds(cost['cpu'])})"
 
 
 def _took(rows: dict[str, dict[str, float]], name: str, what: str) -> str:
     if name not in rows or math.isnan(rows[name]["wall"]):
         return ""
     scale = 50 / rows[name]["count"] if what == "many" else 1
-    return f"{'~' if scale != 1 else ''}{seconds(rows[name]['wall'] * scale)} s"
+    return f"{'~' if scale != 1 else ''}{seconds(rows[name]['wall'] * scale)} ({seconds(rows[name]['cpu'] * scale)})"
 
 
 def _profile(part: dict[str, Any]) -> list[str]:
