@@ -2,6 +2,7 @@
 
 # an administrator's verbs
 ADDED = "site-added"
+NAMES = "site-names-changed"
 REMOVED = "site-removed"
 BURNT = "key-burnt"
 # issuer

@@ -11,6 +11,7 @@ import sys
 
 from certdrop import terminal
 from certdrop.admin import dhparam, first_use, revoke, sites
+from certdrop.admin import names as site_names
 from certdrop.by_hand import Refused, guard
 from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import general, site
@@ -56,6 +57,12 @@ certdrop-status                     shows how all is
         "--yes": "do not ask",
     }, "certdrop revoke example.org --number 7 --reason superseded",
         "If the key is compromised, use certdrop rotate --compromised: it gets another certificate first."),
+    "add-name": Syntax(("SITE DOMAIN... [--no-issue]",), "more names for a site: its file, its own server block, and one new certificate", {
+        "--no-issue": "do not ask the CA now; cron does",
+    }, "certdrop add-name example.org www.example.org", "The server block is changed only where certdrop-nginx wrote it and nobody edited it since."),
+    "drop-name": Syntax(("SITE DOMAIN... [--no-issue]",), "fewer names for a site: its file, its own server block, and one new certificate", {
+        "--no-issue": "do not ask the CA now; cron does",
+    }, "certdrop drop-name example.org www.example.org"),
     "remove": Syntax(("NAME [--yes]",), "forget a site, its keys and certificates; and the server block that certdrop-nginx wrote, if nobody changed it", {
         "--yes": "do not ask",
     }, "certdrop remove example.org", "Refused while a service still needs them."),
@@ -113,6 +120,10 @@ def _refuse(words: Words) -> None:
         if names not in ([], *([str(bits)] for bits in dhparam.OFFSETS)):
             raise Usage("dhparam takes one of 2048, 3072, 4096")
         return
+    if verb in ("add-name", "drop-name"):
+        if len(names) < 2:
+            raise Usage(f"{verb} needs the name of a site, and the domains that it is to {'have, too' if verb == 'add-name' else 'lose'}")
+        return
     everything = "--all" in options or "--due" in options
     if bool(names) == everything or (verb in ("rollback", "revoke", "remove") and len(names) != 1):
         raise Usage(f"{verb} needs {'a domain' if verb == 'add' else 'the name of a site'}{', or --all or --due, not both' if verb == 'rotate' else ''}")
@@ -140,6 +151,9 @@ def _do(verb: str, names: list[str], options: dict[str, str]) -> int:
         return revoke.carry_out(names[0], int(options["--number"]), options["--reason"])
     if verb == "remove":
         return sites.remove(names[0], "--yes" in options)
+    if verb in ("add-name", "drop-name"):
+        change = site_names.add if verb == "add-name" else site_names.drop
+        return change(names[0], [sites.a_label(domain) for domain in names[1:]], "--no-issue" not in options)
     if verb == "dhparam":
         return dhparam.make(int((names or ["3072"])[0]), "--own" in options)
     if "--due" in options:

@@ -28,6 +28,12 @@ def uses(shown: str, name: str) -> list[str]:
     return found
 
 
+def elsewhere(shown: str, path: str) -> dict[str, str]:
+    """The names that server blocks outside this file have, each with the FILE:LINE of such a block."""
+    return {name: server.directive.place for server in configuration.Configuration(configuration.sources(shown)).servers for name in server.names
+            if os.path.realpath(server.directive.place.rpartition(":")[0]) != path}
+
+
 def own(places: list[str], name: str) -> str:
     """The file in which all these places are, where certdrop-nginx wrote it for this site and nobody changed it since; else ""."""
     files = {os.path.realpath(place.rpartition(":")[0]) for place in places}
