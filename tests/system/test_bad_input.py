@@ -153,7 +153,7 @@ def test_no_ca_answers(host: Host) -> None:
     name = host.name()
     host.configure(directory='"https://ca.stage.test:1/dir"')
     done = host.run("certdrop", "add", name, code=os.EX_TEMPFAIL)
-    assert "the live certificate stays" in done.text
+    assert "the placeholder stays" in done.text
     assert host.live(name) == 1 and os.listdir(SPOOL + "/challenges") == []
 
 

@@ -133,7 +133,7 @@ def test_the_signer_is_killed(host: Host, name: str, gate: Gate) -> None:
     os.kill(child(child(process.pid)), signal.SIGKILL)
     gate.opened.set()
     text = end(process, os.EX_TEMPFAIL)
-    assert f"{name}: the signer has ended; the live certificate stays; the next run tries again" in text, text
+    assert f"{name}: the signer has ended; the placeholder stays; the next run tries again" in text, text
     is_told(host, name, "the signer has ended")
     assert ledger(name)["cut_off"] == 1
     heals(host, name, gate)
@@ -230,7 +230,7 @@ def test_full_before(host: Host, name: str, gate: Gate, path: str) -> None:
         for _ in range(3):
             text = end(subprocess.Popen(TICK, user="_certdrop", group="_certdrop", extra_groups=[], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT, text=True), os.EX_TEMPFAIL)
-            assert f"{path}: {FULL}; the live certificate stays; the next run tries again" in text, text
+            assert f"{path}: {FULL}; the placeholder stays; the next run tries again" in text, text
             assert log(name)[-1]["kind"] == "local" and FULL in log(name)[-1]["error"]
         assert len(host.world.pebble.requests()) == asked
         if path.endswith("replies"):
@@ -245,7 +245,7 @@ def test_no_room_for_a_token(host: Host, name: str, gate: Gate) -> None:
         room.fill()
         text = end(subprocess.Popen(TICK, user="_certdrop", group="_certdrop", extra_groups=[], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                     stderr=subprocess.STDOUT, text=True), os.EX_TEMPFAIL)
-        assert f"{SPOOL}/challenges: {FULL}; the live certificate stays; the next run tries again" in text, text
+        assert f"{SPOOL}/challenges: {FULL}; the placeholder stays; the next run tries again" in text, text
         is_told(host, name, FULL)
         assert ledger(name)["cut_off"] == 1
         room.empty()
@@ -259,7 +259,7 @@ def test_full_when_the_reply_comes(host: Host, name: str, gate: Gate) -> None:
         room.fill()
         gate.opened.set()
         text = end(process, os.EX_TEMPFAIL)
-        assert f"{SPOOL}/replies: {FULL}; the live certificate stays; the next run tries again" in text, text
+        assert f"{SPOOL}/replies: {FULL}; the placeholder stays; the next run tries again" in text, text
         is_told(host, name, FULL)
         room.empty()
         heals(host, name, gate)

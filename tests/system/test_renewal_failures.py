@@ -126,7 +126,7 @@ def test_a_ca_that_talks_nonsense(host: Host, behave: Callable[[Any, str], None]
         host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
         begin = time.monotonic()
         text = issue(host, name, os.EX_TEMPFAIL if "302" not in words else os.EX_DATAERR)
-        assert words in text and "the live certificate stays; next try at" in text, text
+        assert words in text and "the placeholder stays; next try at" in text, text
         assert time.monotonic() - begin < 60
     found = ledger(name)
     assert found["count"] == 1 and found["next_try"] > time.time() + (7000 if behave is retry_later else 40)
@@ -220,7 +220,7 @@ def test_a_name_that_fails_does_not_stop_the_others(host: Host) -> None:
     host.world.dns.set_servfail(bad)
     done = host.run("certdrop-issue", "--verbose", "--no-install", bad, good, code=os.EX_TEMPFAIL)
     host.world.dns.clear_servfail(bad)
-    assert f"{good}: issued" in done.text and f"{bad}: the CA could not validate {bad}; the live certificate stays; next try at" in done.text, done
+    assert f"{good}: issued" in done.text and f"{bad}: the CA could not validate {bad}; the placeholder stays; next try at" in done.text, done
     assert done.text.count("the CA says") == 1
     assert ledger(bad)["class"] == "validation" and ledger(bad)["count"] == 1
     assert os.listdir(SPOOL + "/challenges") == []

@@ -301,10 +301,11 @@ def issue(wanted: Mapping[str, int | None]) -> int:
                 run.tell(name, f"generation {proven:04d} is installed, and served")
         install.reconcile(run, list(wanted))
         for name, number in wanted.items():
-            newest = Observed(name).newest
-            if number is None or newest is None or newest < number:
+            observed = Observed(name)
+            if number is None or observed.newest is None or observed.newest < number:
                 absent.append(name)
-                run.fail(name, f"no certificate was installed; the live certificate stays; cron goes on trying; certdrop renew {name} tries at once",
+                stays = "placeholder" if observed.stands_in else "live certificate"
+                run.fail(name, f"no certificate was installed; the {stays} stays; cron goes on trying; certdrop renew {name} tries at once",
                          code or os.EX_TEMPFAIL)
     if absent and not code:
         say([f"{PROGRAM}: {line}" for line in in_the_way(absent)])

@@ -75,7 +75,8 @@ def failed(journal: Any, task: Task, failure: Failure, options: Options) -> None
     journal.error(happened.FAILED, site=task.name, number=task.request.number, kind=failure.kind, problem=failure.problem,
                   next_try=events.stamp(task.ledger.next_try), error=failure.text)
     fact, said = in_two(failure)
-    say(f"{task.name}: {fact}; the live certificate stays; {following(task.ledger)}" + (f"; {said}" if said else ""), options.loud, options.apart)
+    stays = "live certificate" if task.certificate else "placeholder"
+    say(f"{task.name}: {fact}; the {stays} stays; {following(task.ledger)}" + (f"; {said}" if said else ""), options.loud, options.apart)
 
 
 def say(text: str, loud: bool, apart: bool = False) -> None:

@@ -30,7 +30,7 @@ from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
 from certdrop.issuer.rehearsal import Judge
 from certdrop.issuer.transport import Gate, Transport, context
-from certdrop.issuer.failure import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, of_this_host
+from certdrop.issuer.failure import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, in_two, of_this_host
 from certdrop.signer.keyring import Key, make_key
 from certdrop.signer.process import Signer
 from certdrop.trust import roots
@@ -349,7 +349,8 @@ class Network:
         except (Failure, OSError, site.ConfigError) as error:
             with self.lock:
                 self.codes.add(CODES.get(error.kind, os.EX_TEMPFAIL) if isinstance(error, Failure) else os.EX_TEMPFAIL)
-            log.say(f"{task.name}: dry run: {error.text if isinstance(error, Failure) else error}; nothing was changed", True)
+            fact, said = in_two(error) if isinstance(error, Failure) else (str(error), "")
+            log.say(f"{task.name}: dry run: {fact}; nothing was changed" + f"; {said}" * bool(said), True)
 
     def _ask_whether_it_replaces(self, task: Task, session: Session, csr: bytes) -> None:
         """What a dry run cannot try: an order by the account at hand that replaces the live certificate. Such an order is placed, and not gone on with."""
@@ -362,8 +363,9 @@ class Network:
                 log.say(f"{task.name}: dry run: this CA takes no order that replaces the live certificate, from an account to throw away "
                         f"({failure.text}); it is asked for one that replaces nothing, as it would be in a real run", True)
         if task.ledger.count:
-            log.say(f"{task.name}: dry run: the last real order failed: {task.ledger.last_error}; "
-                    "what comes of the account, and of what is replaced, a dry run does not show", True)
+            fact, said = in_two(Failure(task.ledger.kind, task.ledger.last_error))
+            log.say(f"{task.name}: dry run: the last real order failed: {fact}; a dry run tries neither the account nor what is replaced" +
+                    f"; {said}" * bool(said), True)
 
     def _revoke(self, one: revoke.Revocation) -> None:
         """One revocation; a failure is its own alone."""

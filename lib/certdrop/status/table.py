@@ -54,7 +54,8 @@ def render(sites: list[Verdict], now: float, width: int, colour: bool) -> list[s
 def page(site: Verdict, now: float) -> list[str]:
     """All that is known of one site, in words."""
     found, certificate = site.evidence, site.evidence.certificate
-    shown = {None: "not known (nobody asked, or nobody answers)", True: "yes", False: "no, another certificate"}[site.served]
+    shown = {None: "no: nobody answers where this site would be" if site.asked else "not known: nobody was asked",
+             True: "yes", False: "no, another certificate"}[site.served]
     rows = [("state", site.state), ("names", " ".join(found.domains)), ("beside", ", ".join(found.beside)), ("served", shown),
             ("generation", f"live {_number(found.live)}, last proven {_number(found.proven)}, next {_number(found.next)}")]
     if certificate and site.days_left is None:

@@ -66,8 +66,9 @@ def _end_as(child: int, said: dict[int, int]) -> NoReturn:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except KeyboardInterrupt:
         os.kill(child, signal.SIGINT)
-        words.say(f"{program}: interrupted: nothing more is said here; root's part ends what it has begun, the CA is asked by cron again; "
-                  "certdrop-status shows how it stands")
+        follows = "the same command again says what is there, and does the rest" if program == "certdrop-nginx" else (
+            "cron asks the CA again; certdrop-status shows how it stands")
+        words.say(f"{program}: interrupted: nothing more is said here; root's part ends what it has begun; {follows}")
         os._exit(os.EX_TEMPFAIL)
     if code < 0:
         words.say(f"{program}: was ended by signal {-code}; the live certificates stay; the next run finishes or undoes its work")

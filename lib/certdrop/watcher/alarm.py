@@ -50,7 +50,8 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
         facts += [("certdrop", following.replace("{again}", again)), ("you can", advice)]
         problems.append(Problem(f"{name}:{kind}", f"{name}: {subject}", [fact for fact in facts if fact[1]], grave))
 
-    renewing = "tries again by itself{again}; the live certificate stays"
+    stays = f"the {'placeholder' if found.placeholder else 'live certificate'} stays"
+    renewing = "tries again by itself{again}; " + stays
     if site.state == verdict.DAMAGED:
         add("damaged", "a file of root's is damaged", "makes the newest whole generation live, and asks for another certificate, at its next run",
             "run certdrop-install, and look for what damages files: the disk, somebody's hand", True)
@@ -69,15 +70,17 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
         add("browsers", "browsers refuse the live certificate", "asks the configured CA for another by itself" if found.foreign else "renews it in its time",
             advice, not found.for_trying)
     if found.refused:
-        add("refused", "a reply of the issuer was refused", "asks the CA again by itself; the live certificate stays",
+        add("refused", "a reply of the issuer was refused", "asks the CA again by itself; " + stays,
             f"read the reason {found.refused.what} in certdrop-spool(5); if it comes again, look at what runs as _certdrop")
     if found.failing and (found.failing.tries >= KEEPS_FAILING or now - (found.failing.since or now) > LASTING):
         add("failing", "renewing keeps failing" if not found.placeholder else "the first certificate cannot be had", renewing,
             f"mend what the error names, then run certdrop renew {name}")
     if found.wrong:
-        add("failing", "its configuration or its files cannot be used", "leaves the live certificate in place and does not renew it", found.wrong)
+        add("failing", "its configuration or its files cannot be used", f"does not renew it; {stays}", found.wrong)
     if site.state == verdict.PLACEHOLDER and found.configured_at and now - found.configured_at > WAITING and not found.failing:
         add("waiting", "there is no certificate yet", "waits for the issuer", f"run certdrop renew {name} and read what it says")
+    if not found.burnt and any(one.done and one.number == found.live for one in found.revocations):
+        add("revoked", "the live certificate is revoked", "renews it in its time", f"run certdrop rotate {name}: it gets a certificate for a new key", True)
     for one in found.revocations:
         if one.failing and (one.failing.tries >= KEEPS_FAILING or now - (one.failing.since or now) > LASTING):
             problems.append(Problem(f"{name}:revocation", f"{name}: a certificate that root wants revoked is not",

@@ -55,6 +55,7 @@ class Verdict:
     last_error: str
     since: int | None
     next_try: int | None
+    asked: bool = False                        # somebody was asked for it, or nobody listens
     browsers: str = ""                         # that browsers refuse the live certificate, in a sentence; "" where they do not, or it is not known
 
 
@@ -79,7 +80,7 @@ def judge(found: Evidence, shown: set[str] | None, now: float, thresholds: Thres
     if found.disorder or found.wrong or found.burnt or any(one.failing or (one.done and one.number == found.live) for one in found.revocations):
         severity = max(severity, WARNING)
     days = (found.certificate.not_after - now) / DAY if found.certificate and not found.placeholder else None
-    return Verdict(found, state, severity, served, days, left, renew_at, why, error or browsers, since, next_try, browsers)
+    return Verdict(found, state, severity, served, days, left, renew_at, why, error or browsers, since, next_try, shown is not None, browsers)
 
 
 def as_it_is_now(found: Evidence, served: bool | None, now: float) -> Evidence:
@@ -243,5 +244,5 @@ def _why(found: Evidence, state: str, shown: set[str] | None) -> tuple[str, int 
         if one.failing:
             return f"generation {one.number:04d} is not revoked: {one.failing.error}", one.failing.since, one.failing.next_try
         if one.done and one.number == found.live:
-            return "the live certificate is revoked, says the issuer", one.done, None
+            return f"it is revoked, says the issuer: run certdrop rotate {found.name}", one.done, None
     return events.clean(found.disorder[0]) if found.disorder else "", None, None

@@ -89,11 +89,14 @@ def test_the_line_of_a_failure_has_the_cas_words_last(monkeypatch):
     from types import SimpleNamespace
 
     from certdrop.issuer import log
-    lines = []
+    lines: list[str] = []
     monkeypatch.setattr(log.words, "say", lambda text, to: lines.append(text))
     ledger = SimpleNamespace(save=lambda: None, next_try=1800000000, failed_at=1700000000)
-    task = SimpleNamespace(name="example.org", ledger=ledger, request=SimpleNamespace(number=7))
+    task = SimpleNamespace(name="example.org", ledger=ledger, request=SimpleNamespace(number=7), certificate=object())
     journal = SimpleNamespace(error=lambda *_, **__: None)
     log.failed(journal, task, failure.Failure("refused", "the CA says malformed: " + "words " * 600), SimpleNamespace(loud=True, apart=False))
     assert lines[0].startswith("certdrop-issue: example.org: the CA refuses; the live certificate stays; next try at 2027-01-15T08:00:00Z; "
                                "the CA says malformed: words")
+    task.certificate = None                    # nothing but a placeholder is there
+    log.failed(journal, task, failure.Failure("refused", "no"), SimpleNamespace(loud=True, apart=False))
+    assert "; the placeholder stays; " in lines[1]

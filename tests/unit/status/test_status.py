@@ -303,7 +303,7 @@ def test_revocations_are_shown_as_the_issuer_says(world: World) -> None:
     assert "failing, 2 in a row, next try in" in run("--no-probe", "example.org")[1]
     word(done=1700000100)
     assert ("revoked", "2023-11-14T22:15:00Z") == (shown()["state"], shown()["revoked_at"])
-    assert "the live certificate is revoked" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
+    assert "it is revoked, says the issuer: run certdrop rotate example.org" in run("--no-probe")[1] and 1 == run("--no-probe")[0]
     assert "generation 0001 (superseded): revoked, says the issuer, 2023" in run("--no-probe", "example.org")[1]
 
 
@@ -396,7 +396,15 @@ def test_plan_of_the_issuer_is_shown_where_it_can_be_true(world: World) -> None:
     assert " 30d ARI " in run("--no-probe")[1]
     assert "the CA's renewal window" == json.loads(run("--json", "--no-probe")[1])[0]["renew_reason"]
     world.ledger("example.org", **plan, window_end=int(time.time()) + 300 * DAY)
-    assert re.search(r" 4[6-9]d lifetime ", run("--no-probe")[1])
+    assert re.search(r" 4[5-9]d lifetime ", run("--no-probe")[1])
+
+
+def test_a_page_says_whether_anybody_was_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody listens, the site is not served, and that is known; without a look it is not."""
+    world.usual("example.org")
+    assert "not known: nobody was asked" in run("--no-probe", "example.org")[1]
+    monkeypatch.setattr(places, "listeners", lambda: {})
+    assert "no: nobody answers where this site would be" in run("example.org")[1]
 
 
 def test_colour_only_on_a_terminal(world: World) -> None:

@@ -164,6 +164,25 @@ def test_detach_passes_the_exit_status_on() -> None:
         assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
 
 
+@pytest.mark.parametrize("name, follows", [
+    ("certdrop-nginx", "the same command again says what is there, and does the rest"),
+    ("certdrop", "cron asks the CA again; certdrop-status shows how it stands")])
+def test_what_is_said_of_an_interruption(name: str, follows: str) -> None:
+    """What follows is what that program's work is about; root's part goes on to its end."""
+    reader, writer = os.pipe()
+    program = (f"import os, sys, time; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import session\nsys.argv[0] = {name!r}\nsession.detach()\n"
+               f"os.write({writer}, b'begun')\nwhile not session.interrupted:\n    time.sleep(0.01)\nos.write({writer}, b'ended')\nos._exit(0)\n")
+    with subprocess.Popen([sys.executable, "-c", program], pass_fds=[writer], stderr=subprocess.PIPE, text=True) as process:
+        os.close(writer)
+        assert os.read(reader, 5) == b"begun"
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+        assert os.read(reader, 5) == b"ended"
+    os.close(reader)
+    assert said == f"{name}: interrupted: nothing more is said here; root's part ends what it has begun; {follows}\n"
+    assert process.returncode == os.EX_TEMPFAIL
+
+
 def test_detach_shows_all_that_is_said_and_waits_for_nothing_else() -> None:
     """Both streams, whole, before it ends; not what a process says that is left behind, which may go on without end, and hold everything open."""
     act = ("os.write(1, b'o' * 300000)\nos.write(2, b'e' * 300000)\nif os.fork() == 0:\n    end = time.monotonic() + 8\n"

@@ -81,6 +81,31 @@ def test_failing_is_told_when_it_lasts(world: World, count: int, ago: int) -> No
     assert said["certdrop"].startswith("tries again by itself at 20") and "certdrop renew a.org" in said["you can"]
 
 
+def test_what_stays_is_named(world: World) -> None:
+    """A placeholder is no certificate."""
+    world.site("b.org")
+    world.generation("b.org", 1, marker="placeholder")
+    world.link("live", "b.org", 1)
+    world.usual("a.org")
+    for name in ("a.org", "b.org"):
+        world.ledger(name, kind="dns", count=4, since=int(time.time()) - 60, last_error="no such host")
+    found = problems()
+    assert dict(found["a.org:failing"].facts)["certdrop"].endswith("; the live certificate stays")
+    assert dict(found["b.org:failing"].facts)["certdrop"].endswith("; the placeholder stays")
+
+
+def test_a_revoked_live_certificate_is_told(world: World) -> None:
+    """With the command that replaces it; status says the same."""
+    world.usual("a.org")
+    world.notes("a.org", revoke={"0001": {"reason": "superseded", "since": 5, "not_after": 9999999999}})
+    world.put(world.state / "issuer/revocations.json", json.dumps({"a.org@0001.revoke": {"done": int(time.time()) - 60}}).encode())
+    os.chown(world.state / "issuer/revocations.json", ISSUER, ISSUER)
+    found = problems()["a.org:revoked"]
+    assert found.grave and "certdrop rotate a.org" in dict(found.facts)["you can"]
+    judged = verdict.judge(evidence.Reader().site("a.org"), None, time.time(), Thresholds())
+    assert judged.last_error == "it is revoked, says the issuer: run certdrop rotate a.org"
+
+
 def test_each_kind_of_problem(world: World) -> None:
     """What must be told is found, each under its key."""
     world.usual("expired.org", begin=-90 * DAY, end=-1 * DAY)
