@@ -38,6 +38,7 @@ class Between:
         self.odd: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
         self.asked: list[tuple[float, str]] = []
         self.orders: list[dict[str, Any]] = []             # the payloads of newOrder
+        self.payloads: list[tuple[str, Any]] = []          # (path, payload) of all signed requests
         self.odd_headers: dict[str, dict[str, str]] = {}   # the pattern of a path, and headers in place of the CA's
         self.of_another_account: tuple[int, str] | None = None         # (status, problem) for an order that replaces another account's certificate
         self.owners: dict[str, str] = {}                   # certificate (RFC 9773): account
@@ -51,6 +52,8 @@ class Between:
             def hand_on(self) -> None:
                 between.asked.append((time.time(), f"{self.command} {self.path}"))
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if body.startswith(b"{"):
+                    between.payloads.append((self.path, jws(body)[1]))
                 refusal = between.refusal(self.path, body)
                 if refusal:
                     self.say(*refusal)

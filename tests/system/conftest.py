@@ -126,6 +126,9 @@ class Host:
     def configure(self, **changes: str) -> None:
         """Write certdrop.toml for this CA, with changes (TOML values)."""
         pebble = self.world.pebble
+        if self.roots and stage.read(pebble.root()) not in self.roots:
+            for path in pathlib.Path(f"{STATE}/issuer").glob("account@*"):     # it forgot its accounts; certdrop would not make others by itself
+                path.unlink()
         self.roots[stage.read(pebble.root())] = None
         stage.write(ROOTS, "".join(self.roots))
         found = {"directory": f'"{pebble.directory_url}"', "contact": '["hostmaster@example.org"]', "ca_bundle": f'"{pebble.ca_bundle}"',

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 from between import Between
@@ -148,47 +148,61 @@ def account(host: Host) -> str:
     return found[1]
 
 
-def test_a_clone_changed_the_accounts_key(host: Host, between: Between) -> None:
-    """The next order is placed by another account, and says so to nobody in particular, in the log, and where the CA then refuses by a CAA record."""
+def asked_for(host: Host, between: Between) -> list[dict[str, Any]]:
+    """The payloads that newAccount got."""
+    return [payload for path, payload in between.payloads if "sign-me-up" in path]
+
+
+@pytest.mark.parametrize("word", ["as Pebble says it", "accountDoesNotExist", "unauthorized", "malformed"])
+def test_a_clone_changed_the_accounts_key(host: Host, between: Between, word: str) -> None:
+    """Nothing makes another account by itself, neither an order nor a check: a CAA record may name this one. What happened and what to do is said by all
+    who speak of the site; the live certificate stays. An administrator's word makes another, and then it is said which record to change."""
     name = host.add(host.name())
-    before = account(host)
+    before, served = account(host), host.served(name)
     with on_a_clone(host):
         host.run("certdrop-account", "rollover", code=0)
-    text = host.run("certdrop-issue", "--force", "--no-install", name, code=0).text
+    if word in ("accountDoesNotExist", "unauthorized", "malformed"):
+        between.odd["order-plz"] = [(401 if word == "unauthorized" else 400, word, {})]
+    for argv in (["certdrop-issue", "--force", "--no-install", name], ["certdrop-check", name], ["certdrop-issue", "--force", "--no-install", name],
+                 ["certdrop-account", "show"], ["certdrop-issue", "--cron", "--no-install"]):
+        host.run(*argv)
+    assert asked_for(host, between)[1:] == [{"onlyReturnExisting": True}] * (len(asked_for(host, between)) - 1) and host.served(name) == served
+    words = (before, "a clone of this host", "sudo certdrop-account register")
+    error = host.status(name)["last_error"]
+    assert host.status(name)["state"] == "failing" and all(one in error for one in (*words, "accounturi")), error
+    checked = next(line for line in host.run("certdrop-check", name).text.splitlines() if line.startswith("failed  account: "))
+    assert all(one in checked for one in words), checked
+    nagios = host.run("certdrop-status", "--nagios", name)
+    assert nagios.code in (1, 2) and "the CA knows no account" in nagios.text, nagios
+    assert "register" in host.run("certdrop-status", name).text
+    shown = host.run("certdrop-account", "show", code=os.EX_DATAERR).text
+    assert all(one in shown for one in words), shown
+    done = host.run("certdrop-account", "register", "--yes", code=0).text
     after = account(host)
-    assert before != after and text.count("\n") == 1 and all(word in text for word in (before, after, f"accounturi={before}", "a clone of this host")), text
+    assert before != after and f"in place of {before}; a CAA record with accounturi={before} forbids that" in done and f"accounturi={after};" in done, done
     told = [json.loads(line) for line in stage.read("/var/log/certdrop/issuer.log").splitlines() if "account-replaced" in line][-1]
     assert (told["account"], told["before"]) == (after, before)
-    assert f"accounturi={after};" in host.run("certdrop-account", "show", code=0).text
-    forget_reply(host, name)
     between.odd["order-plz"] = [(403, "caa", {})] * 2
     done = host.run("certdrop-issue", "--force", "--no-install", name)
     assert done.code == 65, [line for _, line in between.asked[-20:]]
     error = host.status(name)["last_error"]
     assert f"accounturi={before} forbids that: certdrop-account show prints the new record" in error and "caa: said by" in error
     between.odd.clear()
-    assert host.run("certdrop-issue", "--force", "--no-install", name, code=0).text == ""
+    assert "installed, and served" in host.run("certdrop", "renew", "--force", name, code=0).text
 
 
-def forget_reply(host: Host, name: str) -> None:
-    """Have the issuer ask again."""
-    os.unlink(f"/var/spool/certdrop/replies/{name}@{host.next(name):04d}.pem")
-
-
-def test_a_clone_changed_the_key_and_no_other_account_can_be_made(host: Host, between: Between) -> None:
-    """Both are said, and the account is not forgotten: when another can be made, that is told."""
+def test_the_clones_key_is_put_here(host: Host, between: Between) -> None:
+    """The other way out: the account stays, and so do the CAA records."""
     name = host.add(host.name())
     before = account(host)
+    (place,) = pathlib.Path(f"{STATE}/account").glob("between*.key")
     with on_a_clone(host):
         host.run("certdrop-account", "rollover", code=0)
-    refuses = [True]
-    terms = json.dumps({"type": "urn:ietf:params:acme:error:userActionRequired", "detail": "new terms"}).encode()
-    between.rewrite = lambda path, body, said: (403, said[1], terms) if said[0] == 201 and "sign-me-up" in path and refuses else said
-    host.run("certdrop-issue", "--force", "--no-install", name)
-    error = host.status(name)["last_error"]
-    assert before in error and "a clone of this host" in error and "userActionRequired: new terms" in error, error
-    refuses.clear()
-    assert f"accounturi={before}" in host.run("certdrop-issue", "--force", "--no-install", name, code=0).text
+        clones = place.read_bytes()
+    host.run("certdrop-issue", "--force", "--no-install", name, code=65)
+    place.write_bytes(clones)
+    assert "installed, and served" in host.run("certdrop", "renew", "--force", name, code=0).text
+    assert account(host) == before
 
 
 def test_a_clone_deactivated_the_account(host: Host, between: Between) -> None:

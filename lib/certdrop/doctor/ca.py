@@ -35,6 +35,7 @@ MOST = 1 << 20                     # bytes of the issuer's notes
 SKEW, TOO_MUCH = 60, 3600          # seconds: CAs date certificates back by an hour, and refuse nothing for less
 OF_THE_TIME, OF_ROOTS = (9, 10), (2, 18, 19, 20, 21)       # of OpenSSL's X509_V_ERR_...
 TIME = "set this host's clock: apt install systemd-timesyncd, or chrony, keeps it right"
+LOST_ACCOUNT = "the CA knows no account"               # certdrop-account's words
 PROGRAM = "/usr/sbin/certdrop-account"
 
 
@@ -57,16 +58,25 @@ def account(code: int, out: str, words: str) -> list[Line]:
     """What `certdrop-account show` said."""
     facts = dict(re.findall(r"^([A-Za-z ]+): +(.*)$", out, re.M))
     place, status, contact = (clean(facts.get(key, ""), 150) for key in ("account", "status", "contact"))
+    if code == os.EX_DATAERR and LOST_ACCOUNT in place:
+        return [lost(place.removeprefix("none: ").partition(": ")[0])]
     if code == os.EX_DATAERR:
         return [Line(WARNING, "account", "the CA does not know ours; the next order makes another one", "certdrop-account register does it now")]
     if code:
         return [Line(WARNING, "account", f"the CA does not tell about it: {clean(words or out, 200)}", "certdrop-account show says more")]
     if status != "valid":
-        return [Line(FAILED, "account", f"{place} is {status or 'in no known state'}: nothing is issued", "certdrop-account register makes another one")]
+        return [Line(FAILED, "account", f"{place} is {status or 'in no known state'}: nothing is issued",
+                     "sudo certdrop-account deactivate sets its key aside; the next order makes another one")]
     if contact == "none":
         return [Line(WARNING, "account", f"{place} is valid; it has no contact: the CA cannot tell anybody of trouble",
                      f"set contact in {configuration.ETC}/certdrop.toml, then certdrop-account contact")]
     return [Line(OK, "account", f"{place} is valid; its contact: {contact}")]
+
+
+def lost(said: str) -> Line:
+    """An account that the CA does not know any more, and that nothing but a person replaces."""
+    return Line(FAILED, "account", f"{said}: a clone of this host changed the key, or the CA lost or ended the account; nothing is issued",
+                "sudo certdrop-account register makes another, and a CAA record with accounturi must then name that")
 
 
 def look(config: general.Config, sites: list[configuration.Site], asked: list[Line]) -> tuple[list[Line], Authority]:
@@ -197,7 +207,9 @@ def _noted(url: str) -> dict[str, object]:
 
 def registered(config: general.Config, noted: dict[str, object]) -> list[Line]:
     """What is known of the account without asking for it: only the issuer could."""
-    url = _string(noted.get("account"))
+    url, before = _string(noted.get("account")), _string(noted.get("before"))
+    if before and not url and noted.get("agreed") is not True:
+        return [lost(f"the CA knows no account {clean(before, 150)} by this host's key any more")]
     lines = [Line(OK, "account", f"registered: {clean(url, 150)}") if url else Line(OK, "account", "none yet: the first order registers one")]
     if not config.contact:
         lines.append(Line(WARNING, "account", "has no contact: the CA cannot tell anybody of trouble", f"set contact in {configuration.ETC}/certdrop.toml"))

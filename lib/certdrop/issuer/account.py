@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 JOSE = "application/jose+json"
 NONCES = 3                         # tries at a request whose nonce is refused (RFC 8555 section 6.5); then the CA is left alone
-LOST = ("the CA knows no account {} by this host's key any more: its key was changed on a clone of this host, it was deactivated, "
-        "or the CA lost it")
+LOST = "the CA knows no account {} by this host's key any more: a clone of this host changed the key, or the CA lost or ended the account"
+DOUBTFUL = ("malformed", "unauthorized")               # what CAs say of a request by a key that is not the account's any more
+NOT_KNOWN = "account-lost"         # the problem of a failure for that
+BY_HAND = "no other is made by itself: sudo certdrop-account register makes one, and a CAA record with accounturi must then name that"
 FORBIDS = "a CAA record with accounturi={} forbids that: certdrop-account show prints the new record"
 
 
@@ -39,9 +41,11 @@ class Account:
         self.key = key
         self.lock = threading.RLock()
         self.registered_now = False
-        self.doubted = False                   # whether the CA was asked again which account this is, in this run
+        self.doubted = False                   # whether the CA was asked again which account this is, in this run,
+        self.sought = False                    # and for the one that it lost
         self.is_over = False                   # whether the CA said that the account is deactivated, in this run
-        self.known: dict[str, object] = {}     # directory, directory_at, account, contact, changing (the key), before (the account that the CA lost)
+        self.known: dict[str, object] = {}     # directory, directory_at, account, contact, changing (the key), before (the account that was,
+        # or that the CA lost), agreed (to make another in its place)
         self._entry = f"account@{jose.entry(directory_url)}.json"
         self._keep = keep
         if keep:
@@ -52,11 +56,11 @@ class Account:
         self.known.update(facts)
         self._save()
 
-    def forget(self, account: str) -> None:
-        """The CA does not know the account of this URL: the next session registers again, and asks for the directory again."""
+    def forget(self, account: str, agreed: bool = False) -> None:
+        """The CA does not know the account of this URL: the next session asks again, for the directory as well. Where a person agreed, it registers."""
         with self.lock:
             if self.known.get("account") == account:
-                self.known = {"before": account}
+                self.known = {"before": account, "agreed": agreed}
                 self._save()
 
     def is_here(self, url: object) -> bool:
@@ -68,7 +72,8 @@ class Account:
         fit = {"directory": directory.as_directory(self.directory_url, found.get("directory")) is not None,
                "directory_at": spool.is_credible(found.get("directory_at"), clock.FRESH, time.time()),
                "account": self.is_here(found.get("account")), "contact": isinstance(found.get("contact"), list),
-               "changing": isinstance(found.get("changing"), bool), "before": self.is_here(found.get("before"))}
+               "changing": isinstance(found.get("changing"), bool), "before": self.is_here(found.get("before")),
+               "agreed": isinstance(found.get("agreed"), bool)}
         self.known = {key: value for key, value in found.items() if fit.get(key)}
 
     def _save(self) -> None:
@@ -81,6 +86,7 @@ class Session:
 
     def __init__(self, account: Account, transport: Transport) -> None:
         self.account, self.transport = account, transport
+        self.may_replace = False               # a person wants another account in the place of one that the CA lost
         self.ahead = 0                         # requests that were made before there was an order to count them for
         self._nonce = ""
 
@@ -99,12 +105,17 @@ class Session:
         return str(self.directory()[name])
 
     def kid(self) -> str:
-        """The account's URL; registers it, or its new contact, where that is due. Raises Failure."""
+        """The account's URL; registers it, or its new contact, where that is due. In the place of one that was, only where a person agreed: a CAA
+        record may name that (RFC 8657). Raises Failure."""
         account = self.account
         with account.lock:
-            known = str(account.known.get("account") or "")
-            if account.known.get("changing") or (not known and account.key.has_other):
+            known, before = (str(account.known.get(what) or "") for what in ("account", "before"))
+            is_lost = bool(before) and not (known or account.known.get("agreed") or self.may_replace)
+            if account.known.get("changing") or (not known and account.key.has_other) or (is_lost and not account.sought):
+                account.sought = is_lost
                 known = self.find()
+            if is_lost and not known:
+                raise Failure(REFUSED, f"{LOST.format(before)}; {BY_HAND}", problem=NOT_KNOWN)
             if known and account.known.get("contact") == account.contact:
                 return known
             place, update = known, True
@@ -115,7 +126,7 @@ class Session:
                 update = answer.status == 200 and bool(account.contact)
             if update:
                 self.post(place, {"contact": account.contact}, place)
-            account.note(account=place, contact=account.contact)
+            account.note(account=place, contact=account.contact, agreed=False)
             return place
 
     def find(self) -> str:
@@ -131,8 +142,12 @@ class Session:
                 account.key.exchange()
             place = self._place(answer)
             break
-        known = account.known.get("account")
-        account.note(account=place, changing=False, **({"before": known} if known and not place else {}))
+        known, before = account.known.get("account"), account.known.get("before")
+        if place == before:
+            before = ""                        # it is back
+        elif known and place != known:
+            before = known
+        account.note(account=place, changing=False, **({"before": before} if before is not None else {}))
         return place
 
     def _place(self, answer: Answer) -> str:

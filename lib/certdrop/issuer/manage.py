@@ -20,10 +20,10 @@ from certdrop import words as saying
 from certdrop.commandline import Program, Syntax, Words
 from certdrop.config import general, site
 from certdrop.issuer import orders, turn
-from certdrop.issuer.account import FORBIDS, LOST, Account, Session
+from certdrop.issuer.account import BY_HAND, DOUBTFUL, FORBIDS, LOST, Account, Session
 from certdrop.issuer.directory import as_object
 from certdrop.issuer.transport import Gate, Transport, context
-from certdrop.issuer.failure import REFUSED, VALIDATION, Failure
+from certdrop.issuer.failure import REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure
 from certdrop.signer import jose, process, protocol
 from certdrop.trust import roots
 from certdrop.walls import become
@@ -178,9 +178,10 @@ class Verbs:
         print(f"terms of service: {events.clean(terms, 300) if isinstance(terms, str) else 'the CA names none'}", flush=True)
         if not agreed:
             raise terminal.Declined("there is no terminal to ask at; --yes confirms")
+        self.session.may_replace = True
         place, before = self.session.kid(), str(self.account.known.get("before") or "")
         self.log.write(happened.REPLACED if before else happened.REGISTERED, account=place, **({"before": before} if before else {}))
-        say("registered" + (f", in place of {before}; {FORBIDS.format(before)}" if before else ""), os.EX_OK)
+        say("registered" + (f", in place of {before}; {FORBIDS.format(before)}; certdrop renew NAME tries at once what failed" if before else ""), os.EX_OK)
         return self.show()
 
     def show(self) -> int:
@@ -188,15 +189,16 @@ class Verbs:
         remembered = str(self.account.known.get("account") or "")
         facts = {"CA": roots.ca_named(self.config)}
         try:
-            place = self.session.find()
-            found = as_object(self.session.post(place, None, place)) if place else {}
+            place, found = self._asked(remembered)
         except Failure as failure:
             code = say(f"{failure.text}; what follows is what was known before", os.EX_TEMPFAIL)
             place, found = remembered, {}
         else:
             code = os.EX_OK if place else os.EX_DATAERR
         before = str(self.account.known.get("before") or "")
-        facts["account"] = place or (f"none: {LOST.format(before)}; " if before else "none: ") + "certdrop-account register makes it, or the first order does"
+        is_lost = before and not self.account.known.get("agreed")
+        facts["account"] = place or "none: " + (f"{LOST.format(before)}; {BY_HAND}" if is_lost else
+                                                "certdrop-account register makes it, or the first order does")
         if found:
             contact = found.get("contact")
             facts["status"] = str(found.get("status"))
@@ -209,6 +211,24 @@ class Verbs:
         for name, value in facts.items():
             print(f"{name + ':':<12} {events.clean(value, 1000)}")
         return code
+
+    def _asked(self, known: str) -> tuple[str, dict[str, object]]:
+        """(the account's URL, "" for none; the account) as the CA has it: asked at its URL, and by the key alone where that is not known, or no more
+        ours; CAs limit what may be asked of newAccount. Raises Failure."""
+        place, answer = known, None
+        if known and not self.account.known.get("changing"):
+            try:
+                answer = self.session.post(known, None, known)
+            except Failure as failure:
+                if not isinstance(failure, AccountUnknown) and failure.problem not in DOUBTFUL and failure.status not in (404, 405):
+                    raise
+        if answer is None:
+            place = self.session.find()
+            answer = self.session.post(place, None, place) if place else None
+        found = as_object(answer) if answer else {}
+        if answer and not found:
+            raise Failure(UNREACHABLE, f"{place} answered with something that is no account")
+        return place, found
 
     def terms(self) -> int:
         """What the CA's directory says of itself (RFC 8555 section 7.1.1; draft-ietf-acme-profiles section 3)."""
@@ -258,7 +278,7 @@ class Verbs:
                 raise
             place = str(self.account.known.get("account") or "")
             say(f"{failure.text}; so the key is set aside", os.EX_OK)
-        self.account.forget(place)
+        self.account.forget(place, agreed=True)
         self.holder.deactivated()
         self.log.write(happened.DEACTIVATED, account=place)
         return say(f"the account {place} is deactivated; its key is set aside, and the next order at this CA makes another account", os.EX_OK)

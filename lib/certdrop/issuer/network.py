@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from certdrop import events, happened, spool
 from certdrop.config import general, site
 from certdrop.issuer import ari, budget, log, plan, ports, revoke
-from certdrop.issuer.account import FORBIDS, LOST, Account, Session
+from certdrop.issuer.account import DOUBTFUL, FORBIDS, LOST, Account, Session
 from certdrop.issuer.warm_up import WarmUp
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
@@ -204,25 +204,20 @@ class Network:
         try:
             work()
             return
-        except AccountUnknown:                 # a CA that lost its accounts, also in mid-order: once more, with a new one
+        except AccountUnknown:                 # a CA that lost its accounts, also in mid-order: once more, if it knows our key after all
             self.account.forget(str(self.account.known.get("account")))
         except Failure as failure:             # what is kept may be no account of ours, or none any more
             before = before or str(self.account.known.get("account"))
-            doubtful = not failure.names and failure.problem in ("malformed", "unauthorized") and failure.status
+            doubtful = not failure.names and failure.problem in DOUBTFUL and failure.status
             another = bool(doubtful) and session.is_another(before)
             if self.account.is_over and failure.problem == "unauthorized":
                 raise Failure(REFUSED, f"the account {before} is deactivated, here, on a clone of this host or by the CA; sudo certdrop-account deactivate "
                               f"sets its key aside, and the next order makes another account; {failure.text}", problem="unauthorized") from failure
             if not another:
                 raise
-        try:
-            session.kid()
-            self._registered(session)
-            work()
-        except Failure as failure:
-            if self.account.known.get("before") == before and not self.account.known.get("account"):
-                failure.text = f"{LOST.format(before)}, and no other could be made: {failure.text}"
-            raise
+        session.kid()
+        self._registered(session)
+        work()
 
     def _registered(self, session: Session) -> str:
         """The account's URL. Where it was registered now that is told; loudly where it takes another's place, for a CAA record may name that."""
