@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import world as stage
+from between import URN, Between, jws
 from conftest import SPOOL, STATE, Host
 
 CERTDROP = ["certdrop", "revoke"]
@@ -141,6 +142,27 @@ def test_a_ca_that_refuses(host: Host, name: str) -> None:
         os.replace(there, path)
     host.run(*CERTDROP, name, "--yes", code=0)
     assert at_ca(host, pem(name, host.live(name))) == "Revoked"
+
+
+@pytest.mark.parametrize("takes, problem", [([0], "badRevocationReason"), ([0], "malformed"), ([4], "badRevocationReason")])
+def test_a_ca_that_demands_a_reason(host: Host, between: Between, takes: list[int], problem: str) -> None:
+    """And says so in one word or another: it is told one that root left open; nothing was given by hand."""
+    name = host.add(host.name())
+    host.run("certdrop", "renew", "--force", name, code=0)
+    sent = []
+
+    def refusing(path: str, body: bytes) -> tuple[int, dict[str, str], bytes] | None:
+        if "revoke" not in path:
+            return None
+        reason = jws(body)[1].get("reason")
+        sent.append(reason)
+        return None if reason in takes else (400, {}, json.dumps({"type": URN + problem, "detail": "Malformed payload."}).encode())
+    between.refusal = refusing                         # type: ignore[method-assign]
+    old = host.live(name)
+    host.run("certdrop", "renew", "--force", name, code=0)
+    host.run("certdrop", "revoke", name, "--number", str(old), "--yes", code=0)
+    assert sent == [None, 0, 4][:[0, 4].index(takes[0]) + 2] and at_ca(host, pem(name, old)) == "Revoked"
+    assert [one["state"] for one in host.status(name)["revocations"]] == ["revoked"]
 
 
 def test_it_outlives_the_site_and_ends_with_the_certificate(host: Host, name: str) -> None:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from certdrop import events, spool
 from certdrop.issuer import due, notes
 from certdrop.issuer.failure import LOCAL, REFUSED, Failure
+from certdrop.signer import protocol
 
 if TYPE_CHECKING:
     from certdrop.issuer.account import Session
 
 NOTES = "revocations.json"
+DEMANDS_A_REASON = ("badRevocationReason", "malformed")          # what CAs say that miss one (RFC 8555 section 6.7); some in general words
 _NUMBERS = ("done", "count", "own", "since", "failed_at", "next_try", "retry_after")
 _TEXTS = ("class", "last_error")
 
@@ -86,14 +88,19 @@ class Revocations:
 
 
 def ask(session: Session, entry: str) -> None:
-    """Have the CA revoke it. That it is revoked already is as good. Raises Failure, OSError."""
+    """Have the CA revoke it. That it is revoked already is as good. A reason is said where the CA demands one, and root left it open. Raises Failure,
+    OSError."""
     url = session.directory().get("revokeCert")
     if not isinstance(url, str):
         raise Failure(REFUSED, "the CA does not offer to revoke certificates")
     with open(f"{spool.requests()}/{entry}", encoding="ascii") as stream:
-        payload = json.loads(stream.read(spool.MAX_REPLY))["payload"]
-    try:
-        session.post(url, payload, request=entry)
-    except Failure as failure:
-        if failure.problem != "alreadyRevoked":
-            raise
+        payloads = protocol.revocations(json.loads(stream.read(spool.MAX_REPLY)))
+    for payload in payloads:
+        try:
+            session.post(url, payload, request=entry)
+            return
+        except Failure as failure:
+            if failure.problem == "alreadyRevoked":
+                return
+            if failure.problem not in DEMANDS_A_REASON or payload is payloads[-1]:
+                raise

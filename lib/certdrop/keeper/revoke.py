@@ -24,14 +24,18 @@ def post(run: Run, name: str, number: int, reason: str) -> None:
     with open(state.directory(name, number) + "/cert.pem", "rb") as stream:
         leaf = base64.b64decode(b"".join(stream.read().splitlines()[1:-1]))
     payload: dict[str, object] = {"certificate": base64.urlsafe_b64encode(leaf).decode().rstrip("=")}
+    found: dict[str, object] = {"payload": payload}
     if REASONS[reason]:
         payload["reason"] = REASONS[reason]
+    else:                              # what a CA that demands a reason may be told, one after the other
+        fits = "cessationOfOperation" if state.Observed(name).live == number else "superseded"
+        found["reasons"] = [0, REASONS[fits]]
     end, known = observed.moment(number, "not_after"), notes.Notes(name)
     known.spent.update(dict.fromkeys(observed.identities(number), end))
     known.revoke[f"{number:04d}"] = {"reason": reason, "since": int(time.time()), "not_after": end,
                                      "spki": observed.spki(number)}
     known.save()
-    _put(run, name, number, {"payload": payload, "not_after": end}, reason)
+    _put(run, name, number, {**found, "not_after": end}, reason)
 
 
 def _put(run: Run, name: str, number: int, found: dict[str, object], reason: str) -> None:
@@ -51,6 +55,7 @@ def aggravate(run: Run, name: str) -> None:
             with open(f"{spool.requests()}/{spool.entry(name, number, kind)}", encoding="ascii") as stream:
                 found = json.load(stream)
             found["payload"]["reason"] = REASONS["keyCompromise"]
+            found.pop("reasons", None)
         except (ValueError, LookupError, TypeError):       # damaged: it holds up nobody
             continue
         _put(run, name, number, found, "keyCompromise")      # killed before the note, the next run does it again

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certdrop import spool
 from certdrop.signer.jose import b64, place_of, unb64
 from certdrop.signer.keyring import Key, Keyring
-from certdrop.signer.protocol import DEACTIVATE, MOST, ROLL_OVER
+from certdrop.signer.protocol import DEACTIVATE, MOST, ROLL_OVER, revocations
 
 _NONCE = re.compile(r"[A-Za-z0-9_-]{1,1000}")
 _PROFILE = re.compile(r"[!#-\[\]-~]{1,100}")
@@ -88,7 +88,7 @@ class Policy:
         if payload.startswith('{"identifiers": '):
             return _orders(payload, names_of(_posted(request)))
         if payload.startswith('{"certificate": '):
-            return payload == _revocation(request)
+            return payload in _revocations(request)
         return False
 
 
@@ -140,13 +140,13 @@ def _posted(request: str) -> x509.CertificateSigningRequest:
         raise Refused("root posted no such request") from error
 
 
-def _revocation(request: str) -> str:
-    """The payload of the revocation that root posted under this name; now, and by root. Raises Refused."""
+def _revocations(request: str) -> list[str]:
+    """The payloads of the revocation that root posted under this name; now, and by root. Where it gave no reason, those that it left open. Raises Refused."""
     known = spool.parse_entry(request)
     if known is None or known[2] != "revoke":
         raise Refused("it names no request to revoke")
     try:
-        return json.dumps(json.loads(_read(request))["payload"])
+        return [json.dumps(payload) for payload in revocations(json.loads(_read(request)))]
     except (ValueError, KeyError, TypeError) as error:
         raise Refused("root posted no such request") from error
 

@@ -15,8 +15,17 @@ Runs as: _certdrop, at both ends of the socket. Trusts, reads, writes: nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 MOST = 64 * 1024                   # bytes of what is signed; the longest order of 100 names has 40 KiB
 LONGEST = MOST + 1024              # bytes of a message
 ROLL_OVER = "roll-over"            # what a signer may have been started for
 DEACTIVATE = "deactivate"
 FIND = "find"                      # the key that the CA holds, also the one before
+
+
+def revocations(found: dict[str, Any]) -> list[dict[str, object]]:
+    """What a request of root's to revoke lets be signed and sent, in this order: its payload; where that has no reason, it with each of `reasons`, for
+    a CA that demands one (0 says what none does). Raises KeyError, TypeError where it is no such request."""
+    payload = found["payload"]
+    return [payload, *({**payload, "reason": reason} for reason in found.get("reasons", [0]) if "reason" not in payload)]

@@ -66,6 +66,63 @@ def test_already_revoked_is_as_good():
         revoke.ask(Session(failure("unauthorized")), ENTRY)                        # type: ignore[arg-type]
 
 
+class Demanding(Session):
+    """A CA that takes only some reasons, and refuses the others by one word."""
+
+    def __init__(self, takes: list[object], problem: str) -> None:
+        super().__init__(failure(problem))
+        self.takes = takes
+
+    def post(self, url: str, payload: object, kid: str | None = None, request: str = "") -> None:
+        self.asked.append((url, payload, request))
+        if isinstance(payload, dict) and payload.get("reason") not in self.takes and self.answer:
+            raise self.answer
+
+
+def post_without_a_reason(disk: pathlib.Path, **more: object) -> None:
+    (disk / "spool/requests" / ENTRY).write_text(json.dumps({"payload": {"certificate": "YQ"}, "not_after": int(NOW) + 9, **more}))
+
+
+@pytest.mark.parametrize("problem", ["badRevocationReason", "malformed"])
+@pytest.mark.parametrize("takes, sent", [([None], [None]), ([0, 4], [None, 0]), ([4, 5], [None, 0, 4]), ([5], [None, 0, 4])])
+def test_a_ca_that_demands_a_reason(disk: pathlib.Path, problem: str, takes: list[object], sent: list[object]) -> None:
+    """Where root gave none: it is left out first (RFC 5280 section 5.3.1), then said in a number, then the one that root says fits."""
+    post_without_a_reason(disk, reasons=[0, 4])
+    session = Demanding(takes, problem)
+    try:
+        revoke.ask(session, ENTRY)                                                 # type: ignore[arg-type]
+        assert set(sent) & set(takes)
+    except Failure as failure:
+        assert failure.problem == problem and not set(sent) & set(takes)
+    assert [payload.get("reason") for _, payload, _ in session.asked if isinstance(payload, dict)] == sent
+
+
+@pytest.mark.parametrize("problem", ["unauthorized", "serverInternal", "rateLimited", "badNonce"])
+def test_what_no_other_reason_heals(disk: pathlib.Path, problem: str) -> None:
+    """One request."""
+    post_without_a_reason(disk, reasons=[0, 4])
+    session = Demanding([0], problem)
+    with pytest.raises(Failure):
+        revoke.ask(session, ENTRY)                                                 # type: ignore[arg-type]
+    assert len(session.asked) == 1
+
+
+def test_a_reason_that_root_gave_is_no_other(disk: pathlib.Path) -> None:
+    """keyCompromise, or any, is not softened because a CA does not like it."""
+    session = Demanding([0, 5], "badRevocationReason")
+    with pytest.raises(Failure):
+        revoke.ask(session, ENTRY)                                                 # type: ignore[arg-type]
+    assert [payload for _, payload, _ in session.asked] == [PAYLOAD]
+
+
+def test_a_request_of_an_older_version(disk: pathlib.Path) -> None:
+    """Has no list of reasons: there, 0 says what leaving it out says."""
+    post_without_a_reason(disk)
+    session = Demanding([0], "malformed")
+    revoke.ask(session, ENTRY)                                                     # type: ignore[arg-type]
+    assert [payload.get("reason") for _, payload, _ in session.asked if isinstance(payload, dict)] == [None, 0]
+
+
 def test_a_ca_that_revokes_nothing():
     """Its directory does not say where."""
     with pytest.raises(Failure, match="does not offer"):

@@ -83,6 +83,16 @@ def test_unspecified_is_said_by_saying_nothing(run: Any) -> None:
     assert list(posted()["payload"]) == ["certificate"]
 
 
+@pytest.mark.parametrize("live, reasons", [(2, [0, 5]), (3, [0, 4])])
+def test_which_reason_fits_where_a_ca_demands_one(run: Any, live: int, reasons: list[int]) -> None:
+    """RFC 5280 section 5.3.1: superseded, where another certificate is live; cessationOfOperation, where this one is. Root says so, nobody after it."""
+    os.symlink(f"../sites/{NAME}/{live:04d}", site.STATE + "/live/other")
+    os.rename(site.STATE + "/live/other", f"{site.STATE}/live/{NAME}")
+    os.makedirs(f"{site.STATE}/sites/{NAME}/{live:04d}", exist_ok=True)
+    revoke.post(run, NAME, 2, "unspecified")
+    assert posted()["reasons"] == reasons
+
+
 def test_it_is_noted_for_all_to_see_and_never_taken_again(run: Any) -> None:
     """Status reads the notes; the judge is told of every fingerprint in `spent`."""
     revoke.post(run, NAME, 2, "superseded")

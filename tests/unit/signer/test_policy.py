@@ -58,6 +58,8 @@ def room(tmp_path_factory):
     os.symlink(ENTRY, top / "requests" / "link.test@0001.csr")
     (top / "requests" / REVOKE).write_text(json.dumps({"payload": LEAKED, "not_after": 1}))
     (top / "requests" / "b.test@0002.revoke").write_text(json.dumps({"payload": {"certificate": b64(b"another")}, "not_after": 1}))
+    (top / "requests" / "c.test@0002.revoke").write_text(json.dumps({"payload": {"certificate": b64(b"a third")}, "not_after": 1, "reasons": [0, 4]}))
+    (top / "requests" / "d.test@0002.revoke").write_text(json.dumps({"payload": LEAKED, "not_after": 1, "reasons": [0, 4]}))
     for number, text in enumerate(("", "{}", "[]", "{", '"payload"', '{"payload": 1}', "null"), 1):
         (top / "requests" / f"broken.test@{number:04d}.revoke").write_text(text)
     return top
@@ -171,6 +173,22 @@ def test_nothing_else_is_revoked(payload):
 def test_only_what_is_posted_is_revoked(entry):
     """No request, another's, one that is a CSR, one that is damaged."""
     assert not signed(jws(LEAKED), entry)
+
+
+@pytest.mark.parametrize("entry, certificate, reason, may", [
+    ("c.test@0002.revoke", b"a third", None, True), ("c.test@0002.revoke", b"a third", 0, True), ("c.test@0002.revoke", b"a third", 4, True),
+    ("c.test@0002.revoke", b"a third", 1, False), ("c.test@0002.revoke", b"a third", 5, False), ("c.test@0002.revoke", b"a third", True, False),
+    ("c.test@0002.revoke", b"another", 0, False), ("b.test@0002.revoke", b"another", 0, True), ("b.test@0002.revoke", b"another", 4, False),
+    ("c.test@0002.revoke", b"a third", False, False), ("c.test@0002.revoke", b"a third", 0.0, False)])
+def test_the_reasons_that_root_leaves_open(entry, certificate, reason, may):
+    """Those that root listed, and 0, which is what none means; each in the one writing."""
+    assert signed(jws({"certificate": b64(certificate), **({} if reason is None else {"reason": reason})}), entry) is may
+
+
+@pytest.mark.parametrize("reason", [0, 4, None])
+def test_a_reason_that_root_gave_is_not_left_open(reason):
+    """Whatever is listed beside it."""
+    assert not signed(jws({"certificate": LEAKED["certificate"], **({} if reason is None else {"reason": reason})}), "d.test@0002.revoke")
 
 
 def test_nothing_is_revoked_by_the_key_alone():
