@@ -36,7 +36,7 @@ OURS = {
     "watcher/command": {"commandline", "doctor/line", "doctor/mail"},
     "status": {"renewal", "commandline", "events", "terminal", "words", "config", "walls", "watcher"},
     "doctor": {"commandline", "spool", "events", "terminal", "words", "config", "walls", "trust", "watcher"} | READS_NGINX,
-    "doctor/ca": {"issuer/directory", "issuer/transport", "issuer/failure"},     # it asks the CA as the issuer does, by the same code
+    "doctor/ca": {"issuer/directory", "issuer/transport", "issuer/failure", "issuer/proxy"},     # it asks the CA as the issuer does, by the same code
     "nginx": {"commandline", "spool", "events", "terminal", "words", "config"},
     "nginx/write": {"keeper", "walls"},
     "nginx/own": {"by_hand", "keeper"},

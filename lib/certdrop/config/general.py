@@ -52,8 +52,12 @@ def load_config() -> Config:
         raise ConfigError(f'{path}: account_key_max_age: "{config.account_key_max_age}": give an age in days such as "180d", or nothing')
     if config.staging and not config.staging_url.startswith("https://"):
         raise ConfigError(f'{path}: staging: "{config.staging}": give {", ".join(DIRECTORIES)} or an https:// URL')
-    if config.proxy and not re.fullmatch(r"http://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/?", config.proxy):
-        raise ConfigError(f'{path}: proxy: "{config.proxy}": give http://HOST:PORT')
+    user, _, place = config.proxy.removeprefix("http://").rpartition("@")
+    if ":" in user:
+        raise ConfigError(f"{path}: proxy: a password must not stand here; write it to {site.ETC}/proxy-password")
+    if config.proxy and not (config.proxy.startswith("http://") and re.fullmatch(r"([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/?", place)
+                             and re.fullmatch(r"([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*", user) and ("@" in config.proxy) == bool(user)):
+        raise ConfigError(f'{path}: proxy: "{config.proxy}": give http://HOST:PORT or http://USER@HOST:PORT')
     for key, value in config.limits.items():
         site.refuse_unknown(path, key, LIMITS)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:

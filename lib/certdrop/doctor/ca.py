@@ -18,14 +18,15 @@ from urllib.parse import urlsplit
 from certdrop import spool
 from certdrop.config import general
 from certdrop.config import site as configuration
-from certdrop.doctor.ask import ask
+from certdrop.doctor.ask import Said, ask
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.doctor.names import Authority
 from certdrop.doctor.sites import unreadable
 from certdrop.events import clean, stamp
 from certdrop.issuer import directory as ca_directory
 from certdrop.issuer import transport
-from certdrop.issuer.failure import PROXY, Failure
+from certdrop.issuer.failure import PROXY, UNREACHABLE, Failure
+from certdrop.issuer.proxy import Proxy
 from certdrop.trust import roots
 from certdrop.walls import users
 from certdrop.watcher.evidence import as_object
@@ -79,15 +80,18 @@ def lost(said: str) -> Line:
                 "sudo certdrop-account register makes another, and a CAA record with accounturi must then name that")
 
 
-def look(config: general.Config, sites: list[configuration.Site], asked: list[Line]) -> tuple[list[Line], Authority]:
-    """All of it, and what the names are to be compared with. `asked` is what as_root() found."""
+def look(config: general.Config, sites: list[configuration.Site], asked: list[Line], by_root: Said | None = None) -> tuple[list[Line], Authority]:
+    """All of it, and what the names are to be compared with. `asked` is what as_root() found, `by_root` what by_proxy() did."""
     url = config.directory_url
     host = clean(urlsplit(url).hostname, 100)
     public = url in configuration.DIRECTORIES.values()
     noted = _noted(url)
     place = _string(noted.get("account"))
+    if by_root is None and urlsplit(config.proxy).username:
+        return ([Line(WARNING, "CA", "the proxy to it wants a password, which only root's check can have used", "sudo certdrop-check"),
+                 *(asked or registered(config, noted))], Authority(["letsencrypt.org"] if public else [], place, public))
     try:
-        answer = get(config)
+        answer = told(by_root) if by_root else get(config)
         failure: Exception | None = answer.failure
     except (Failure, configuration.ConfigError) as error:
         answer, failure = Answer({}, None), error
@@ -103,9 +107,26 @@ def look(config: general.Config, sites: list[configuration.Site], asked: list[Li
     return lines, Authority(identities or (["letsencrypt.org"] if public else []), place, public)
 
 
+def by_proxy(config: general.Config) -> list[object] | None:
+    """What `certdrop-account terms` says, where the way to the CA needs a password that the doctor may not read; None where it does not."""
+    return list(ask(PROGRAM, "terms", most=spool.MAX_REPLY)) if urlsplit(config.proxy).username else None
+
+
+def told(said: Said) -> Answer:
+    """The directory, as far as certdrop-account tells. Raises Failure, with its words."""
+    if said.code:
+        raise Failure(UNREACHABLE, said.words.partition("certdrop-account: ")[2] or said.words or said.out, problem=PROXY)
+    facts = dict(re.findall(r"^([A-Za-z ]+): +(.*)$", said.out, re.M))
+    meta = {"caaIdentities": facts.get("names in CAA", "").split(), "profiles": dict.fromkeys(facts.get("profiles", "").split(), "")}
+    found: dict[str, object] = {**dict.fromkeys(ca_directory.NEEDED, "https://"), "meta": meta}          # it looked whether they are there
+    if "(ARI)" in facts.get("renewal", ""):
+        found["renewalInfo"] = ""
+    return Answer(found, _skew(facts.get("its clock"), time.time()))
+
+
 def get(config: general.Config) -> Answer:
     """The directory, as the issuer asks for it. Raises Failure where nothing answers, and ConfigError where a file of roots cannot be read."""
-    line = transport.Transport(transport.context(config), time.monotonic() + DEADLINE, transport.Gate(), config.proxy, tries=1)
+    line = transport.Transport(transport.context(config), time.monotonic() + DEADLINE, transport.Gate(), Proxy(config.proxy), tries=1)
     try:
         answer = line.request("GET", config.directory_url)
         skew = _skew(answer.headers.get("Date"), time.time())

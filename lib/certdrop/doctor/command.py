@@ -22,6 +22,7 @@ from certdrop.doctor import paths, users
 from certdrop.doctor import names as check_names
 from certdrop.doctor import sites as check_sites
 from certdrop.doctor import token as check_token
+from certdrop.doctor.ask import Said
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.walls import jail, syscalls
 from certdrop.walls import users as walls_users
@@ -65,6 +66,7 @@ def _look(typed: Words, argv: list[str]) -> int:
             sites, config = usable(names)
             parts = seen_as_root(sites, "--issuing" in options)
             parts["account"] = ca.as_root(config) if config and {"--offline", "--issuing"}.isdisjoint(options) else []
+            parts["by proxy"] = ca.by_proxy(config) if config and "--offline" not in options else None
             token, parts["no token"] = check_token.put() if "--offline" not in options else (None, [])
             parts["token"] = [token.name, token.content] if token else None
             seen = json.dumps(parts).encode()
@@ -154,7 +156,8 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
     if seen and not token:
         yield nginx.by_reading(seen, sites)
     if config and not offline:
-        said, authority = ca.look(config, sites, by_root("account"))
+        through = (parts or {}).get("by proxy")
+        said, authority = ca.look(config, sites, by_root("account"), Said(*through) if through else None)
         doing = check_names.Doing(authority, (token[0], token[1]) if token else None, seen, check_sites.failures(sites))
         yield check_names.look(sites, doing, by_root("no token"))
         yield said

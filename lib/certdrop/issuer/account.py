@@ -86,6 +86,7 @@ class Session:
 
     def __init__(self, account: Account, transport: Transport) -> None:
         self.account, self.transport = account, transport
+        self.date = ""                         # what the CA called the time, with its directory
         self.may_replace = False               # a person wants another account in the place of one that the CA lost
         self.ahead = 0                         # requests that were made before there was an order to count them for
         self._nonce = ""
@@ -96,7 +97,8 @@ class Session:
             known, at = self.account.known.get("directory"), self.account.known.get("directory_at")
             if not fresh and isinstance(known, dict) and spool.is_credible(at, clock.FRESH, time.time()):
                 return known
-            found, _ = directory.fetch(self.transport, self.account.directory_url)
+            found, answer = directory.fetch(self.transport, self.account.directory_url)
+            self.date = str(answer.headers.get("Date") or "")
             self.account.note(directory=found, directory_at=int(time.time()))
             return found
 

@@ -19,7 +19,7 @@ from certdrop import TERMINAL, events, happened, spool, terminal
 from certdrop import words as saying
 from certdrop.commandline import Program, Syntax, Words
 from certdrop.config import general, site
-from certdrop.issuer import orders, turn
+from certdrop.issuer import orders, proxy, turn
 from certdrop.issuer.account import BY_HAND, DOUBTFUL, FORBIDS, LOST, Account, Session
 from certdrop.issuer.directory import as_object
 from certdrop.issuer.transport import Gate, Transport, context
@@ -135,11 +135,12 @@ def _do(options: Options) -> int:
     if options.verb != "terms":                # no account, and no key for one, is needed to read what the CA demands
         holder.wake()
     lacking: list[str] = []
+    through = proxy.of(config)
     orders.shut_in(config, [config.directory_url, config.proxy], lacking)
     for wall in lacking:
         say(wall, os.EX_OK, not options.due)
     account = Account(config.directory_url, config.contact, holder)
-    line = Transport(context(config), time.monotonic() + PATIENCE, Gate(), config.proxy)
+    line = Transport(context(config), time.monotonic() + PATIENCE, Gate(), through)
     verbs = Verbs(config, holder, account, Session(account, line))
     by_name: dict[str, Callable[[], int]] = {"show": verbs.show, "terms": verbs.terms, "contact": verbs.contact, "deactivate": verbs.deactivate,
                                              "register": lambda: verbs.register(options.yes), "rollover": lambda: verbs.rollover(options.due)}
@@ -235,9 +236,13 @@ class Verbs:
         meta = self.session.directory(fresh=True).get("meta")
         said = meta if isinstance(meta, dict) else {}
         terms, profiles = said.get("termsOfService"), said.get("profiles")
+        names, known = said.get("caaIdentities"), self.session.directory()
         facts = {"CA": roots.ca_named(self.config), "terms": terms if isinstance(terms, str) else "",
                  "binding": "required" if said.get("externalAccountRequired") is True else "none",
-                 "profiles": " ".join(sorted(map(str, profiles))) if isinstance(profiles, dict) else ""}
+                 "profiles": " ".join(sorted(map(str, profiles))) if isinstance(profiles, dict) else "",
+                 "names in CAA": " ".join(map(str, names)) if isinstance(names, list) else "",
+                 "renewal": "the CA tells when (ARI)" if "renewalInfo" in known else "the CA does not tell when (no ARI)",
+                 "its clock": self.session.date}
         for name, value in facts.items():
             print(f"{name + ':':<12} {events.clean(value, 1000)}")
         return os.EX_OK

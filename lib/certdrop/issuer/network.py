@@ -28,6 +28,7 @@ from certdrop.issuer.account import DOUBTFUL, FORBIDS, LOST, Account, Session
 from certdrop.issuer.warm_up import WarmUp
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
+from certdrop.issuer.proxy import Proxy
 from certdrop.issuer.rehearsal import Judge
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.failure import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, in_two, of_this_host
@@ -43,8 +44,10 @@ IN_VAIN = 3                        # orders that could not reach the CA, one aft
 class Network:
     """The talk of one run with one CA: configuration, log, the account, and what all workers must know."""
 
-    def __init__(self, options: Options, config: general.Config, warm_up: WarmUp | None = None, holder: Signer | None = None) -> None:
+    def __init__(self, options: Options, config: general.Config, warm_up: WarmUp | None = None, holder: Signer | None = None,
+                 through: Proxy | None = None) -> None:
         self.options, self.config = options, config
+        self.proxy = through or Proxy(config.proxy)
         self.log = log.logger()
         self.gate = warm_up.gate if warm_up else Gate()
         self.codes: set[int] = set()
@@ -142,7 +145,7 @@ class Network:
         """This worker's session, with a new deadline."""
         found = getattr(self._mine, "session", None)
         if not isinstance(found, Session):
-            found = self._mine.session = self._idle_session() or Session(self.account, Transport(self.context, 0.0, self.gate, self.config.proxy))
+            found = self._mine.session = self._idle_session() or Session(self.account, Transport(self.context, 0.0, self.gate, self.proxy))
             self._sessions.append(found)
         found.transport.deadline = time.monotonic() + ports.ORDER
         return found

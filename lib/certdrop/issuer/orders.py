@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from certdrop import spool
 from certdrop.config import general, site
-from certdrop.issuer import plan
+from certdrop.issuer import plan, proxy
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
 from certdrop.issuer.posted import Request
@@ -104,6 +104,7 @@ def _network(options: Options, orders: int = 0) -> Network:
         if orders:
             holder.wake()
     lacking: list[str] = []
+    through = proxy.of(config)                      # before it closes, too: the file of its password is not for what is shut in
     if options.dry_run:
         from certdrop.trust import roots
         shut_in(config, [config.staging_url, config.proxy], lacking, roots.rehearsed(config))
@@ -112,10 +113,10 @@ def _network(options: Options, orders: int = 0) -> Network:
     opened = None
     if orders and holder:
         from certdrop.issuer.warm_up import WarmUp
-        opened = WarmUp(config, holder, min(orders, config.workers))     # while it waits for the CA,
+        opened = WarmUp(config, holder, min(orders, config.workers), through)     # while it waits for the CA,
     from certdrop.issuer import network, ports                            # the rest is loaded
     ports.load()
-    made = network.Network(options, config, opened, holder)
+    made = network.Network(options, config, opened, holder, through)
     for wall in lacking:
         made.unconfined(wall)
     return made

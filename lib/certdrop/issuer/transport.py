@@ -19,6 +19,7 @@ from certdrop import VERSION
 from certdrop.config import general, site
 from certdrop.issuer import coding, connect
 from certdrop.issuer.failure import OURS, PROXY, RATE_LIMITED, REFUSED, UNREACHABLE, Failure, of_this_host, seconds_of
+from certdrop.issuer.proxy import Proxy
 from certdrop.signer import jose
 from certdrop.trust import roots
 
@@ -28,7 +29,6 @@ PATIENCE = 30.0                    # seconds that a run waits by itself when the
 TRIES = 3                          # at a request that the CA puts off
 REDIRECTING, REDIRECTS = (301, 302, 303, 307, 308), 5
 INTERIM = 32                       # answers that are not the final one, before it
-PROXY_PORT = 3128
 AGENT = f"certdrop/{VERSION} (acme-tiny)"
 
 
@@ -90,13 +90,12 @@ def context(config: general.Config) -> ssl.SSLContext:
 class Transport:
     """Connections that one worker keeps. Not for two threads."""
 
-    def __init__(self, context: ssl.SSLContext, deadline: float, gate: Gate, proxy: str = "", dialled: connect.Connecting | None = None,
+    def __init__(self, context: ssl.SSLContext, deadline: float, gate: Gate, proxy: Proxy = Proxy(), dialled: connect.Connecting | None = None,
                  tries: int = TRIES) -> None:
         self.context, self.gate, self.tries = context, gate, tries
         self.deadline = deadline               # time.monotonic() by which all must be done
         self.requests = 0
-        found = urllib.parse.urlsplit(proxy)
-        self.proxy = (found.hostname, found.port or PROXY_PORT) if found.hostname else None
+        self.proxy = proxy
         self._dialled = dialled                # a connection that is being made already
         self._open: dict[tuple[str, int], _Connection] = {}
 
@@ -164,19 +163,20 @@ class Transport:
             return answer
 
     def _connection(self, place: tuple[str, int]) -> _Connection:
-        connection = _Connection(*(self.proxy or place), timeout=REQUEST, context=self.context)
-        if self.proxy:
-            connection.set_tunnel(*place)
+        connection = _Connection(*(self.proxy.place or place), timeout=REQUEST, context=self.context)
+        if self.proxy.place:
+            connection.set_tunnel(*place, headers={"Proxy-Authorization": self.proxy.header} if self.proxy.header else {})
             connection.is_through = False
         return connection
 
     def _of_the_proxy(self, place: tuple[str, int], error: Exception) -> Failure:
         """What went wrong before the proxy led anywhere."""
-        proxy, there = (f"{site.as_host(host)}:{port}" for host, port in (self.proxy or place, place))
-        _, refused, said = str(error).partition("Tunnel connection failed: ")          # http.client's words
+        proxy, there = self.proxy.words(), f"{site.as_host(place[0])}:{place[1]}"
+        _, refused, said = self.proxy.without_secrets(str(error)).partition("Tunnel connection failed: ")      # http.client's words
         if not refused:
             return Failure(UNREACHABLE, f"the proxy {proxy}: {_words(error)}; the CA was not asked", problem=PROXY)
-        why = "; it wants a password" if said.startswith("407") else ""
+        why = ("; it does not take the user and the password that it was given" if self.proxy.header else "; it wants a user and a password")
+        why = why if said.startswith("407") else ""
         return Failure(UNREACHABLE, f"the proxy {proxy} does not lead to {there}: {said}{why}; the CA was not asked", problem=PROXY)
 
     def _connect(self, end: float, address: tuple[str, int], *_: object, **__: object) -> socket.socket:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from certdrop.config import general
 from certdrop.issuer.connect import Connecting
+from certdrop.issuer.proxy import Proxy
 
 if TYPE_CHECKING:
     from certdrop.issuer.account import Session
@@ -27,15 +28,16 @@ OPENING = 60.0                     # seconds for all of it
 class WarmUp:
     """Sessions with the CA of the configuration, in the making: `count`, the first of them with a head start."""
 
-    def __init__(self, config: general.Config, holder: Signer, count: int = 1) -> None:
-        proxy, place = (urllib.parse.urlsplit(url) for url in (config.proxy, config.directory_url))
-        address = (proxy.hostname, proxy.port or 3128) if proxy.hostname else (str(place.hostname), place.port or 443)
+    def __init__(self, config: general.Config, holder: Signer, count: int = 1, through: Proxy | None = None) -> None:
+        through = through or Proxy(config.proxy)
+        place = urllib.parse.urlsplit(config.directory_url)
+        address = through.place or (str(place.hostname), place.port or 443)
         dialled = Connecting(address, REQUEST)
         from certdrop.issuer import transport                  # 40 ms, in which the first packet is on its way
         from certdrop.issuer.account import Account, Session
         self.context, self.gate = transport.context(config), transport.Gate()
         self.account = Account(config.directory_url, config.contact, holder)
-        lines = [transport.Transport(self.context, time.monotonic() + OPENING, self.gate, config.proxy, None if number else dialled)
+        lines = [transport.Transport(self.context, time.monotonic() + OPENING, self.gate, through, None if number else dialled)
                  for number in range(count)]
         try:
             self._begun = [_Begun(Session(self.account, line)) for line in lines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import gzip
 import ipaddress
@@ -12,16 +13,20 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from certdrop.config import general, site
 from certdrop.issuer import directory, transport
+from certdrop.issuer import proxy as proxy_module
 from certdrop.issuer.failure import Failure
+from certdrop.issuer.proxy import Proxy
 
+SECRET = "s3cret: of three"
 DIRECTORY = {name: f"https://127.0.0.1:%d/{name}" for name in ("newNonce", "newAccount", "newOrder")}
 
 
@@ -123,7 +128,7 @@ def server(pair: pathlib.Path) -> Iterator[Server]:
 
 
 def a_line(pair: pathlib.Path, proxy: str = "", seconds: float = 10.0) -> transport.Transport:
-    return transport.Transport(ssl.create_default_context(cafile=str(pair)), time.monotonic() + seconds, transport.Gate(), proxy)
+    return transport.Transport(ssl.create_default_context(cafile=str(pair)), time.monotonic() + seconds, transport.Gate(), Proxy(proxy, SECRET))
 
 
 @pytest.fixture
@@ -362,7 +367,72 @@ def test_a_certificate_that_does_not_verify_behind_a_proxy(server: Server, pair:
     """Is not the proxy's refusal."""
     proxy = Server(None)
     proxy.says[f"127.0.0.1:{server.port}"] = [b"HTTP/1.1 200 OK\r\n\r\n"]
-    line = transport.Transport(ssl.create_default_context(), time.monotonic() + 10, transport.Gate(), f"http://127.0.0.1:{proxy.port}")
+    line = transport.Transport(ssl.create_default_context(), time.monotonic() + 10, transport.Gate(), Proxy(f"http://127.0.0.1:{proxy.port}"))
     with pytest.raises(Failure, match="^127.0.0.1: its TLS certificate does not verify"):
         line.request("GET", server.base + "/a")
     proxy.close()
+
+
+def test_a_proxy_with_a_password(server: Server, pair: pathlib.Path) -> None:
+    """It goes into CONNECT, and not to the CA (RFC 7617)."""
+    proxy = Server(None)
+    proxy.says[f"127.0.0.1:{server.port}"] = [b"HTTP/1.1 200 OK\r\n\r\n"]
+    server.says["/a"] = [answer(b"there")]
+    assert a_line(pair, f"http://j%40ne@127.0.0.1:{proxy.port}").request("GET", server.base + "/a").body == b"there"
+    header = "Proxy-Authorization: Basic " + base64.b64encode(f"j@ne:{SECRET}".encode()).decode()
+    assert header in proxy.heads[0] and "roxy" not in server.heads[0]
+    proxy.close()
+
+
+@pytest.mark.parametrize("form", [SECRET, base64.b64encode(SECRET.encode()).decode(), base64.b64encode(f"jane:{SECRET}".encode()).decode()], ids=range(3))
+def test_a_proxy_that_echoes_the_password(server: Server, pair: pathlib.Path, form: str) -> None:
+    """Brings it into no log."""
+    proxy = Server(None)
+    proxy.says[f"127.0.0.1:{server.port}"] = [answer(status=f"407 wrong: {form}!")]
+    with pytest.raises(Failure) as raised:
+        a_line(pair, f"http://jane@127.0.0.1:{proxy.port}").request("GET", server.base + "/a")
+    assert "407 wrong: (password)!; it does not take the user and the password" in raised.value.text and form not in raised.value.text
+    proxy.close()
+
+
+@pytest.fixture
+def etc(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """certdrop's configuration, with a proxy that wants a password."""
+    monkeypatch.setattr(site, "ETC", str(tmp_path))
+    (tmp_path / "certdrop.toml").write_text('proxy = "http://jane@127.0.0.1:8080"\n')
+    (tmp_path / "proxy-password").write_text(SECRET + "\n")
+    (tmp_path / "proxy-password").chmod(0o640)
+    return tmp_path
+
+
+def test_a_password_in_its_file(etc: pathlib.Path) -> None:
+    """Its only line; where the proxy wants no user, it is not read."""
+    assert proxy_module.of(general.load_config()).header == "Basic " + base64.b64encode(f"jane:{SECRET}".encode()).decode()
+    (etc / "proxy-password").unlink()
+    (etc / "certdrop.toml").write_text('proxy = "http://127.0.0.1:8080"\n')
+    found = proxy_module.of(general.load_config())
+    assert (found.place, found.header) == (("127.0.0.1", 8080), "")
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda path: path.chmod(0o644), "can be read by others"), (lambda path: path.chmod(0o660), "cannot be used [(]mode[)]"),
+    (lambda path: path.unlink(), "No such file or directory"), (lambda path: path.write_text(""), "not one line"),
+    (lambda path: path.write_text(SECRET + "\nmore\n"), "not one line"), (lambda path: path.write_bytes(b"\xff"), "no UTF-8"),
+    (lambda path: path.write_text("x" * 9999), "cannot be used [(]size[)]"),
+    (lambda path: (path.unlink(), path.symlink_to("certdrop.toml")), "cannot be used|can be read by others")], ids=range(8))
+def test_a_file_that_is_not_as_it_must_be(etc: pathlib.Path, spoil: Callable[[pathlib.Path], object], says: str) -> None:
+    """It is said how to mend it, and nothing of it is quoted."""
+    spoil(etc / "proxy-password")
+    with pytest.raises(site.ConfigError, match=says) as raised:
+        proxy_module.of(general.load_config())
+    assert f"chown root:_certdrop {etc}/proxy-password; chmod 640" in str(raised.value) and "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["http://jane:s3cret@127.0.0.1:1", "http://@127.0.0.1:1", "http://ja ne@127.0.0.1", "https://127.0.0.1:1", "http://jane@",
+                                 "jane@127.0.0.1", "http://a@b@c:1"])
+def test_a_proxy_that_is_none(etc: pathlib.Path, url: str) -> None:
+    """A password in certdrop.toml, which all may read, is not quoted again."""
+    (etc / "certdrop.toml").write_text(f'proxy = "{url}"\n')
+    with pytest.raises(site.ConfigError, match="proxy: ") as raised:
+        general.load_config()
+    assert "s3cret" not in str(raised.value)
