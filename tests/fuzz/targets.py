@@ -34,7 +34,7 @@ from certdrop.importer import nginx as import_nginx  # noqa: E402
 from certdrop.importer import pairs as import_pairs  # noqa: E402
 from certdrop.issuer import ari, failure  # noqa: E402
 from certdrop.judge import chain, served  # noqa: E402
-from certdrop.keeper import judges  # noqa: E402
+from certdrop.keeper import children, judges  # noqa: E402
 from certdrop.signer import policy, service  # noqa: E402
 from certdrop.signer.jose import b64  # noqa: E402
 from certdrop.status import report, table, webpage  # noqa: E402
@@ -152,16 +152,22 @@ def signed(data: bytes) -> None:
 
 def answer(data: bytes) -> None:
     """What a lying judge answers."""
-    judge = judges.Judge("chain", "roots")
-    setattr(judge, "ask", lambda *parts: data.decode("ascii", "replace"))
+    before, children.answers = children.answers, lambda *more: (re.fullmatch(more[2], data, re.DOTALL) for _ in range(1))
     try:
-        found = judges.ask_chain(judge, {}, b"")
-        insist(re.fullmatch("[0-9a-f]{64}", found.sha256) is not None and found.not_before <= time.time() < found.not_after)
-        json.dumps(events.stamp(found.not_after))
-    except spool.Refused as refused:
-        insist(refused.reason in spool.REASONS)
-    shown = judges.ask_served(judge, ("127.0.0.1", 443, ""), "a.example", "ecdsa")
-    insist(shown in ("nobody", "nothing") or re.fullmatch("[0-9a-f]{64}", shown) is not None)
+        found = next(judges.verdicts("roots", [({}, b"")]))
+        if isinstance(found, spool.Refused):
+            insist(found.reason in spool.REASONS)
+        else:
+            insist(re.fullmatch("[0-9a-f]{64}", found.sha256) is not None and found.not_before <= time.time() < found.not_after)
+            json.dumps(events.stamp(found.not_after))
+        seen = next(judges.looks("roots", [{}], 0.0))
+        insist(seen.state in ("shown", "untrusted", "other") and len(seen.places) < 1 << 10)
+        for (address, port, preface), leaf in seen.places.items():
+            insist(address.isascii() and 0 <= port < 100000 and preface.isascii() and re.fullmatch("nothing|[0-9a-f]{64}", leaf) is not None)
+    except OSError:                                            # it cannot load what it needs
+        insist(data.startswith(b"lacks "))
+    finally:
+        children.answers = before
 
 
 # ---- what services say before a handshake

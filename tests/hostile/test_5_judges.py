@@ -12,6 +12,7 @@ import pytest
 from conftest import Ground
 from test_4_beyond import replaced
 
+from certdrop import frames
 from certdrop.keeper import judges
 
 HOSTILE = "/usr/local/lib/hostile_judge.py"
@@ -20,9 +21,9 @@ ATTACK = '''
 import ctypes, json, os, resource, signal, struct, sys
 sys.path[:0] = ["/usr/share/certdrop"]
 from certdrop.walls import jail
+from certdrop import frames
 from certdrop.judge import sandbox
 BEGIN
-sandbox.say("ready")
 libc = ctypes.CDLL(None, use_errno=True)
 IOPRIO_SET, GENERIC = (251, False) if os.uname().machine == "x86_64" else (30, True)
 SETATTR, KCMP, MIGRATE, WRITEV, PTRACE, TGKILL = (274, 272, 238, 271, 117, 131) if GENERIC else (314, 312, 256, 311, 101, 234)
@@ -74,22 +75,34 @@ def everything(targets):
     return "tried"
 
 
-for (question,) in sandbox.frames():
+def answer(question):
     targets = json.loads(question)
-    sandbox.say(RUN)
+    return (RUN).encode()
+
+
+frames.serve(answer)
 '''
 
 
-class Hostile(judges.Judge):
-    """The attacker's code, started by root as it starts the judge of replies."""
+class Judge:
+    """A program that root starts as it starts the judge, but that is asked one case after the other, for as long as it stays: by a pipe."""
 
-    program = HOSTILE
+    def __init__(self, program: str, task: str, roots: str) -> None:
+        asked, self._pipe = os.pipe()
+        with open(asked, "rb"):
+            self.child = judges.start([program, task, roots], asked, task == "served")
+        self.pid = self.child.process.pid
 
+    def __enter__(self) -> Judge:
+        return self
 
-class Real(judges.Judge):
-    """The installed judge."""
+    def __exit__(self, *_: object) -> None:
+        self.child.end()
+        os.close(self._pipe)
 
-    program = REAL
+    def ask(self, case: bytes) -> str:
+        os.write(self._pipe, frames.HEAD.pack(len(case)) + case)
+        return self.child.answer(judges.DEADLINE, judges.LIMIT).decode()
 
 
 def state(pid: int) -> dict[str, Any]:
@@ -114,26 +127,26 @@ def below(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def others(ground: Ground) -> Iterator[list[judges.Judge]]:
+def others(ground: Ground) -> Iterator[list[Judge]]:
     """One judge of each task, at work."""
-    with Real("chain", ground.roots) as chain, Real("served", ground.roots) as served:
+    with Judge(REAL, "chain", ground.roots) as chain, Judge(REAL, "served", ground.roots) as served:
         assert answers(chain, served)
         yield [chain, served]
 
 
-def answers(chain: judges.Judge, served: judges.Judge) -> bool:
-    """Whether both still do their work, in the processes that they were."""
-    pids = [judge.process.pid for judge in (chain, served) if judge.process]
-    said = chain.ask(b'{"spki": ""}', b"").split()[0], judges.ask_served(served, ("127.0.0.1", 1, ""), "example.org", "ecdsa")
-    return said == ("refuse", "nobody") and (not pids or pids == [judge.process.pid for judge in (chain, served) if judge.process])
+def answers(chain: Judge, served: Judge) -> bool:
+    """Whether both still do their work."""
+    question = {"name": "example.org", "key": "ecdsa", "ports": [[1, ""]], "probe": "", "wanted": "", "others": [], "known": [], "verify": False,
+                "patience": 0.0}
+    return chain.ask(b'{"spki": ""}\n').split()[0] == "refuse" and served.ask(json.dumps(question).encode()) == "other"
 
 
 @pytest.mark.parametrize("task", ["chain", "served"])
-def test_124_code_in_one_judge(others: list[judges.Judge], task: str, ground: Ground) -> None:
+def test_124_code_in_one_judge(others: list[Judge], task: str, ground: Ground) -> None:
     """Goal: from the process of one judge, disable or steer the judge of the other task, another of the same, or root's process."""
     program = ATTACK.replace("BEGIN", "jail.give_up_privileges()").replace("RUN", "everything(targets)")
-    with replaced(HOSTILE, program, 0o644), Hostile(task, ground.roots) as attacker:
-        targets = [os.getpid(), *(pid for judge in others if judge.process for pid in below(judge.process.pid))]
+    with replaced(HOSTILE, program, 0o644), Judge(HOSTILE, task, ground.roots) as attacker:
+        targets = [os.getpid(), *(pid for judge in others for pid in below(judge.pid))]
         before = {pid: state(pid) for pid in targets}
         assert attacker.ask(json.dumps(targets).encode()) == "tried"
         assert {pid: state(pid) for pid in targets} == before
@@ -141,25 +154,24 @@ def test_124_code_in_one_judge(others: list[judges.Judge], task: str, ground: Gr
 
 
 @pytest.mark.parametrize("shut", [True, False])
-def test_125_code_in_one_case(others: list[judges.Judge], ground: Ground, shut: bool) -> None:
+def test_125_code_in_one_case(others: list[Judge], ground: Ground, shut: bool) -> None:
     """Goal: from the child that looks at one reply, disable the process that will fork the next, or any of the above; shut in, and even where it were not."""
     program = ATTACK.replace("BEGIN", "jail.give_up_privileges()\njail.keep_cases_apart()" + ("" if shut else "\nsandbox.shut_in = lambda *_: None"))
-    with replaced(HOSTILE, program.replace("RUN", "sandbox.run(lambda: everything(targets))"), 0o644), Hostile("chain", ground.roots) as attacker:
-        attacker.start()
-        assert attacker.ask(b"[]") == "tried" and attacker.process
-        mine = below(attacker.process.pid)
-        targets = [os.getpid(), *mine, *(pid for judge in others if judge.process for pid in below(judge.process.pid))]
+    with replaced(HOSTILE, program.replace("RUN", "sandbox.run(lambda: everything(targets))"), 0o644), Judge(HOSTILE, "chain", ground.roots) as attacker:
+        assert attacker.ask(b"[]") == "tried"
+        mine = below(attacker.pid)
+        targets = [os.getpid(), *mine, *(pid for judge in others for pid in below(judge.pid))]
         before = {pid: state(pid) for pid in targets}
         for _ in range(3):
             assert attacker.ask(json.dumps(targets).encode()) == "tried"
         changed = {pid for pid in targets if state(pid) != before[pid]}
         assert changed <= set(mine[1:]), "the one that does nothing but be there"
-        assert answers(*others) and below(attacker.process.pid) == mine
+        assert answers(*others) and below(attacker.pid) == mine
 
 
 def test_125_nothing_is_left(ground: Ground) -> None:
     """Ended, a judge leaves no process behind; nor where root's process was killed before it could end it."""
-    with Real("chain", ground.roots) as judge:
-        assert judge.ask(b"{}", b"") and judge.process
-        pids = below(judge.process.pid)
+    with Judge(REAL, "chain", ground.roots) as judge:
+        assert judge.ask(b"{}\n")
+        pids = below(judge.pid)
     assert len(pids) > 1 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)

@@ -27,12 +27,14 @@ OURS = {
     "start": {"terminal"},
     "issuer": {"renewal", "start", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "signer"},
     "issuer/manage": {"commandline"},
+    "issuer/handover": {"frames"},
     "issuer/options": {"commandline"},           # to refuse a word
     "issuer/rehearsal": {"judge"},     # a dry run is told what root's judge would say, by the judge's own code
     "signer": {"spool", "events", "happened", "config", "walls", "issuer/failure"},
-    "keeper": {"spool", "events", "words", "shown", "config", "walls"},
-    "judge": {"spool", "walls", "trust/verify"},
-    "watcher": {"renewal", "start", "spool", "events", "happened", "shown", "terminal", "words", "config", "walls", "trust"},
+    "keeper": {"frames", "spool", "events", "words", "shown", "config", "walls"},
+    "judge": {"frames", "spool", "walls", "trust/verify"},
+    "judge/served": {"listening"},
+    "watcher": {"renewal", "start", "listening", "spool", "events", "happened", "shown", "terminal", "words", "config", "walls", "trust"},
     "watcher/command": {"commandline", "doctor/line", "doctor/mail"},
     "status": {"renewal", "commandline", "events", "terminal", "words", "config", "walls", "watcher"},
     "doctor": {"commandline", "spool", "events", "terminal", "words", "config", "walls", "trust", "watcher"} | READS_NGINX,
@@ -41,8 +43,9 @@ OURS = {
     "nginx/write": {"keeper", "walls"},
     "nginx/own": {"by_hand", "keeper"},
     "importer": {"by_hand", "commandline", "spool", "events", "happened", "terminal", "words", "config", "walls", "keeper"} | READS_NGINX,
-    "importer/examiner": {"judge"},    # what parses for the administrator's tools runs as the judge, with the judge's own code
-    "admin": {"by_hand", "commandline", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "keeper", "nginx/own",
+    "importer/pairs": {"frames"},
+    "importer/examiner": {"frames", "judge"},    # what parses for the administrator's tools runs as the judge, with the judge's own code
+    "admin": {"by_hand", "commandline", "listening", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "keeper", "nginx/own",
               "nginx/vacancy"},
     "config": {"spool"},
     "trust": {"config"},
@@ -56,6 +59,8 @@ OURS = {
     "words": set(),
     "shown": set(),
     "renewal": set(),
+    "frames": set(),
+    "listening": set(),
     "__init__": set(),
 }
 NAMED_BY_BIN = "module"            # what start.py loads: bin/ says which
@@ -83,6 +88,8 @@ NOT_THEIRS = {
     "words": NEVER_AS_ROOT | {"cryptography"},
     "renewal": NEVER_AS_ROOT | {"cryptography", "json"},
     "shown": NEVER_AS_ROOT | {"cryptography", "json"},
+    "frames": NEVER_AS_ROOT | {"cryptography", "json"},
+    "listening": NEVER_AS_ROOT - {"socket"} | {"cryptography"},
     "__init__": NEVER_AS_ROOT,
 }
 # Each of the judge's modules needs one thing for its one task; all else that is not in Python's own library, or opens connections, is refused.

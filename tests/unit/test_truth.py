@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from watcher.test_evidence import DAY, ISSUER, World, make_certificate, make_world
-from certdrop import renewal
+from certdrop import listening, renewal
 from certdrop.config import site as configuration
 from certdrop.doctor import sites as check_sites
 from certdrop.issuer import due, ledger
 from certdrop.keeper import notes
 from certdrop.status import command as status
-from certdrop.watcher import alarm, evidence, message, places, verdict
+from certdrop.watcher import alarm, evidence, message, verdict
 from certdrop.watcher.evidence import MailHealth
 from certdrop.watcher.verdict import Thresholds
 
@@ -30,7 +30,7 @@ DECADES = 20 * YEAR                 # no certificate here lasts so long
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(places, "listeners", lambda: {})
+    monkeypatch.setattr(listening, "listeners", lambda: {})
     found = make_world(tmp_path, monkeypatch)
     found.ran()
     return found

@@ -20,7 +20,6 @@ from certdrop.admin import sites
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import lock, notes, services
-from certdrop.keeper.run import say
 from certdrop.walls import session, users
 
 OFFSETS = {2048: 560316, 3072: 2625351, 4096: 5736041}         # X of ffdhe2048, 3072, 4096: RFC 7919, appendix A
@@ -53,7 +52,7 @@ def make(bits: int, own: bool) -> int:
                 service.reload()
             except services.Failed as error:
                 said.append(f"certdrop: dhparam.pem: {service.name} did not reload ({error}); it uses the new parameters from its next reload on")
-    say(said)
+    words.say(*said)
     return os.EX_OK
 
 
@@ -126,7 +125,7 @@ def prime_of(text: bytes, bits: int) -> int:
 
 def search(bits: int) -> int:
     """A safe prime of our own, with progress for whoever watches: openssl finds it, without privileges. Raises Refused."""
-    say([f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then"])
+    words.say(f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then")
     shows = words.at_terminal(2)
     try:
         with subprocess.Popen([*users.as_user(*users.user_ids(USER)), OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

@@ -12,12 +12,12 @@ import os
 import re
 import tomllib
 
-from certdrop import happened, spool
+from certdrop import happened, spool, words
 from certdrop.admin import first_use, sites
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import install, lock, services
-from certdrop.keeper.run import Run, say
+from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
 from certdrop.nginx import own
 
@@ -52,7 +52,7 @@ def _change(name: str, more: list[str], fewer: list[str], ask: bool) -> int:
         if len(domains) > site.MAX_DOMAINS:
             raise Refused(f"{name}: {len(domains)} names; at most {site.MAX_DOMAINS} fit in one certificate; nothing was changed")
         if domains == before:
-            say([f"{sites.PROGRAM}: {name}: its names are {' '.join(before)} already; nothing was changed"])
+            words.say(f"{sites.PROGRAM}: {name}: its names are {' '.join(before)} already; nothing was changed")
             return os.EX_OK
         for service in site.load_site(name, config).services:
             try:

@@ -12,12 +12,12 @@ import os
 import sys
 import time
 
-from certdrop import events, happened, spool, terminal
+from certdrop import events, happened, spool, terminal, words
 from certdrop.admin import sites
 from certdrop.by_hand import Refused
 from certdrop.config import site
-from certdrop.keeper import install, lock, notes, revoke, state
-from certdrop.keeper.run import Run, say
+from certdrop.keeper import install, intake, lock, notes, revoke, state
+from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
 
 
@@ -27,8 +27,8 @@ def ask(name: str, number: int | None, reason: str, agreed: bool) -> int:
     observed = Observed(name)
     end = events.stamp(observed.moment(number, "not_after"))
     if number == observed.live:
-        say([f"certdrop: {name}: generation {number:04d} is the live one: it is still served, and clients that look will refuse it from then on; "
-             f"certdrop rotate {name} --compromised has another one served first, and is the way if its key is compromised"])
+        words.say(f"certdrop: {name}: generation {number:04d} is the live one: it is still served, and clients that look will refuse it from then on; "
+                  f"certdrop rotate {name} --compromised has another one served first, and is the way if its key is compromised")
     if agreed:
         return number
     if not sys.stdin.isatty():
@@ -84,8 +84,7 @@ def compromised(names: list[str]) -> int:
             if observed.live is None or not observed.is_burnt(observed.live):         # else it is gone on with what was begun
                 burning += [(name, number) for number in (observed.live, None if observed.fault else observed.next) if number is not None]
         burn(run, burning)
-        install.take(run, known)               # a certificate that waits is not served any more, but known, and so can be revoked
-        run.witness.end()
+        intake.take(run, known)               # a certificate that waits is not served any more, but known, and so can be revoked
         for found in known:
             install.settle(run, found)
             wanted[found.name] = Observed(found.name).next
@@ -113,8 +112,8 @@ def burn(run: Run, which: list[tuple[str, int]]) -> None:
 def have_revoked(names: list[str]) -> int:
     """Have the issuer ask the CA now for what is posted of these sites. 0 where it says that all is done."""
     code, said = sites.run_issuer(["--no-install", "--revoke", *names])
-    say(said)
+    words.say(*said)
     if code:
         follows = "cron asks again once a day; ask the CA's operator yourself" if code == os.EX_DATAERR else "cron goes on trying"
-        say([f"{sites.PROGRAM}: {name}: not everything is revoked yet; {follows}; certdrop-status {name} shows how it stands" for name in names])
+        words.say(*[f"{sites.PROGRAM}: {name}: not everything is revoked yet; {follows}; certdrop-status {name} shows how it stands" for name in names])
     return code if code in (os.EX_OK, os.EX_DATAERR, os.EX_CONFIG) else os.EX_TEMPFAIL

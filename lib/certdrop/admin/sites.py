@@ -13,12 +13,12 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping
 
-from certdrop import events, happened, spool
+from certdrop import events, happened, listening, spool, words
 from certdrop.admin import first_use
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
-from certdrop.keeper.run import Run, say
+from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
 from certdrop.nginx import own
 from certdrop.trust import roots
@@ -59,8 +59,8 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
             try:
                 services.find(service).test()
             except services.Failed as error:
-                words = re.sub(r"\S+ \S+ \[emerg\] \d+#\d+: ", "", str(error))       # nginx's time and numbers
-                raise site.ConfigError(f"{service} cannot use a certificate now: {words}; nothing was added; mend that, then run this again") from error
+                why = re.sub(r"\S+ \S+ \[emerg\] \d+#\d+: ", "", str(error))       # nginx's time and numbers
+                raise site.ConfigError(f"{service} cannot use a certificate now: {why}; nothing was added; mend that, then run this again") from error
         if settings:
             if os.path.lexists(first_use.CONFIG):
                 raise Refused(f"{first_use.CONFIG} was written meanwhile, by somebody else; nothing was added; try again")
@@ -79,12 +79,12 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
     run.flush()
     unknown = roots.missing(general.load_config())
     if unknown:
-        say([f"{PROGRAM}: note: {unknown}"])
+        words.say(f"{PROGRAM}: note: {unknown}")
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
-    say([f"{PROGRAM}: {name}: asking {roots.ca_named(config)}"])
+    words.say(f"{PROGRAM}: {name}: asking {roots.ca_named(config)}")
     code = issue(wanted)
-    say([f"{PROGRAM}: {name}: {line}" for line in ([] if code else _what_next(name))])
+    words.say(*[f"{PROGRAM}: {name}: {line}" for line in ([] if code else _what_next(name))])
     return code
 
 
@@ -126,7 +126,7 @@ def _warn_of_silence() -> None:
     if os.path.exists(WATCH):
         done = subprocess.run([WATCH, "--check"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/",
                               env=users.ENVIRONMENT, start_new_session=True, timeout=30, check=False)
-        say([f"{PROGRAM}: note: " + events.clean(line, 300) for line in done.stderr.decode("utf-8", "replace").splitlines()[:5] if line.strip()])
+        words.say(*[f"{PROGRAM}: note: " + events.clean(line, 300) for line in done.stderr.decode("utf-8", "replace").splitlines()[:5] if line.strip()])
 
 
 def refuse(domains: list[str], name: str) -> None:
@@ -291,7 +291,7 @@ def issue(wanted: Mapping[str, int | None]) -> int:
     alone = ["--no-install"] if len(wanted) == 1 else []                  # of several, root takes the replies as they come
     code, said = run_issuer([*alone, "--apart", "--force", *wanted])
     if code:
-        say([f"{PROGRAM}: {line}" for line in in_the_way(wanted)] + said)
+        words.say(*[f"{PROGRAM}: {line}" for line in in_the_way(wanted)], *said)
     absent = []
     with lock.held():
         run = Run(PROGRAM, False, True)
@@ -308,7 +308,7 @@ def issue(wanted: Mapping[str, int | None]) -> int:
                 run.fail(name, f"no certificate was installed; the {stays} stays; cron goes on trying; certdrop renew {name} tries at once",
                          code or os.EX_TEMPFAIL)
     if absent and not code:
-        say([f"{PROGRAM}: {line}" for line in in_the_way(absent)])
+        words.say(*[f"{PROGRAM}: {line}" for line in in_the_way(absent)])
     run.flush()
     return run.exit_code()
 
@@ -359,7 +359,8 @@ def _cannot_be_used(run: Run, wanted: site.Site, observed: Observed) -> str:
             service.test()
         except services.Failed as error:
             return f"{name} cannot use a certificate now: {error}"
-        if observed.proven is not None and service.port and wanted.probe != "off" and not services.addresses(service, wanted.probe):
+        listens = wanted.probe not in ("", "proxy-protocol") or service.port in listening.listeners()
+        if observed.proven is not None and service.port and not listens:
             return f"{name} does not run: nobody listens on port {service.port}; start it first"
     newest = observed.newest
     if newest is None or _is_spent(run, observed, newest) or newest == observed.proven or (newest == observed.live and observed.proven is None):
@@ -432,7 +433,7 @@ def run_issuer(asked: list[str]) -> tuple[int, list[str]]:
     try:
         code = become.run(spool.ISSUER, [ISSUE, "--verbose", *asked], DEADLINE, out=apart, outlives=True)
     except become.Stopped as stopped:
-        say([f"{PROGRAM}: {ISSUE}: {stopped}; cron goes on trying"])
+        words.say(f"{PROGRAM}: {ISSUE}: {stopped}; cron goes on trying")
         code = os.EX_TEMPFAIL
     finally:
         with os.fdopen(apart, "rb") as stream:

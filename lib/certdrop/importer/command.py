@@ -21,7 +21,6 @@ from certdrop.importer.clients import CLIENTS, Client
 from certdrop.importer.pairs import Found
 from certdrop.importer.survey import Choice, Survey
 from certdrop.keeper.command import as_root
-from certdrop.keeper.run import say
 from certdrop.walls import users
 
 PROGRAM = "certdrop-import"
@@ -125,7 +124,7 @@ def _do(choice: Choice, flags: set[str]) -> int:
     _print(what_next(after, done=True))
     here = {one.site for one in after.here}                    # of two of one name, one is taken
     missed = [one for one in survey.found if one.why and not one.site and (one.again or choice.key or one.name in choice.names) and one.name not in here]
-    say([f"{PROGRAM}: {events.clean(one.name)}: not taken over: {events.clean(one.why)}; nothing was changed for it" for one in missed])
+    saying.say(*[f"{PROGRAM}: {events.clean(one.name)}: not taken over: {events.clean(one.why)}; nothing was changed for it" for one in missed])
     return code or (os.EX_TEMPFAIL if any(one.again for one in missed) else os.EX_DATAERR if missed else os.EX_OK)
 
 
@@ -138,15 +137,15 @@ def _diff(survey: Survey, make: bool) -> int:
     if make:
         if text or apply.begun():
             kept = apply.apply(survey.nginx.changes, text)
-            say([f"{PROGRAM}: {path}: changed" for path, _, _ in survey.nginx.changes])
-            say([f"{PROGRAM}: nginx passed its test and was reloaded; patch -R -p0 -d / < {kept} undoes the change; certdrop-status shows what is served"])
+            saying.say(*[f"{PROGRAM}: {path}: changed" for path, _, _ in survey.nginx.changes])
+            saying.say(f"{PROGRAM}: nginx passed its test and was reloaded; patch -R -p0 -d / < {kept} undoes the change; certdrop-status shows what is served")
     else:
         _put(text)
-    say([f"{PROGRAM}: {line}" for line in remarks])
+    saying.say(*[f"{PROGRAM}: {line}" for line in remarks])
     if survey.taken:
-        say([f"{PROGRAM}: {len(survey.taken)} of these sites are not taken over yet: {PROGRAM} --yes first, else nginx does not find them"])
+        saying.say(f"{PROGRAM}: {len(survey.taken)} of these sites are not taken over yet: {PROGRAM} --yes first, else nginx does not find them")
     if not text:
-        say([f"{PROGRAM}: nothing to change in nginx's configuration"])
+        saying.say(f"{PROGRAM}: nothing to change in nginx's configuration")
     return os.EX_OK
 
 

@@ -6,14 +6,18 @@ fixed form. Runs as: root. Trusts: of the examiner, the form. Reads: through fil
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from typing import NamedTuple
 
-from certdrop import spool
+from certdrop import frames, spool, words
 from certdrop.config import site
 from certdrop.importer.files import Reader, Unreadable
-from certdrop.keeper import judges, state
+from certdrop.keeper import children, judges, state
 
+PROGRAM = children.LIB + "/importer/examiner.py"
+LIMIT = 1 << 16                    # bytes of an answer
 EXPIRED, UNTRUSTED = "expired", "untrusted"
 
 WHY = {                            # why a pair, or an account key, stays where it is
@@ -113,16 +117,35 @@ class Account:
             self.why = WHY[refused.reason]
 
 
-class Examiner(judges.Judge):
-    """examiner.py, as something to ask."""
-
-    program, limit = "importer/examiner.py", 65536
+class Examiner:
+    """examiner.py, as something to ask. Use as a context."""
 
     def __init__(self, roots: str) -> None:
-        super().__init__("examine", roots)
+        self._roots, self._pipe = roots, -1
+        self._child: children.Child | None = None
 
     def __enter__(self) -> Examiner:
         return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._child:
+            self._child.end()
+            os.close(self._pipe)
+            self._child = None
+
+    def ask(self, *parts: bytes) -> str:
+        """The answer's line; "" where there is none in time: then another process has the next case."""
+        case = json.dumps([part.decode("latin-1") for part in parts]).encode()
+        try:
+            if self._child is None:
+                asked, self._pipe = os.pipe()
+                with open(asked, "rb"):
+                    self._child = judges.start([PROGRAM, "examine", self._roots], asked)
+            words.put(self._pipe, frames.HEAD.pack(len(case)) + case)
+            return self._child.answer(judges.DEADLINE, LIMIT).decode("ascii", "replace")
+        except OSError:
+            self.__exit__()
+            return ""
 
     def pair(self, key: bytes, blocks: list[bytes], readers: str, written: int) -> Pair:
         """What a key and a chain are. Raises spool.Refused with a reason of WHY."""

@@ -6,18 +6,16 @@ Runs as: _certdrop. Trusts: standard input, which is root's list. Reads: replies
 """
 
 import os
-import struct
 import sys
 
 sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
 
-HEAD = struct.Struct(">cI")        # what it is, and how many bytes follow: keeper/reader.py reads that
-NOTHING, REPLY, REFUSED = b"-", b"+", b"!"
+NOTHING, REPLY, REFUSED = b"-", b"+", b"!"      # how an answer begins: keeper/reader.py reads that
 
 
 def main() -> int:
     """Answer for each name, in turn."""
-    from certdrop import spool
+    from certdrop import frames, spool
     from certdrop.walls import users
     if os.getuid() == 0:
         users.become(spool.ISSUER)
@@ -25,8 +23,6 @@ def main() -> int:
         return os.EX_NOPERM
     from certdrop.walls import jail    # not before
     jail.give_up_privileges()          # who has the same uid must not speak for this process
-    with open(0, encoding="ascii") as stream:
-        names = stream.read().split("\n")
     try:
         jail.landlock(read=(spool.replies(),), ports=())
     except jail.Unconfined:
@@ -35,33 +31,29 @@ def main() -> int:
         replies = spool.open_directory(spool.replies())
     except PermissionError:            # a directory above is closed to this user, so nothing of its own can lie there
         replies = None
-    for name in names:
-        kind, said = (NOTHING, b"") if replies is None else answer(replies, name)
-        data = HEAD.pack(kind, len(said)) + said
-        while data:
-            data = data[os.write(1, data):]
+    frames.serve(lambda name: NOTHING if replies is None else answer(replies, name.decode("ascii")))
     return os.EX_OK
 
 
-def answer(replies: int, name: str) -> tuple[bytes, bytes]:
-    """What lies under this name: what kind of answer, and a reply, or why it is not read."""
+def answer(replies: int, name: str) -> bytes:
+    """What lies under this name: a reply, or why it is not read, behind what says which."""
     from certdrop import spool
     try:
         try:
-            return REPLY, spool.read(replies, name, os.getuid())
+            return REPLY + spool.read(replies, name, os.getuid())
         except spool.Refused as refused:
             if not isinstance(refused.__cause__, PermissionError):
                 raise
             if os.stat(name, dir_fd=replies, follow_symlinks=False).st_uid != os.getuid():
                 raise spool.Refused("owner") from refused
             os.chmod(name, 0o640, dir_fd=replies)              # ours, by whatever modes
-            return REPLY, spool.read(replies, name, os.getuid())
+            return REPLY + spool.read(replies, name, os.getuid())
     except FileNotFoundError:
-        return NOTHING, b""
+        return NOTHING
     except PermissionError:
-        return REFUSED, b"kind"
+        return REFUSED + b"kind"
     except spool.Refused as refused:
-        return REFUSED, refused.reason.encode("ascii")
+        return REFUSED + refused.reason.encode("ascii")
 
 
 if __name__ == "__main__":

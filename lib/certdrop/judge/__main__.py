@@ -1,6 +1,6 @@
 """The judge's process: `python3 -I -S .../judge/__main__.py chain ROOTS` or `... served ROOTS`, started by the keeper only.
 
-Runs as: _certdrop-judge, which owns no file; refuses to be root. Reads: the trusted roots, then pipes.
+Runs as: _certdrop-judge, which owns no file; refuses to be root. Reads: the trusted roots, then a file in memory that the keeper made.
 """
 
 import os
@@ -10,7 +10,7 @@ sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(
 
 
 def main(argv: list[str]) -> int:
-    """Serve one of the two tasks until the keeper closes the pipe."""
+    """Serve one of the two tasks to their end."""
     if os.getuid() == 0:
         return os.EX_NOPERM
     from certdrop.walls import jail
@@ -35,4 +35,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except ImportError as error:       # before the first case: no reply's fault
-        os.write(1, f"lacks {error}".encode("ascii", "replace")[:250] + b"\n")
+        from certdrop import frames
+        frames.say(f"lacks {error}".encode("ascii", "replace")[:250])

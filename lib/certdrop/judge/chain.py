@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
+from certdrop import frames
 from certdrop.judge import sandbox
 from certdrop.spool import REASONS, Refused
 from certdrop.trust import verify
@@ -36,17 +37,19 @@ ORDERS = (                         # of the curves that authorities sign with (S
 
 
 def serve(roots: str) -> int:
-    """Load the roots, then answer one line a case: `accept SHA256 NOT_BEFORE NOT_AFTER TBS ISSUER_AND_SERIAL` (three of them SHA-256) or `refuse REASON`."""
+    """Load the roots, then answer each case, which is the expectations in one line, and then the reply:
+    `accept SHA256 NOT_BEFORE NOT_AFTER TBS ISSUER_AND_SERIAL` (three of them SHA-256) or `refuse REASON`."""
     warnings.simplefilter("ignore")
     try:
         with open(roots, "rb") as stream:
             store = trusted(stream.read())
     except (OSError, ValueError):
         return os.EX_NOINPUT
-    sandbox.say("ready")
-    for expected, reply in sandbox.frames():
-        answer = sandbox.run(lambda: verdict(json.loads(expected), reply, store))
-        sandbox.say(answer or "refuse judge-failed")
+
+    def answer(case: bytes) -> bytes:
+        expected, _, reply = case.partition(b"\n")
+        return (sandbox.run(lambda: verdict(json.loads(expected), reply, store)) or "refuse judge-failed").encode("ascii", "replace")
+    frames.serve(answer)
     return os.EX_OK
 
 

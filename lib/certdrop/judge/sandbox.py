@@ -1,7 +1,7 @@
 """The sandbox: one child per case, shut in before the first hostile byte, with a pipe of its own to answer through.
 
 A child that dies, hangs or babbles costs its own case alone. Runs as: _certdrop-judge. Trusts:
-nothing that a child says but the form of one line. Reads and writes: pipes.
+nothing that a child says but that it is one line. Reads and writes: pipes.
 """
 
 from __future__ import annotations
@@ -10,35 +10,14 @@ import functools
 import os
 import select
 import signal
-import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from certdrop.walls import jail, syscalls
 
 DEADLINE = 10.0                    # seconds for one case
 LIMIT = 300                        # bytes of an answer
 MEMORY = 1 << 30                   # bytes of address space
-
-
-def frames(fd: int = 0) -> Iterator[list[bytes]]:
-    """The cases that the keeper sends: a count of parts, the length of each (32 bits, big end first), the parts."""
-    while True:
-        head = _exactly(fd, 4)
-        if not head:
-            return
-        sizes = struct.unpack(f">{struct.unpack('>I', head)[0]}I", _exactly(fd, 4 * struct.unpack(">I", head)[0]))
-        yield [_exactly(fd, size) for size in sizes]
-
-
-def _exactly(fd: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = os.read(fd, size - len(data))
-        if not more:
-            return b""
-        data += more
-    return data
 
 
 def run(case: Callable[[], str], limit: int = LIMIT) -> str:
@@ -98,8 +77,3 @@ def _answer(fd: int, limit: int) -> str:
             return data.decode("ascii", "replace")
         data += more
     return ""
-
-
-def say(line: str, fd: int = 1) -> None:
-    """One answer to the keeper, in one line."""
-    os.write(fd, line.encode("ascii", "replace") + b"\n")

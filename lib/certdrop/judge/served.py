@@ -1,21 +1,29 @@
-"""Looks at what a service shows: shakes hands with local addresses that root named, answers the fingerprint of the leaf.
+"""Looks at what services show: shakes hands at this host's addresses, on the ports that root named, and waits for what root wants to be shown.
 
 Runs as: _certdrop-judge. The connection is made first, by a process that reads nothing from it; the handshake
-happens in the sandbox. Trusts: nothing that comes over the connection. Reads: the keeper's pipe.
+happens in the sandbox. Trusts: nothing that comes over the connection. Reads: what the keeper asks, /proc/self/net.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import socket
 import ssl
+import time
 from typing import Any
 
+from certdrop import frames, listening
 from certdrop.judge import sandbox
 
 CONNECT = 3.0                      # seconds
+FRESH = 0.25                       # seconds for which a look at who listens is good: the kernel takes 20 ms for one, and each site asks
+ROUND = 15.0                       # seconds in which a question to another place may begin
+NOBODY, NOTHING = "nobody", "nothing"             # in place of a fingerprint: no connection, no handshake
+
+Place = tuple[str, int, str]       # address, port, and what is said before the handshake
 PREFACES = {                       # what is said before the handshake, and how the last line of the answer must begin
     "": (),
     "proxy-protocol": ((b"PROXY TCP4 127.0.0.1 127.0.0.1 1 443\r\n", b""),),
@@ -23,29 +31,77 @@ PREFACES = {                       # what is said before the handshake, and how 
     "imap": ((b"", b"* OK"), (b"a STARTTLS\r\n", b"a OK")),                                       # RFC 9051 section 6.2.1
     "pop3": ((b"", b"+OK"), (b"STLS\r\n", b"+OK")),                                               # RFC 2595 section 4
 }
+_LEAF = frozenset("0123456789abcdef")
 CIPHERS = {"ecdsa": "aECDSA", "rsa": "aRSA"}      # the suites of TLS 1.2 that need a key of this kind; those of 1.3 do not say
 
 
 def serve(roots: str) -> int:
-    """One line a case: the leaf's SHA-256 in hex, or `nobody` (no connection), or `nothing` (no handshake).
+    """Answer each question about a site: `STATE`, and `ADDRESS,PORT,PREFACE=LEAF` for each place where somebody answers (the leaf's SHA-256, or `nothing`).
 
-    A service may have two certificates for a name, RSA beside ECDSA: the site's own kind of key is asked for first (`key`), and whatever
-    the service likes where that fails, as it does where TLS 1.2 is switched off.
-    Where the case says `verify`, there is no handshake unless OpenSSL's TLS client finds name and chain good, up to these roots: a second
-    opinion on what was accepted, by other code, in a process that never saw the reply.
+    Asked for is its `name`, for its `key` (a kind), at the `ports` ([port, STARTTLS]), by its `probe`. The state is `shown` where the `wanted` leaf is
+    shown: by each place of those `known`, and none of the `others` by any. Where the question says `verify`, it is `untrusted` unless OpenSSL's TLS client
+    finds name and chain good, up to these roots: a second opinion on what was accepted, by other code, in a process that never saw the reply.
+    All else is `other`. For that it is asked again, until so many seconds of `patience` passed since the first question.
     """
-    contexts = {("", False): context("", "")}
-    sandbox.say("ready")
-    for (question,) in sandbox.frames():
+    client = Client(roots)
+    began = time.monotonic()
+
+    def answer(question: bytes) -> bytes:
         asked = json.loads(question)
-        answer = "nothing"
-        for key in dict.fromkeys((asked["key"], "")):
-            if answer == "nothing":
-                kind = key, asked["verify"]
-                contexts[kind] = contexts.get(kind) or context(key, roots if asked["verify"] else "")
-                answer = ask(contexts[kind], asked)
-        sandbox.say(answer or "nothing")
+        while True:
+            since = time.monotonic() - began                # what counts is an answer to a question asked late enough
+            now = client.look(asked)
+            state = client.state(asked, now)
+            if state == "shown" or since >= asked["patience"]:
+                return " ".join([state, *(",".join(map(str, place)) + "=" + leaf for place, leaf in now.items())]).encode("ascii")
+            time.sleep(0.02)                                # a reload says nothing when it is done
+    frames.serve(answer)
     return os.EX_OK
+
+
+class Client:
+    """Shakes hands."""
+
+    def __init__(self, roots: str) -> None:
+        self.context = functools.cache(lambda key, verify: context(key, roots if verify else ""))
+        self.context("", False)                             # before the first question
+        self._listeners: dict[int, list[str]] = {}
+        self._looked = -FRESH
+
+    def look(self, asked: dict[str, Any]) -> dict[Place, str]:
+        """What is shown for a site, on each address where somebody answers."""
+        end = time.monotonic() + ROUND
+        if time.monotonic() > self._looked + FRESH:
+            self._listeners, self._looked = listening.listeners(), time.monotonic()
+        there = places(asked["ports"], asked["probe"], self._listeners)
+        found = {place: self.shown(asked, place, False) if time.monotonic() < end else NOTHING for place in there}
+        return {place: leaf for place, leaf in found.items() if leaf != NOBODY}
+
+    def state(self, asked: dict[str, Any], now: dict[Place, str]) -> str:
+        """What that means. An address that shows something else, and did before, is another's: sites are bound to some addresses of a host only."""
+        new, seen = asked["wanted"], set(now.values())
+        known = [(host, port, preface) for host, port, preface in asked["known"]]
+        if new not in seen or not seen.isdisjoint(asked["others"]) or any(now.get(place, new) != new for place in known):
+            return "other"
+        shown = next(place for place, leaf in now.items() if leaf == new)
+        return "shown" if not asked["verify"] or self.shown(asked, shown, True) == new else "untrusted"
+
+    def shown(self, asked: dict[str, Any], place: Place, verify: bool) -> str:
+        """The SHA-256 of the leaf that is shown there. A service may have two certificates for a name, RSA beside ECDSA: the site's own kind of key is
+        asked for first, and whatever the service likes where that fails, as it does where TLS 1.2 is switched off."""
+        answer = NOTHING
+        for key in dict.fromkeys((asked["key"], "")):
+            if answer == NOTHING:
+                answer = ask(self.context(key, verify), place, asked["name"])
+        return answer
+
+
+def places(ports: list[tuple[int, str]], probe: str, listeners: dict[int, list[str]]) -> list[Place]:
+    """The places to ask, by a site's `probe`: where somebody listens on its services' ports, unless it says otherwise."""
+    if probe not in ("", "proxy-protocol"):
+        host, _, port = probe.rpartition(":")
+        return sorted({(host.strip("[]"), int(port), preface) for _, preface in ports})
+    return sorted({(address, port, probe or preface) for port, preface in ports for address in listeners.get(port, [])})
 
 
 def context(key: str, roots: str) -> ssl.SSLContext:
@@ -62,14 +118,15 @@ def context(key: str, roots: str) -> ssl.SSLContext:
     return made
 
 
-def ask(tls: ssl.SSLContext, asked: dict[str, Any]) -> str:
-    """One connection, and what is shown on it; "" where it hangs."""
+def ask(tls: ssl.SSLContext, place: Place, name: str) -> str:
+    """One connection, and what is shown on it."""
     try:
-        connection = socket.create_connection((asked["address"], asked["port"]), CONNECT)
+        connection = socket.create_connection(place[:2], CONNECT)
     except OSError:
-        return "nobody"
+        return NOBODY
     with connection:
-        return sandbox.run(lambda: shown(tls, connection, asked["name"], asked["preface"]))
+        answer = sandbox.run(lambda: shown(tls, connection, name, place[2]))
+    return answer if _LEAF.issuperset(answer) and len(answer) == 64 else NOTHING           # it hangs, or lies
 
 
 def shown(context: ssl.SSLContext, connection: socket.socket, name: str, preface: str) -> str:
@@ -78,7 +135,7 @@ def shown(context: ssl.SSLContext, connection: socket.socket, name: str, preface
     for say, expected in PREFACES[preface]:
         connection.sendall(say)
         if expected and not _hears(connection, expected):
-            return "nothing"
+            return NOTHING
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()   # wrap_socket would want a new descriptor
     tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
     while True:
@@ -89,13 +146,13 @@ def shown(context: ssl.SSLContext, connection: socket.socket, name: str, preface
             connection.sendall(outgoing.read())
             data = connection.recv(16384)
             if not data:
-                return "nothing"
+                return NOTHING
             incoming.write(data)
         except ssl.SSLError:
-            return "nothing"
+            return NOTHING
     connection.sendall(outgoing.read())
     leaf = tls.getpeercert(True)
-    return hashlib.sha256(leaf).hexdigest() if leaf else "nothing"
+    return hashlib.sha256(leaf).hexdigest() if leaf else NOTHING
 
 
 def _hears(connection: socket.socket, expected: bytes) -> bool:

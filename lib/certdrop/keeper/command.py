@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Callable
 
-from certdrop import VERSION, events, spool
+from certdrop import VERSION, events, spool, words
 from certdrop.config import site
 from certdrop.keeper import install, lock, notes, reader
-from certdrop.keeper.run import Run, say
+from certdrop.keeper.run import Run
 from certdrop.walls import session, world
 
 STOPPED, ASKED = "stopped", "stopped-asked"                # keeper/: why the last run did not come to its end, root's own and one that the issuer asked for
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         return os.EX_OK
     if argv:
         what = "no such option" if argv[0].startswith("-") else "certdrop-install takes no names"
-        say([f"certdrop-install: {argv[0]!a:.80}: {what}; certdrop-install --help shows how"])
+        words.say(f"certdrop-install: {argv[0]!a:.80}: {what}; certdrop-install --help shows how")
         return os.EX_USAGE
     asked_by_issuer = os.environ.get("SUDO_USER") == spool.ISSUER
     watched = sys.stderr is not None and sys.stderr.isatty()
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         text, code = explain(error, asked_by_issuer)
         lasts = not asked_by_issuer or isinstance(error, (world.Unfit, PermissionError))
     if watched or code != os.EX_TEMPFAIL:           # a later run mends that by itself
-        say([f"certdrop-install: {text}"])
+        words.say(f"certdrop-install: {text}")
     events.Log("keeper").write("error", text=text)
     if lasts:
         with contextlib.suppress(OSError):
@@ -64,7 +64,7 @@ def _install(asked_by_issuer: bool, watched: bool) -> int:
                 run.said += reader.silences(run)
     except lock.Busy as busy:
         if talk:
-            say([f"certdrop-install: another run is at work ({busy}); it does what is to be done"])
+            words.say(f"certdrop-install: another run is at work ({busy}); it does what is to be done")
         return os.EX_OK
     if not run.said:
         run.tell("all sites", "nothing was to be done; certdrop-status says what is served")

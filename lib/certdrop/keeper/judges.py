@@ -1,30 +1,30 @@
-"""Asks the judge: starts it as _certdrop-judge, hands it cases by pipe, believes one line of a fixed form about each.
+"""Asks the judge: starts it as _certdrop-judge, hands it cases, believes an answer of a fixed form about each.
 
 A judge that dies, hangs or answers nonsense costs the case at hand, and the next case has a new judge.
-Runs as: root. Trusts: an answer's form, for its own case only. Reads and writes: pipes.
+Runs as: root. Trusts: an answer's form, for its own case only. Reads and writes: what children.py does.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import select
-import struct
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator
 
 from certdrop import events, spool
+from certdrop.keeper import children
 from certdrop.walls import users
 
-if TYPE_CHECKING:
-    import subprocess
-
 USER = "_certdrop-judge"
-DEADLINE = 15.0                    # seconds for one answer; the sandbox's own is shorter
+PROGRAM = children.LIB + "/judge/__main__.py"
+DEADLINE = 15.0                    # seconds for one reply; the sandbox's own is shorter
+LOOK = 45.0                        # seconds for a look, beyond its patience: a service that hangs costs as much
+LIMIT = 1 << 14                    # bytes of an answer
 
-_ACCEPT = r"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12}) ([0-9a-f]{64}) ([0-9a-f]{64})"
-_SHOWN = r"[0-9a-f]{64}|nobody|nothing"
+_VERDICT = rb"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12}) ([0-9a-f]{64}) ([0-9a-f]{64})|refuse ([a-z-]{1,30})"
+_SEEN = rb"(shown|untrusted|other)((?: [0-9a-f.:]{2,45},[0-9]{1,5},[a-z0-9-]{0,20}=(?:[0-9a-f]{64}|nothing))*)"
+_LACKS = rb"|lacks (.{1,250})"
+
+Place = tuple[str, int, str]       # where a service is asked: address, port, and what is said before the handshake
 
 
 class Accepted:
@@ -35,113 +35,60 @@ class Accepted:
         self.sha256, self.not_before, self.not_after, self.tbs, self.issued = sha256, not_before, not_after, tbs, issued
 
 
-class Judge:
-    """One of the judge's two tasks, as something to ask. Use as a context."""
+class Seen:
+    """What the judge says of a site's services: the state, `shown` (what was waited for), `untrusted` (that, and it is no good) or `other`;
+    and what each place shows."""
 
-    program, limit = "judge/__main__.py", 300  # what it runs, and the longest answer
+    def __init__(self, state: str, places: dict[Place, str]) -> None:
+        self.state, self.places = state, places
 
-    def __init__(self, *task: str) -> None:
-        self.task = task
-        self.process: subprocess.Popen[bytes] | None = None
-        self._ready = False
 
-    def __enter__(self) -> Judge:
-        return self
+def verdicts(roots: str, cases: list[tuple[dict[str, object], bytes]],
+             meanwhile: Callable[[], object] = lambda: None) -> Generator[Accepted | spool.Refused, None, None]:
+    """What the judge says of each reply, by what is expected of it; `meanwhile` is done while it loads what it needs.
+    Raises OSError where it cannot load that."""
+    for said in _answers("chain", roots, [json.dumps(expected).encode() + b"\n" + reply for expected, reply in cases], _VERDICT, DEADLINE, meanwhile):
+        sha256, begin, end, tbs, issued, reason = said or [""] * 6
+        if sha256 and int(begin) <= time.time() < int(end):        # else later replies would be replays, or this one never due
+            yield Accepted(sha256, int(begin), int(end), tbs, issued)
+        else:
+            yield spool.Refused(reason if reason in spool.REASONS else "judge-failed")
 
-    def __exit__(self, *_: object) -> None:
-        self.end()
 
-    def ask(self, *parts: bytes) -> str:
-        """The answer's line; "" where there is none in time (and then this judge is ended). Raises OSError where it cannot load what it needs."""
-        said = answer = ""
-        try:
-            self.start()
-            said = "ready" if self._ready else self._line()
-            if said == "ready":
-                self._ready = True
-                self._send(struct.pack(f">I{len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts))
-                answer = self._line()
-        except OSError:
-            answer = ""
-        if not answer:
-            self.end()
-        if said.startswith("lacks "):          # nobody's fault, and over when apt is done
-            raise OSError(f"the judge cannot load what it needs: {events.clean(said[6:])}")
-        return answer
+def looks(roots: str, questions: list[dict[str, object]], patience: float) -> Generator[Seen, None, None]:
+    """What services show, by the questions that judge/served.py explains, none of which has more patience. Raises OSError as verdicts() does."""
+    for said in _answers("served", roots, [json.dumps(question).encode() for question in questions], _SEEN, patience + LOOK):
+        state, shown = said or ("other", " ,0,=nothing")               # it did not come so far
+        parts = [part.replace("=", ",").split(",") for part in shown.split(" ")[1:]]
+        yield Seen(state, {(address, int(port), preface): leaf for address, port, preface, leaf in parts})
 
-    def end(self) -> None:
-        """Kill the judge and all it started (they share a session), and wait for it."""
-        if self.process is None:
-            return
-        try:
-            os.killpg(self.process.pid, 9)
-        except OSError:
-            pass
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream:
-                stream.close()
-        self.process.wait()
-        self.process, self._ready = None, False
 
-    def start(self) -> None:
-        """Have it load what it needs; nobody waits for that before the first question. Raises OSError."""
-        if self.process is not None:
-            return
-        import subprocess                      # here, because most runs start no judge
-        users.user_ids(USER)
-        program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), self.program)
-        apart = users.unshare(users.NEWPID)      # process 1 of its own: it can name neither us nor the other task's by a number
-        try:
-            self.process = subprocess.Popen(
-                ["/usr/bin/python3", "-I", "-S", program, *self.task], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL, cwd="/", env=users.ENVIRONMENT, start_new_session=True, preexec_fn=self._lose_privileges)
-        finally:
-            if apart:
-                users.fork_here_again()
-        if self.process.stdin:
-            os.set_blocking(self.process.stdin.fileno(), False)
+def _answers(task: str, roots: str, cases: list[bytes], form: bytes, seconds: float,
+             meanwhile: Callable[[], object] = lambda: None) -> Generator[list[str] | None, None, None]:
+    """The parts of each answer that the form has; None where there is none."""
+    def begin(asked: int) -> children.Child:
+        child = start([PROGRAM, task, roots], asked, task == "served")
+        meanwhile()
+        return child
+    answers = children.answers(begin, cases, form + _LACKS, seconds, LIMIT)
+    try:
+        for found in answers:
+            *said, lacks = [(part or b"").decode("ascii", "replace") for part in found.groups()] if found else [""]
+            if lacks:                          # nobody's fault, and over when apt is done
+                raise OSError(f"the judge cannot load what it needs: {events.clean(lacks)}")
+            yield said or None
+    finally:
+        answers.close()
 
-    def _lose_privileges(self) -> None:
-        """Between fork and exec. Popen's own `user` would come before preexec_fn, and then no namespace can be made any more."""
-        users.unshare(users.NEWIPC, users.NEWPID)
-        if self.task[0] != "served":
-            users.unshare(users.NEWNET)
+
+def start(argv: list[str], asked: int, connects: bool = False) -> children.Child:
+    """A program, as the judge's user, in namespaces of its own; in this host's network where it `connects`."""
+    def lose_privileges() -> None:
+        users.unshare(users.NEWIPC, users.NEWPID, *([] if connects else [users.NEWNET]))
         users.become(USER)
-
-    def _send(self, data: bytes) -> None:
-        end, view = time.monotonic() + DEADLINE, memoryview(data)
-        stream = self.process.stdin if self.process else None
-        while view and stream:
-            if not select.select([], [stream], [], max(0.0, end - time.monotonic()))[1]:
-                raise TimeoutError
-            view = view[os.write(stream.fileno(), view[:4096]):]
-
-    def _line(self) -> str:
-        end, data = time.monotonic() + DEADLINE, b""
-        stream = self.process.stdout if self.process else None
-        while stream and not data.endswith(b"\n"):
-            if len(data) > self.limit or not select.select([stream], [], [], max(0.0, end - time.monotonic()))[0]:
-                return ""
-            more = os.read(stream.fileno(), 256)
-            if not more:
-                return ""
-            data += more
-        return data[:-1].decode("ascii", "replace")
-
-
-def ask_chain(judge: Judge, expected: dict[str, object], reply: bytes) -> Accepted:
-    """What the judge accepts. Raises spool.Refused with the judge's reason, or `judge-failed`."""
-    answer = judge.ask(json.dumps(expected).encode(), reply)
-    found = re.fullmatch(_ACCEPT, answer)
-    if found and int(found[2]) <= time.time() < int(found[3]):     # else later replies would be replays, or this one never due
-        return Accepted(found[1], int(found[2]), int(found[3]), found[4], found[5])
-    reason = answer.removeprefix("refuse ")
-    raise spool.Refused(reason if answer.startswith("refuse ") and reason in spool.REASONS else "judge-failed")
-
-
-def ask_served(judge: Judge, place: tuple[str, int, str], name: str, key: str, verify: bool = False) -> str:
-    """The SHA-256 in hex of the leaf shown there for `name`, to who likes this kind of key ("ecdsa", "rsa"), or `nobody` (no connection),
-    or `nothing` (no handshake; with `verify`, no good one)."""
-    question = json.dumps({"address": place[0], "port": place[1], "name": name, "key": key, "preface": place[2], "verify": verify})
-    answer = judge.ask(question.encode())
-    return answer if re.fullmatch(_SHOWN, answer) else "nothing"
+    apart = users.unshare(users.NEWPID)        # process 1 of its own: it can name neither us nor the other task's by a number
+    try:
+        return children.Child(argv, asked, lose_privileges)
+    finally:
+        if apart:
+            users.fork_here_again()

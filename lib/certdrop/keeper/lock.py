@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from io import FileIO
 
-from certdrop import events
+from certdrop import events, words
 from certdrop.config import site
 
 DEADLINE = 1500.0                  # seconds that a keeper waits for another: longer than any run takes
@@ -81,7 +81,6 @@ def _holders(lock: FileIO) -> list[int]:
 
 def _say(text: str) -> None:
     """Tell whoever looks on; no lock is held yet that this could hold up."""
-    from certdrop import words                 # which a run that does not wait can spare
     if words.at_terminal(2):
         words.say(f"certdrop: {text}")
 

@@ -11,28 +11,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
-import struct
+import re
 import time
 from collections.abc import Generator
 
 from certdrop import spool
 from certdrop.config import site
-from certdrop.keeper import integrity, notes
+from certdrop.keeper import children, integrity, notes
 from certdrop.keeper.run import Run
-from certdrop.walls import users
 
-TYPE_CHECKING = False              # what typing's is, for 2 ms less
-if TYPE_CHECKING:
-    import subprocess
-
-PROGRAM = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + "/issuer/handover.py"
+PROGRAM = children.LIB + "/issuer/handover.py"
 DEADLINE = 5.0                     # seconds for one reply
 MOST = 8                           # processes that may hang, of all runs: each has a byte of keeper/readers locked, until the kernel lets it go
 SETTLED = 2e9                      # nanoseconds after which a directory's time of change tells whether it was changed since
 DAY = 86400
-HEAD = struct.Struct(">cI")        # of an answer: what it is, and how many bytes follow
-NOTHING, REPLY = b"-", b"+"        # anything else: why the reply is not read, in as many bytes
+ANSWER = rb"-|\+(.*)|!([a-z-]+)"   # nothing, a reply, or why it is not read
 
 
 def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | None, None, None]:
@@ -46,21 +39,19 @@ def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | N
         if integrity.read(f"{site.STATE}/keeper/looked") == repr(changed).encode():
             yield from [None] * len(entries)
             return
-    reader, failed, found = None, 0, False
+    found = False
+    places = os.open(f"{site.STATE}/keeper/readers", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def start(asked: int) -> children.Child:
+        return children.Child([PROGRAM], asked, lambda: any(_is_free(places, place) for place in range(MOST)) or os._exit(0), (places,))
+    answers = children.answers(start, [entry.encode("ascii") for entry in entries], ANSWER, DEADLINE, 1 + spool.MAX_REPLY, MOST)
     try:
-        for at in range(len(entries)):
-            if reader is None and failed < MOST:
-                reader = _start(run, entries[at:])
-            said: bytes | spool.Refused | None = spool.Refused("busy")
-            try:
-                said = _answer(reader) if reader else said
-            except TimeoutError:
-                _leave(reader)
-                reader, failed = None, failed + 1
-            found = found or said is not None
-            yield said
+        for said in answers:
+            found = found or said is None or said[0] != b"-"
+            yield _reply(said)
     finally:
-        _leave(reader)
+        answers.close()
+        os.close(places)
     if not found and len(entries) == sum((kind == "csr") for posted in run.posted.values() for _, kind in posted) and max(changed) < now - SETTLED:
         with contextlib.suppress(OSError):
             notes.put("looked", repr(changed).encode(), 0o600)
@@ -89,22 +80,6 @@ def _was_seen(who: str, now: float) -> bool:
         return False
 
 
-def _start(run: Run, entries: list[str]) -> subprocess.Popen[bytes]:
-    """A process that reads these in turn. Raises OSError."""
-    import subprocess                          # here, because most runs read nothing
-    places = os.open(f"{site.STATE}/keeper/readers", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    asked = os.memfd_create("asked")           # no pipe: it may hang before it reads it
-    try:
-        os.write(asked, "\n".join(entries).encode())
-        os.lseek(asked, 0, os.SEEK_SET)
-        return subprocess.Popen(["/usr/bin/python3", "-I", "-S", PROGRAM], stdin=asked, stdout=subprocess.PIPE,
-                                stderr=subprocess.DEVNULL, bufsize=0, cwd="/", env=users.ENVIRONMENT, start_new_session=True,
-                                pass_fds=[places], preexec_fn=lambda: any(_is_free(places, place) for place in range(MOST)) or os._exit(0))
-    finally:
-        os.close(places)
-        os.close(asked)
-
-
 def _is_free(places: int, place: int) -> bool:
     """Whether this was nobody's place among those that read; it is this process's now, for as long as the kernel knows it."""
     try:
@@ -114,30 +89,9 @@ def _is_free(places: int, place: int) -> bool:
     return True
 
 
-def _answer(reader: subprocess.Popen[bytes]) -> bytes | spool.Refused | None:
-    """What it says next. Raises TimeoutError where that does not come, or is no answer."""
-    end = time.monotonic() + DEADLINE
-    kind, size = HEAD.unpack(_exactly(reader, HEAD.size, end))
-    if size > spool.MAX_REPLY:
-        raise TimeoutError
-    said = _exactly(reader, size, end)
-    reason = said.decode("ascii", "replace")
-    return None if kind == NOTHING else said if kind == REPLY else spool.Refused(reason if reason in spool.REASONS else "busy")
-
-
-def _exactly(reader: subprocess.Popen[bytes], size: int, end: float) -> bytes:
-    data = b""
-    while reader.stdout and len(data) < size:
-        more = os.read(reader.stdout.fileno(), size - len(data)) if select.select([reader.stdout], [], [], max(0.0, end - time.monotonic()))[0] else b""
-        if not more:
-            raise TimeoutError
-        data += more
-    return data
-
-
-def _leave(reader: subprocess.Popen[bytes] | None) -> None:
-    """End it. Where it hangs it ends by itself, when it is let go."""
-    if reader and reader.stdout:
-        reader.stdout.close()
-        reader.kill()
-        reader.poll()
+def _reply(said: re.Match[bytes] | None) -> bytes | spool.Refused | None:
+    """What an answer means."""
+    reply, reason = said.groups() if said else (None, b"busy")
+    if reason:
+        return spool.Refused(reason.decode() if reason.decode() in spool.REASONS else "busy")
+    return None if reply is None else bytes(reply)

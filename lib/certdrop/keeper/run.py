@@ -1,17 +1,18 @@
-"""One run of the keeper: the configuration, what is posted, what was said, and how it ends.
+"""One run of the keeper: the configuration, what is posted, what was seen and said, and how it ends.
 
 Runs as: root, under the keeper's lock. Trusts: root's own files. Reads: certdrop.toml, requests/. Writes: standard error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import select
 import time
+from collections.abc import Iterator
 
-from certdrop import events, spool
+from certdrop import events, spool, words
 from certdrop.config import site
-from certdrop.keeper import integrity, judges, state
+from certdrop.keeper import integrity, state
 from certdrop.keeper.state import Observed
 from certdrop.walls import users
 
@@ -19,7 +20,7 @@ PATIENCE = 600                     # seconds that a run goes on asking judges; w
 
 
 class Run:
-    """One run of the keeper: the configuration, what is posted, what was said, and how it ends."""
+    """One run of the keeper: the configuration, what is posted, what was seen and said, and how it ends."""
 
     def __init__(self, program: str, asked_by_issuer: bool, talk: bool) -> None:
         self.program = program
@@ -29,7 +30,6 @@ class Run:
         self.end = time.monotonic() + PATIENCE
         integrity.recall()
         self.config = site.load_config()
-        self.witness = judges.Judge("served", self.config.trust_roots)
         self.issuer, self.group = users.user_ids(spool.ISSUER)
         self.burnt = state.burnt()                         # the keys that got out
         self.posted: dict[str, set[tuple[int, str]]] = {}
@@ -59,11 +59,9 @@ class Run:
             self.said.append(f"{self.program}: {name}: {text}")
 
     def progress(self, text: str) -> None:
-        """Say at once what takes its time, where somebody watches and can be told without waiting: the lock is held."""
-        if self.talk and select.select([], [2], [], 0)[1]:
-            from certdrop import words             # which a run with nothing to say can spare
-            if words.at_terminal(2):
-                words.say(f"{self.program}: {text}")
+        """Say at once what takes its time, where somebody watches: into a file in memory (session.py), so that it waits for nobody."""
+        if self.talk and words.at_terminal(2):
+            words.say(f"{self.program}: {text}")
 
     def fail(self, name: str, text: str, code: int) -> None:
         """Say what went wrong, where somebody watches or must act at once, and remember it for the exit code."""
@@ -71,10 +69,19 @@ class Run:
         if self.talk or code in (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG, os.EX_IOERR):
             self.said.append(f"{self.program}: {name}: {text}")
 
+    @contextlib.contextmanager
+    def goes_on(self, name: str, stays: str = "the live certificate stays; the next run tries again") -> Iterator[None]:
+        """Some work for a site, whose trouble is said and holds up no other site."""
+        try:
+            yield
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            self.fail(name, f"{where}{error.strerror or error}; {stays}", os.EX_TEMPFAIL)
+
     def flush(self) -> None:
         """Print what was said. A terminal that is gone loses the words, never the work."""
         said, self.said = self.said, []
-        say(said)
+        words.say(*said)
 
     def exit_code(self) -> int:
         """0 where the wanted state holds, else the gravest of what went wrong."""
@@ -82,10 +89,3 @@ class Run:
             if code in self.failures:
                 return code
         return os.EX_TEMPFAIL if self.failures else os.EX_OK          # the issuer's own codes, or the signal that ended it
-
-
-def say(lines: list[str]) -> None:
-    """Print lines to standard error; where nobody reads them they are lost."""
-    if lines:
-        from certdrop import words             # which a run with nothing to say can spare
-        words.say(*lines)

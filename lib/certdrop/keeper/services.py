@@ -1,7 +1,7 @@
-"""What uses the certificates: how to test it, how to reload it, and on which addresses of this host to ask it.
+"""What uses the certificates: how to test it, how to reload it, and on which port to ask it.
 
 A service is described by a file that root owns, /etc/certdrop/services.d/NAME.toml: fixed argument lists, no shell.
-Runs as: root. Trusts: those files, and /proc. Reads: them, /proc/net/tcp and tcp6. Writes: nothing.
+Runs as: root. Trusts: those files. Reads: them. Writes: nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import struct
-import time
 from collections.abc import Callable
 
 from certdrop import events
@@ -20,14 +18,9 @@ from certdrop.walls import users
 TIMEOUT = 60                       # seconds for a test or a reload
 TOLD = 2                           # seconds after which somebody who watches is told what is waited for
 SAID = 16384                       # bytes of what it says that are read
-FRESH = 0.25                       # seconds for which a look at who listens is good: the kernel takes 20 ms for one, and each site asks
 
 _WRONG = r"(?i)emerg|alert|fatal|error|invalid|unknown"
 _NOTHING = r"(?i)test failed|error log may have|errors found in"      # after the line that says what it was
-
-Place = tuple[str, int, str]       # where a service is asked: address, port, and what is said before the handshake (served.PREFACES)
-_NEVER: tuple[float, set[tuple[int, bool, str]]] = -1.0, set()
-_looked = _NEVER
 
 
 class Failed(Exception):
@@ -58,8 +51,6 @@ class Service:
 
     def reload(self) -> None:
         """Have it read its certificates again. Raises Failed where the command says so; only a handshake proves that it did."""
-        global _looked
-        _looked = _NEVER
         if self.unit and os.path.isdir("/run/systemd/system"):
             self._run(["/usr/bin/systemctl", "reload", self.unit])
         else:
@@ -123,46 +114,3 @@ def _run(command: list[str], patient: Callable[[], None]) -> None:
         told = [line for line in lines if re.search(_WRONG, line)] or lines[-1:] or [f"{command[0]} ended with {code}"]
         lacking = users.lacking(users.BY_SERVICES) if "ermi" in "".join(told) else ""      # Permission denied, Operation not permitted
         raise Failed(events.clean("; ".join(told), 300) + (f"; root lacks {lacking} here" if lacking else ""))
-
-
-def addresses(service: Service, probe: str) -> list[Place]:
-    """The places to ask, by a site's `probe`: where somebody listens on the service's port, unless it says otherwise."""
-    if probe == "off" or not service.port:
-        return []
-    if probe not in ("", "proxy-protocol"):
-        host, _, port = probe.rpartition(":")
-        return [(host.strip("[]"), int(port), service.starttls)]
-    found = {(is_root, address) for port, is_root, address in _listeners() if port == service.port}
-    # At a high port anybody can listen too, on another address, and show what he likes: where root's services listen, they alone are asked.
-    roots = {address for is_root, address in found if is_root}
-    return [(address, service.port, probe or service.starttls) for address in sorted(roots or {address for _, address in found})]
-
-
-def _listeners() -> set[tuple[int, bool, str]]:
-    """(port, whether root listens there, address) of all that listen: looked at again after FRESH seconds, and after each reload."""
-    global _looked
-    if time.monotonic() > _looked[0] + FRESH:
-        found = set()
-        for path in ("/proc/net/tcp", "/proc/net/tcp6"):
-            try:
-                with open(path, encoding="ascii") as stream:
-                    lines = stream.readlines()[1:]
-            except FileNotFoundError:
-                continue                         # a kernel without IPv6
-            for line in lines:
-                words = line.split()
-                if words[3] == "0A":             # TCP_LISTEN
-                    address, port = words[1].split(":")
-                    found.add((int(port, 16), words[7] == "0", _address(address)))
-        _looked = time.monotonic(), found
-    return _looked[1]
-
-
-def _address(text: str) -> str:
-    """An address as /proc/net/tcp writes it (32-bit words in the host's order); the loopback one where it is the wildcard."""
-    from ipaddress import ip_address
-    words = struct.pack(f"={len(text) // 8}I", *(int(text[i:i + 8], 16) for i in range(0, len(text), 8)))
-    address = ip_address(words)
-    if address.is_unspecified:
-        return "127.0.0.1" if address.version == 4 else "::1"
-    return str(address)

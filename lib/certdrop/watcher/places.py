@@ -6,9 +6,9 @@ Runs as: anyone. Trusts: root's configuration, and the kernel. Reads: /etc/certd
 from __future__ import annotations
 
 import socket
-import sys
 import time
 
+from certdrop import listening
 from certdrop.config import service as described
 from certdrop.config import site as configuration
 from certdrop.config.service import Service
@@ -23,7 +23,7 @@ class Places:
     """The listeners of this host, and its services' ports; looked up once."""
 
     def __init__(self, resolves: bool = True) -> None:
-        self.listening = listeners()
+        self.listening = listening.listeners()
         self.ours = addresses6()
         self._resolves, self._end = resolves, 0.0
         self._addresses: dict[str, list[str] | None] = {}
@@ -74,30 +74,6 @@ class Places:
         return self.known[name]
 
 
-def listeners() -> dict[int, list[str]]:
-    """The addresses of this host on which somebody listens, by TCP port; the wildcards as the loopback's (proc(5)).
-
-    At a high port anybody can listen too, on another address, and show what he likes: where root listens, its addresses alone are named.
-    """
-    found: dict[int, list[str]] = {}
-    roots: dict[int, list[str]] = {}
-    for path, family in (("/proc/self/net/tcp", socket.AF_INET), ("/proc/self/net/tcp6", socket.AF_INET6)):
-        try:
-            with open(path, encoding="ascii") as stream:
-                lines = stream.readlines()[1:]
-        except OSError:
-            continue                           # a kernel without IPv6
-        for line in lines:
-            fields = line.split()
-            host, _, port = fields[1].partition(":")
-            if fields[3] == "0A":              # LISTEN
-                address = _address(host, family)
-                for listed in (found, roots) if fields[7] == "0" else (found,):
-                    if address not in listed.setdefault(int(port, 16), []):
-                        listed[int(port, 16)].append(address)
-    return {**found, **roots}
-
-
 def addresses6() -> set[str]:
     """The IPv6 addresses of this host (proc(5), /proc/net/if_inet6)."""
     try:
@@ -105,11 +81,3 @@ def addresses6() -> set[str]:
             return {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in stream}
     except OSError:
         return set()                           # a kernel without IPv6
-
-
-def _address(text: str, family: socket.AddressFamily) -> str:
-    raw = bytes.fromhex(text)
-    if sys.byteorder == "little":              # each 32-bit word is in the host's order
-        raw = b"".join(raw[i:i + 4][::-1] for i in range(0, len(raw), 4))
-    address = socket.inet_ntop(family, raw)
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)

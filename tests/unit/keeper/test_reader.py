@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
-import subprocess
 import time
 import types
 from typing import Any, Iterator
 
-import handing
 import pytest
 from handing import change
 
 from certdrop import spool
 from certdrop.config import site
 from certdrop.issuer import handover
-from certdrop.keeper import reader
+from certdrop.keeper import children, reader
 from certdrop.walls import users
 
 KILL = os.kill
@@ -32,13 +30,12 @@ def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any
     monkeypatch.setattr(reader, "SETTLED", -1e9)
     for name in ("keeper", "requests", "replies"):
         (tmp_path / name).mkdir()
-    start = reader._start
+    start = children.Child.__init__
 
-    def noted(run: Any, entries: list[str]) -> "subprocess.Popen[bytes]":
-        found = start(run, entries)
-        run.started.append(found)
-        return found
-    monkeypatch.setattr(reader, "_start", noted)
+    def noted(self: children.Child, *arguments: Any) -> None:
+        start(self, *arguments)
+        found.started.append(self.process)
+    monkeypatch.setattr(children.Child, "__init__", noted)
     found = types.SimpleNamespace(requests=spool.open_directory(spool.requests()), replies=spool.open_directory(spool.replies()), issuer=os.getuid(),
                                   group=os.getgid(), posted={entry[0]: {(2, "csr")} for entry in ENTRIES}, started=[])
     change(monkeypatch)
@@ -77,8 +74,7 @@ def test_one_that_hangs_is_busy_and_the_others_go_on(run: Any, monkeypatch: pyte
     assert 2 == len(run.started)
 
 
-@pytest.mark.parametrize("last", ["os.write(1, b'+' + bytes(1)), os._exit(1)", "os.write(1, b'+' + bytes([255] * 4)), signal.pause()",
-                                  "return b'!', b'fine'"])
+@pytest.mark.parametrize("last", ["os.write(1, bytes(2)), os._exit(1)", "os.write(1, bytes([255] * 4)), signal.pause()", "return b'!fine'"])
 def test_one_that_dies_or_lies_is_busy_and_the_others_go_on(run: Any, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
     """In the middle of an answer; by a length that none has; by a reason that there is not."""
     change(monkeypatch, f"def lie(replies, name):\n    if name == {ENTRIES[2]!r}:\n        {last}\n    return answer(replies, name)\nhandover.answer = lie")
@@ -90,7 +86,8 @@ def test_no_more_hang_than_may(run: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     """Of all runs together, as the kernel knows them; and when it has let them go, replies are read again."""
     monkeypatch.setattr(reader, "DEADLINE", 1.0)
     monkeypatch.setattr(reader, "MOST", 3)
-    monkeypatch.setattr(handing.POPEN, "kill", lambda _: None)      # what hangs in the kernel takes no signal
+    monkeypatch.setattr(os, "killpg", lambda *_: None)              # what hangs in the kernel takes no signal
+    monkeypatch.setattr(children, "GONE", 0.1)
     change(monkeypatch, "spool.read = lambda *_: signal.pause()")
     assert ["busy"] * 4 == said(run)
     assert 3 == len(run.started)
@@ -140,17 +137,18 @@ def test_a_change_is_no_older_for_being_read_slowly(run: Any, monkeypatch: pytes
 
 
 def test_the_process_holds_nothing_that_others_wait_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three descriptors beside the directory's, and none of root's: no lock, no pipe that somebody reads to its end."""
+    """The list, and three descriptors beside the directory's, and none of root's: no lock, no pipe that somebody reads to its end."""
     lock = os.open(site.STATE + "/keeper/lock", os.O_RDWR | os.O_CREAT)
     os.set_inheritable(lock, True)
     change(monkeypatch, """def tell(replies, name):
     os.close(replies)
     found = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(200) if os.path.lexists(f"/proc/self/fd/{fd}")]
-    return b"+", " ".join(found).encode()
+    return b"+" + " ".join(found).encode()
 handover.answer = tell""")
     words = next(reader.replies(run, ENTRIES[:1])).decode().split()  # type: ignore[union-attr]
     os.close(lock)
-    assert [os.devnull, site.STATE + "/keeper/readers"] == words[1:] and words[0].startswith("pipe:")
+    assert ["/memfd:cases", "(deleted)"] == words[:2] and words[2].startswith("pipe:")
+    assert [os.devnull, site.STATE + "/keeper/readers"] == words[3:]
 
 
 def test_root_hands_nothing_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Iterator
 import pytest
 
 from watcher.test_evidence import DAY, ISSUER, World, make_certificate, make_world
+from certdrop import listening
 from certdrop.status import report, table
 from certdrop.status import command as status
 from certdrop.walls import users
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration mus
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(places, "listeners", lambda: {})
+    monkeypatch.setattr(listening, "listeners", lambda: {})
     found = make_world(tmp_path, monkeypatch)
     found.ran()
     return found
@@ -223,8 +224,8 @@ def test_listeners_are_found() -> None:
     """A port that this host listens on is in the kernel's table; wildcard addresses are asked at the loopback."""
     with socket.create_server(("0.0.0.0", 0)) as one:
         port = one.getsockname()[1]
-        assert ["127.0.0.1"] == places.listeners()[port]
-    assert port not in places.listeners()
+        assert ["127.0.0.1"] == listening.listeners()[port]
+    assert port not in listening.listeners()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a listener of another user's")
@@ -235,14 +236,14 @@ def test_where_root_listens_nobody_else_is_asked() -> None:
         os.seteuid(65534)
         try:
             with socket.create_server(("127.0.0.9", port)), socket.create_server(("127.0.0.9", 0)) as alone:
-                assert ["127.0.0.1"] == places.listeners()[port] and ["127.0.0.9"] == places.listeners()[alone.getsockname()[1]]
+                assert ["127.0.0.1"] == listening.listeners()[port] and ["127.0.0.9"] == listening.listeners()[alone.getsockname()[1]]
         finally:
             os.seteuid(0)
 
 
 def test_places_follow_services_and_probe(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each service is asked at its own port, after its own preface; `probe` goes before the listeners; a bad description is passed over."""
-    monkeypatch.setattr(places, "listeners", lambda: {443: ["127.0.0.1", "::1"], 25: ["192.0.2.1"]})
+    monkeypatch.setattr(listening, "listeners", lambda: {443: ["127.0.0.1", "::1"], 25: ["192.0.2.1"]})
     world.put(world.etc / "services.d/postfix.toml", b'port = 25\nstarttls = "smtp"\n')
     world.put(world.etc / "services.d/odd.toml", b"prot = 25\n")
     found = places.Places()

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from watcher.test_evidence import DAY, ISSUER, World, make_world
+from certdrop import listening
 from certdrop.status import command as status
 from certdrop.status import webpage
-from certdrop.watcher import evidence, places, verdict
+from certdrop.watcher import evidence, verdict
 from status.test_status import run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
@@ -55,7 +56,7 @@ class Reading(html.parser.HTMLParser):
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(places, "listeners", lambda: {})
+    monkeypatch.setattr(listening, "listeners", lambda: {})
     found = make_world(tmp_path, monkeypatch)
     found.ran()
     return found

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from watcher.test_evidence import DAY, ISSUER, World, make_world
+from certdrop import listening
 from certdrop.status import command as status
-from certdrop.watcher import alarm, evidence, message, order, places, verdict
+from certdrop.watcher import alarm, evidence, message, order, verdict
 from certdrop.watcher.alarm import Problem
 from certdrop.watcher.evidence import MailHealth, Run
 from certdrop.watcher.verdict import Thresholds
@@ -24,7 +25,7 @@ OTHER = [Problem("b:failing", "b: renewing keeps failing", [])]
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(places, "listeners", lambda: {})
+    monkeypatch.setattr(listening, "listeners", lambda: {})
     found = make_world(tmp_path, monkeypatch)
     found.ran()
     return found

@@ -13,11 +13,11 @@ from typing import Callable
 import pytest
 
 from watcher.test_evidence import DAY, World, make_world
-from certdrop import events
+from certdrop import events, listening
 from certdrop.config import layout
 from certdrop.config import site as configuration
 from certdrop.walls import jail
-from certdrop.watcher import mailer, places
+from certdrop.watcher import mailer
 from certdrop.watcher import command as watch
 
 pytest.importorskip("structlog")
@@ -74,7 +74,7 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     world = make_world(tmp_path, monkeypatch)
-    monkeypatch.setattr(places, "listeners", lambda: {})
+    monkeypatch.setattr(listening, "listeners", lambda: {})
     monkeypatch.setattr(watch, "CONFIRM", 0)
     monkeypatch.setattr(layout, "deviations", lambda: [])
     (tmp_path / "logs").mkdir()

@@ -1,0 +1,143 @@
+"""Has services test and reload what was moved, for many sites at once; finds in few tries which of them a service does not take, and moves that back.
+
+Runs as: root, under the keeper's lock. Trusts: how a service's own commands end. Writes: live/, notes, copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from certdrop import events
+from certdrop.config import site
+from certdrop.keeper import copies, generations, notes, services, state
+from certdrop.keeper.change import Change
+from certdrop.keeper.run import Run
+
+Used = dict[str, services.Service]
+
+
+def tested(run: Run, names: set[str]) -> tuple[Used, dict[str, str]]:
+    used, broken = {}, {}
+    for name in sorted(names):
+        try:
+            used[name] = services.find(name)
+            used[name].waits = run.progress
+            used[name].test()
+        except (services.Failed, site.ConfigError) as error:
+            broken[name] = f"{name} does not pass its test as it is: {error}"
+    return used, broken
+
+
+def without_the_untested(run: Run, changes: list[Change], broken: dict[str, str]) -> dict[str, str]:
+    """What is broken also without that which no run that came to its end has left as live. Where this helps, live is back, and then moved as ever."""
+    untested = [change for change in changes if change.fallback is not None and broken.keys() & set(change.wanted.services)]
+    if not untested:
+        return broken
+    for change in untested:
+        go_back(change, change.fallback)
+    _, still = tested(run, set(broken))
+    for change in untested:
+        if still.keys() & set(change.wanted.services):
+            go_back(change, change.back)
+        else:
+            change.back = change.fallback
+            run.log.write(events.WENT_BACK, site=change.name, number=change.back)
+    return still
+
+
+def not_broken(run: Run, changes: list[Change], broken: dict[str, str]) -> list[Change]:
+    """Those that no service which is broken keeps back."""
+    good = []
+    for change in changes:
+        wrong = [broken[name] for name in change.wanted.services if name in broken]
+        if wrong:
+            put_off(run, change, "service-failed", f"{wrong[0]}; not this certificate's fault: nothing was changed")
+        else:
+            good.append(change)
+    return good
+
+
+def move(run: Run, changes: list[Change], used: Used, again: bool = False) -> list[Change]:
+    """Move these, test once, and where the test fails find whose fault it is in few tries. Returns those that stay moved."""
+    moved = []
+    for change in changes:
+        try:
+            _use(change, change.to)
+            moved.append(change)
+        except (OSError, copies.Failed) as error:
+            go_back(change, change.back)
+            put_off(run, change, "service-failed", f"a copy could not be put in place: {error}")
+    reason = _failure(moved, used)
+    if not reason:
+        return moved
+    for change in moved:
+        go_back(change, change.back)
+    if len(moved) > 1:
+        half = len(moved) // 2
+        return move(run, moved[:half], used) + move(run, moved[half:], used)
+    change = moved[0]
+    text = f"with generation {change.to:04d} {reason}"
+    if change.notes.install or change.back == change.to or _failure(moved, used):
+        put_off(run, change, "service-failed", text)
+        return []
+    if not again:
+        return move(run, moved, used, again=True)           # a full disk, or a test that was killed, is no fault of the certificate's
+    # Good without it, twice bad with it, and for the first time: ask for another rather than wait for an administrator.
+    put_off(run, change, "service-failed", text, "it is withdrawn, and another is asked for")
+    generations.make_next(change.wanted, change.observed.highest + 1, None, now=True)
+    generations.mark(change.name, change.to, "withdrawn")
+    return []
+
+
+def _use(change: Change, number: int | None) -> None:
+    """live := this generation, and the copies that some services need with it."""
+    if number is not None:
+        if state.linked("live", change.name) != number:
+            generations.move("live", change.name, number)
+        copies.put(change.wanted, number)
+
+
+def go_back(change: Change, number: int | None) -> None:
+    """live := this generation again, and as many of its copies as can be put: what cannot be put was not put before, either."""
+    with contextlib.suppress(OSError, copies.Failed):
+        _use(change, number)
+
+
+def _failure(changes: list[Change], used: Used) -> str:
+    for name in sorted({name for change in changes for name in change.wanted.services}):
+        try:
+            used[name].test()
+        except services.Failed as error:
+            return f"{name} does not pass its test: {error}"
+    return ""
+
+
+def reload(run: Run, changes: list[Change], used: Used) -> dict[str, str]:
+    """Reload what these sites use, each service once. Returns what failed; whether that matters, mostly the handshake tells."""
+    failed = {}
+    for name in sorted({name for change in changes for name in change.wanted.services}):
+        try:
+            used[name].reload()
+        except services.Failed as error:
+            failed[name] = str(error)
+            run.log.write(events.SERVICE_FAILED, service=name, error=str(error))
+    return failed
+
+
+def reload_is_missed(run: Run, change: Change, used: Used, failed: dict[str, str]) -> bool:
+    """Whether a reload failed where no handshake can tell whether that matters: then its exit status is what counts, as a program's that deploys."""
+    for name in change.wanted.services:
+        if name in failed and (not used[name].port or change.wanted.probe == "off"):
+            put_off(run, change, "service-failed", f"generation {change.to:04d} is in place, and {name} did not reload: {failed[name]}")
+            return True
+    return False
+
+
+def put_off(run: Run, change: Change, what: str, text: str, follows: str = "a later run tries again, without asking the CA") -> None:
+    change.notes.put_off(change.to, what, text, change.observed.pause(change.back, notes.BACK_OFF[-1]))
+    change.notes.install["by"] = "issuer" if run.asked_by_issuer else "root"
+    change.notes.save()
+    event = events.NOT_SERVED if what == "issued-not-served" else events.SERVICE_FAILED
+    run.log.write(event, site=change.name, number=change.to, error=text, tries=change.notes.install["tries"])
+    run.fail(change.name, f"{text}; {follows}", os.EX_TEMPFAIL)

@@ -1,0 +1,83 @@
+"""What the judge makes of what services show: the state of a site, the places that are asked, and how long it asks again."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from certdrop import frames
+from certdrop.judge import served
+
+HERE, THERE = ("127.0.0.1", 443, ""), ("::1", 443, "")
+OLD, NEW, STRANGER = "a" * 64, "b" * 64, "c" * 64
+
+
+def question(**more: Any) -> dict[str, Any]:
+    """The new one is waited for, and was shown by nobody."""
+    return {"name": "example.org", "key": "ecdsa", "ports": [[443, ""]], "probe": "", "wanted": NEW, "others": [OLD], "known": [], "verify": False,
+            "patience": 0.0, **more}
+
+
+@pytest.mark.parametrize("now, known, state", [
+    ({HERE: NEW}, [], "shown"),
+    ({HERE: OLD}, [], "other"),
+    ({}, [], "other"),
+    ({HERE: NEW, THERE: OLD}, [], "other"),                  # one does not show it yet
+    ({HERE: NEW, THERE: STRANGER}, [], "shown"),             # sites are bound to some addresses of a host only
+    ({HERE: NEW, THERE: STRANGER}, [THERE], "other"),        # but that one showed the site
+    ({HERE: NEW}, [THERE], "shown"),                         # it is gone, and shows no other
+    ({HERE: NEW, THERE: "nothing"}, [THERE], "other"),
+    ({HERE: STRANGER}, [], "other"),
+])
+def test_what_is_shown(now: dict[served.Place, str], known: list[served.Place], state: str) -> None:
+    """By all who showed this site, and no other of the site's own by anybody."""
+    asked = json.loads(json.dumps(question(known=known)))
+    assert state == served.Client("").state(asked, now)
+
+
+@pytest.mark.parametrize("verified, state", [(NEW, "shown"), ("nothing", "untrusted"), (OLD, "untrusted")])
+def test_what_is_no_good_is_told_apart(monkeypatch: pytest.MonkeyPatch, verified: str, state: str) -> None:
+    """A client that trusts the roots is asked whether it takes what is shown; only where that is wanted, and what is waited for is shown."""
+    client, seen = served.Client(""), []
+    monkeypatch.setattr(client, "shown", lambda _, place, verify: seen.append((place, verify)) or verified)
+    assert state == client.state(question(verify=True), {THERE: NEW}) and [(THERE, True)] == seen
+    assert "other" == client.state(question(verify=True), {THERE: OLD}) and "shown" == client.state(question(), {THERE: NEW}) and 1 == len(seen)
+
+
+@pytest.mark.parametrize("probe, places", [
+    ("", [("127.0.0.1", 443, ""), ("192.0.2.1", 25, "smtp"), ("::1", 443, "")]),
+    ("proxy-protocol", [("127.0.0.1", 443, "proxy-protocol"), ("192.0.2.1", 25, "proxy-protocol"), ("::1", 443, "proxy-protocol")]),
+    ("[2001:db8::1]:8443", [("2001:db8::1", 8443, ""), ("2001:db8::1", 8443, "smtp")]),
+])
+def test_places_follow_ports_and_probe(probe: str, places: list[served.Place]) -> None:
+    """Where somebody listens on the ports that root names, unless the site says where it is to be asked."""
+    assert places == served.places([(443, ""), (25, "smtp"), (993, "")], probe, {443: ["::1", "127.0.0.1"], 25: ["192.0.2.1"], 22: ["127.0.0.1"]})
+
+
+def test_what_the_child_says_is_a_leaf_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever took over the process that shakes hands cannot speak of other places."""
+    monkeypatch.setattr(served.socket, "create_connection", lambda *_: open(os.devnull, "rb"))
+    for said, leaf in ((NEW, NEW), ("", "nothing"), (f"{OLD} ::1,443,={NEW}", "nothing"), (NEW.upper(), "nothing"), ("nobody", "nothing")):
+        monkeypatch.setattr(served.sandbox, "run", lambda _, said=said: said)
+        assert leaf == served.ask(served.context("", ""), HERE, "example.org")
+
+
+def test_it_asks_again_until_it_is_shown_or_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is an answer to a question asked late enough; the patience of each is counted from the first question on."""
+    clock = [0.0]
+    shown_at = {"late.example": 2.0, "never.example": float("inf")}
+    monkeypatch.setattr(served.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(served.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(served.Client, "look", lambda _, asked: {HERE: NEW if clock[0] >= shown_at.get(asked["name"], 0.0) else OLD})
+    said: list[tuple[str, float]] = []
+
+    def serve(answer: Any) -> None:
+        for name in ("late.example", "never.example", "last.example"):
+            said.append((answer(json.dumps(question(name=name, patience=3.0)).encode()).decode(), clock[0]))
+    monkeypatch.setattr(frames, "serve", serve)
+    assert os.EX_OK == served.serve("")
+    assert [f"shown 127.0.0.1,443,={NEW}", f"other 127.0.0.1,443,={OLD}", f"shown 127.0.0.1,443,={NEW}"] == [text for text, _ in said]
+    assert [2.0, 3.0, 3.0] == [round(when, 1) for _, when in said]
