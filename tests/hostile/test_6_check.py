@@ -27,7 +27,7 @@ def test_all_is_well_after_an_installation(ground: Ground) -> None:
     ground.install(code=0)
     assert check(ground)["failed"] == [] == check(ground, "_certdrop-watch")["failed"]
     text = ground.run("certdrop-check", "--offline", code=0).text
-    assert "_certdrop comes to certdrop-install by it: tried" in text
+    assert "_certdrop can start certdrop-install by it: tried" in text
     assert "_certdrop may run certdrop-install without arguments at most, and nothing else" in text and text.splitlines()[-1].endswith(" 0 failed")
     ground.run("certdrop-check", "--nonsense", code=os.EX_USAGE)
 
@@ -122,6 +122,6 @@ def test_without_sudo_rule(ground: Ground) -> None:
     kept = stage.read("/etc/sudoers.d/certdrop")
     os.unlink("/etc/sudoers.d/certdrop")
     try:
-        assert any("does not come to an installation by it" in line["why"] for line in check(ground)["failed"])
+        assert any("cannot have certdrop-install work: " in line["why"] for line in check(ground)["failed"])
     finally:
         stage.write("/etc/sudoers.d/certdrop", kept, 0o440)

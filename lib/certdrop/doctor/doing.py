@@ -25,7 +25,7 @@ USERS = (spool.ISSUER, USER)       # those whose jobs cron starts
 SUDO, INSTALL = "/usr/bin/sudo", "/usr/sbin/certdrop-install"
 ENV = "/usr/bin/env"               # executes sudo as that user alone: setpriv still has capabilities when it executes what it was given
 PAM, RULES, SUDOERS = "/etc/pam.d", "/etc/sudoers.d/certdrop", "/etc/sudoers"
-WAITS = "so what the issuer gets waits for root's hourly run"
+WAITS = "new certificates wait for root's hourly run"
 ACCESS, TIMES = "/etc/security/access.conf", "/etc/security/time.conf"
 NOLOGIN = ("/run/nologin", "/etc/nologin")
 HOSTS = "/etc/hosts"
@@ -93,9 +93,9 @@ def sudo() -> list[Line]:
     words = said.words or _noted() or f"it ended with {said.code}"
     if said.code == os.EX_OK:
         if not _intercepts():
-            return [Line(OK, "sudo", f"{spool.ISSUER} comes to certdrop-install by it: tried"), *_complaint(said.words)]
+            return [Line(OK, "sudo", f"{spool.ISSUER} can start certdrop-install by it: tried"), *_complaint(said.words)]
         words = "Defaults intercept: sudo lets certdrop-install start nothing"
-    return [Line(FAILED, "sudo", f"{spool.ISSUER} does not come to an installation by it, {WAITS}: {words}", sudo_mend(words))]
+    return [Line(FAILED, "sudo", f"{spool.ISSUER} cannot have certdrop-install work: {words}; {WAITS}", sudo_mend(words))]
 
 
 def _complaint(words: str) -> list[Line]:

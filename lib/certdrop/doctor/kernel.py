@@ -13,7 +13,7 @@ from certdrop import spool
 from certdrop.doctor.line import FAILED, OK, WARNING, Line, verdict
 from certdrop.walls import jail, syscalls, users
 
-LINKS = {"protected_hardlinks": "any user can give another's file a second name, and so a place in its own directory",
+LINKS = {"protected_hardlinks": "any user can give another user's file a second name in a directory of its own",
          "protected_symlinks": "links in /tmp lead root's programs astray"}
 FUSE = "/dev/fuse"
 FOR_SUDO = {29: "CAP_AUDIT_WRITE"}
@@ -81,11 +81,12 @@ def fuse() -> list[Line]:
     tried = {user: _opens_fuse(user) for user in USERS}
     able, late = ([user for user, opens in tried.items() if opens is what] for what in (True, None))
     if able:
-        return [Line(WARNING, "fuse", f"{' and '.join(able)} can open {FUSE}: who takes over one of them can make nginx wait in the kernel (SECURITY.md)",
+        return [Line(WARNING, "fuse",
+                     f"{' and '.join(able)} can open {FUSE}: an attacker who takes over one of them can make nginx wait in the kernel (SECURITY.md)",
                      "systemd-tmpfiles --create certdrop.conf; without systemd, setfacl -m u:USER:--- " + FUSE + " for each, after each boot")]
     if late:
-        return [Line(WARNING, "fuse", f"what tries as {' and '.join(late)} whether {FUSE} can be opened does not end within {PATIENCE:.0f} s",
-                     f"see what else runs as {late[0]}: it may stop what begins there")]
+        return [Line(WARNING, "fuse", f"the test whether {' and '.join(late)} can open {FUSE} does not end within {PATIENCE:.0f} s",
+                     f"look at what else runs as {late[0]}: it may stop new processes of that user")]
     return [Line(OK, "fuse", f"certdrop's users cannot open {FUSE}" if os.path.exists(FUSE) else f"there is no {FUSE}")]
 
 
@@ -162,10 +163,10 @@ def unprivileged() -> bool:
 def calls(holds: bool, no_new_privs: bool, why: str) -> Line:
     """What was seen of the other walls."""
     if not no_new_privs:
-        return Line(WARNING, "sandbox", "no_new_privs does not hold: a set-id program could help who takes over the network part",
+        return Line(WARNING, "sandbox", "no_new_privs does not hold: a set-id program could help an attacker who takes over the network part",
                     "run a kernel of Debian 12 or later")
     if not holds:
         mend = "apt install python3-seccomp" if "python3-seccomp" in why else "run a kernel of Debian 12 or later, on amd64, arm64 or riscv64"
-        return Line(WARNING, "sandbox", f"no filter of system calls ({why}): who takes over the network part, the signer, the judge or the watcher's "
-                    "reader may make any", mend)
+        return Line(WARNING, "sandbox", f"no filter of system calls ({why}): an attacker who takes over the network part, the signer, the judge or "
+                    "the watcher's reader can make any system call", mend)
     return Line(OK, "sandbox", "seccomp filters system calls, and no_new_privs holds: seen in a process that is shut in")

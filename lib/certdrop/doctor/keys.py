@@ -46,7 +46,7 @@ def look(names: list[str], keys: dict[str, str] | None) -> list[Line]:
         try:
             lines += _one(name, (keys or {}).get(name, ""))
         except FileNotFoundError:
-            lines.append(Line(WARNING, f"{name}: key", "no certificate is there yet, not even a placeholder", "certdrop-install makes one"))
+            lines.append(Line(WARNING, f"{name}: key", "there is no certificate yet, not even a placeholder", "certdrop-install makes one"))
         except (OSError, ValueError, spool.Refused) as error:
             lines.append(Line(FAILED, f"{name}: key", f"its live certificate cannot be read: {clean(error, 100)}", f"certdrop renew {name}"))
     return lines

@@ -38,20 +38,21 @@ def way_out(route: mailer.Route, noted: MailHealth, by_root: bool) -> Line:
     except mailer.Undelivered as error:
         return Line(WARNING, "mail", f"{error}; until then nobody is told when renewing fails", "certdrop-watch --test tries it")
     if noted.failed:
-        return Line(WARNING, "mail", f"goes to {route.words()}, and at {_moment(noted.at)} it did not go out: {noted.failed}", "certdrop-watch --test tries it")
+        return Line(WARNING, "mail", f"goes to {route.words()}; the last one, at {_moment(noted.at)}, was not sent: {noted.failed}",
+                    "certdrop-watch --test tries it")
     return Line(OK, "mail", f"goes to {route.words()}; certdrop-watch --test tries it")
 
 
 def silence(route: mailer.Route, noted: MailHealth) -> list[Line]:
     """Whether anybody is told when cron stops: by systemd's timer for the watcher, or by who waits for the heartbeat. One line at most where all is well."""
     if route.heartbeat and noted.heartbeat:
-        return [Line(WARNING, "heartbeat", f"at {_moment(noted.at)} it was not taken: {noted.heartbeat}; whoever waits for it takes this host for dead",
+        return [Line(WARNING, "heartbeat", f"at {_moment(noted.at)} it was not taken: {noted.heartbeat}; the service behind it takes this host for dead",
                      f"see heartbeat in {CONFIG}")]
     if route.heartbeat:
-        return [Line(OK, "heartbeat", "is fetched in each run that finds all well: whoever waits for it tells when cron stops")]
+        return [Line(OK, "heartbeat", "each run that finds all well fetches it; the service behind it tells you when cron stops")]
     if os.path.isdir(SYSTEMD):
         return []                              # the watcher's timer has a line of its own
-    return [Line(WARNING, "silence", "if cron stops, nobody tells you: cron starts the watcher, too", OUTSIDE)]
+    return [Line(WARNING, "silence", "if cron stops, nobody tells you, because cron starts the watcher too", OUTSIDE)]
 
 
 def _moment(at: int | None) -> str:

@@ -23,6 +23,7 @@ from certdrop.watcher.evidence import Reader
 from certdrop.watcher.look import look as judged_sites
 from certdrop.watcher.places import Places
 
+STARTS = "see the lines on cron; /etc/cron.d/certdrop starts it"
 SILENT = 2 * 3600                  # seconds after which a run was due, be it the first
 
 
@@ -150,11 +151,11 @@ def runs(now: float | None = None) -> list[Line]:
     for principal, often in (("keeper", "hourly"), ("issuer", "every ten minutes"), ("watcher", "hourly")):
         ran = last[principal]
         if ran is None and now - began < SILENT:
-            found.append(Line(OK, principal, f"has its first run yet to come; it runs {often}"))
+            found.append(Line(OK, principal, f"has not run yet, which is well: it is new, and runs {often}"))
         elif ran is None:
-            found.append(Line(WARNING, principal, f"has not run yet; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
+            found.append(Line(WARNING, principal, f"has not run yet, and should run {often}", STARTS))
         elif now - ran > SILENT:
-            found.append(Line(FAILED, principal, f"has not run since {events.stamp(ran)}; it should, {often}", "see cron(8) and /etc/cron.d/certdrop"))
+            found.append(Line(FAILED, principal, f"has not run since {events.stamp(ran)}, and should run {often}", STARTS))
         else:
             found.append(Line(OK, principal, f"ran at {events.stamp(min(ran, now))}"))
     return found + ([] if last["keeper"] is None else _by_whom(now, began))
@@ -167,10 +168,10 @@ def _by_whom(now: float, began: float) -> list[Line]:
     if own and now - own <= SILENT:
         return [Line(OK, "keeper's own run", f"root's hourly run came at {events.stamp(min(own, now))}; {beside}")]
     if not own and now - began < SILENT:
-        return [Line(OK, "keeper's own run", f"root's hourly run is yet to come; {beside}")]
+        return [Line(OK, "keeper's own run", f"root's hourly run has not come yet, which is well: certdrop is new; {beside}")]
     when = f"has not come since {events.stamp(own)}" if own else "has not come yet"
     return [Line(FAILED, "keeper's own run", f"root's hourly run {when}: what sudo does not bring is not installed; {beside}",
-                 "see root's line in /etc/cron.d/certdrop")]
+                 "see root's line in /etc/cron.d/certdrop, and what cron logs of it")]
 
 
 def _root_wrote(path: str) -> float:

@@ -41,7 +41,7 @@ def look() -> list[Line]:
             wrong.append((f"shares uid {known.pw_uid} with another user, and so all rights", f"give it one of its own (usermod -u UID {user}), and its files"))
         uids.add(known.pw_uid)
         if known.pw_shell not in NO_SHELLS:
-            wrong.append((f"has a shell, {known.pw_shell}: who takes it over can log in", f"usermod -s /usr/sbin/nologin {user}"))
+            wrong.append((f"has a shell, {known.pw_shell}: an attacker who takes it over can log in", f"usermod -s /usr/sbin/nologin {user}"))
         if os.path.lexists(known.pw_dir):
             wrong.append((f"has a home, {known.pw_dir}: sshd, sudo and shells read files there", f"usermod -d /nonexistent {user}"))
         more = sorted(group.gr_name for group in grp.getgrall() if user in group.gr_mem)

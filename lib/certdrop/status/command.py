@@ -123,8 +123,8 @@ def show(options: Options, out: TextIO) -> int:
         print(f"certdrop-status: {text}", file=sys.stderr)
     for one in silences if options.form == "table" else ():
         if one.severity and not runs[one.who].stopped:
-            print(f"certdrop-status: {phrases.silence(one.who, one.quiet)}; it should run every {phrases.span(verdict.OFTEN[one.who])}: "
-                  "sudo certdrop-check says what keeps it from that", file=sys.stderr)
+            print(f"certdrop-status: {phrases.silence(one.who, one.quiet)}; it should run every {phrases.span(verdict.OFTEN[one.who])}; "
+                  "sudo certdrop-check says what keeps it from running", file=sys.stderr)
     return code
 
 

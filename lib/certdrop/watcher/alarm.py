@@ -53,19 +53,19 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
     stays = f"the {'placeholder' if found.placeholder else 'live certificate'} stays"
     renewing = "tries again by itself{again}; " + stays
     if site.state == verdict.DAMAGED:
-        add("damaged", "a file of root's is damaged", "makes the newest whole generation live, and asks for another certificate, at its next run",
-            "run certdrop-install, and look for what damages files: the disk, somebody's hand", True)
+        add("damaged", "a file of root's is damaged", "makes the newest undamaged generation live in its next run, and asks for another certificate",
+            "run certdrop-install; then find out what damages files: a disk, or a person", True)
     if site.state == verdict.EXPIRED:
         add("expired", "the certificate has expired", "goes on trying to renew it{again}", f"run certdrop renew {name} and read what it says", True)
     elif site.severity and _is_near_end(site):
-        add("near-end", f"the certificate nears its end, {site.days_left:.1f} days left", renewing,
+        add("near-end", f"the certificate ends in {site.days_left:.1f} days", renewing,
             f"run certdrop renew {name} and read what it says", True)
     if site.state == verdict.NOT_SERVED:
         add("issued-not-served", "a certificate is issued but not served",
-            "tests, reloads and asks the service again by itself{again}; the CA is not asked again",
+            "tests and reloads the service again by itself{again}, and sees what it serves; does not ask the CA again",
             f"run nginx -t, look at the server block of {found.domains[0] if found.domains else name}, then run certdrop-install", True)
     if site.browsers and not (found.for_trying and now - found.configured_at <= WAITING):
-        advice = (f"when all is well, take the line directory = ... out of {configuration.ETC}/certdrop.toml: Let's Encrypt is asked then, by itself"
+        advice = (f"when all is well, delete the line directory = ... from {configuration.ETC}/certdrop.toml; certdrop then asks Let's Encrypt by itself"
                   if found.for_trying else f"run certdrop renew {name} and read what it says")
         add("browsers", "browsers refuse the live certificate", "asks the configured CA for another by itself" if found.foreign else "renews it in its time",
             advice, not found.for_trying)
@@ -93,7 +93,7 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
 
 def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str], now: float, read_only: list[str] | None = None) -> list[Problem]:
     """What is to be told of the principals, and of where they write."""
-    problems = [Problem("host:read-only", text, [("you can", "read what the kernel says (dmesg), mend the disk or the file system, and mount it read-write")],
+    problems = [Problem("host:read-only", text, [("you can", "read what the kernel says (dmesg), repair the disk or the file system, and mount it read-write")],
                         severity == verdict.CRITICAL)
                 for severity, text in verdict.of_host({}, read_only or [])]
     if keeper.asked:
@@ -104,12 +104,12 @@ def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str],
         silent, quiet = verdict.silence(run, [site.evidence for site in sites], now, verdict.OFTEN[who])
         last = f"its last run was at {events.stamp(run.at)}" if run.at else f"it {phrases.ran_last(run, now)}"
         if silent and run.stopped:
-            problems.append(Problem(f"{who}:stopped", f"the {who} does nothing: its runs stop", [("why", run.stopped), ("last", last), (
-                "certdrop", "does nothing without it: no certificate is renewed"), ("you can", f"mend what the error names, then run {job} by hand")], True))
+            problems.append(Problem(f"{who}:stopped", f"the {who} does nothing: each of its runs stops early", [("why", run.stopped), ("last", last), (
+                "certdrop", "renews no certificate until it runs again"), ("you can", f"mend what the error names, then run {job} by hand")], True))
         elif silent:
             problems.append(Problem(f"{who}:silent", phrases.silence(who, quiet),
-                                    [("why", last), ("certdrop", "does nothing without it: no certificate is renewed"),
-                                     ("you can", f"see whether cron runs, look at /etc/cron.d/certdrop, run {job} by hand")], True))
+                                    [("why", last), ("certdrop", "renews no certificate until it runs again"),
+                                     ("you can", f"run sudo certdrop-check: it says what keeps the {who} from running; or run {job} by hand")], True))
         elif run.exit in GRAVE:
             problems.append(Problem(f"{who}:exit", f"the {who} ended with exit code {run.exit}",
                                     [("why", last), ("certdrop", "runs it again at its next time"), ("you can", f"run {job} by hand and read what it says")]))

@@ -36,5 +36,5 @@ def write(kind: str, problems: list[Problem], runs: dict[str, Run], tails: dict[
     if kind != alarm.WELL:
         for who, said in tails.items():
             lines += ["", f"The last lines of {who}.log:", *(f"  {line}" for line in said[-TAILS:])] if said else []
-        lines += ["", "This is told when something new goes wrong, and then once a day until all is well.", "certdrop-status shows where each site stands now."]
+        lines += ["", "You get a mail when something new goes wrong, and then one a day until all is well.", "certdrop-status shows how each site is now."]
     return events.clean(f"[certdrop] {host}: {subject}", SUBJECT), "\n".join(events.clean(line, WIDTH) for line in lines) + "\n"

@@ -13,13 +13,13 @@ from certdrop.watcher.verdict import DAY
 def ran_last(run: Run, now: float) -> str:
     """When a principal ran."""
     if run.ahead:
-        return "ran by a clock that stood ahead"
+        return "ran while the clock was ahead"
     return f"ran {span(max(0, now - run.at))} ago" if run.at else "has not run yet"
 
 
 def silence(who: str, quiet: float) -> str:
     """What verdict.silences() found."""
-    return f"the {who} has not run for {span(quiet)}" if quiet else f"the {who}'s last run bears a moment that has not come yet"
+    return f"the {who} has not run for {span(quiet)}" if quiet else f"the {who}'s last run was noted at a time that is still to come: the clock was ahead"
 
 
 def revocation(one: Revocation, now: float) -> str:
