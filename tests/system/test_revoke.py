@@ -80,7 +80,7 @@ def test_a_replaced_certificate_is_revoked(host: Host, name: str) -> None:
 def test_the_live_one_is_revoked_only_with_a_warning(host: Host, name: str) -> None:
     """Nobody to be asked: nothing is done. With --yes it is done, and said what that means; the next certificate ends it."""
     live = host.live(name)
-    assert "--yes agrees" in host.run(*CERTDROP, name, code=os.EX_DATAERR).text
+    assert "--yes confirms" in host.run(*CERTDROP, name, code=os.EX_DATAERR).text
     assert at_ca(host, pem(name, live)) == "Valid" and len(host.posted(name)) == 1
     done = host.run(*CERTDROP, name, "--yes", code=0)
     assert "still served" in done.text and "rotate" in done.text

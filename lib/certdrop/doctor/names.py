@@ -217,8 +217,9 @@ def _at_home(site: str, domain: str, address: str, came: fetch.Fetched, doing: D
         return Obstacle(FAILED, f"{words}: {trouble[0]}", trouble[1], ON_PORT_80)
     if nginx.kept_out and came.status:
         return Obstacle(FAILED, f"{words}: {nginx.kept_out[0]}", nginx.kept_out[1], ON_PORT_80)
-    return Obstacle(FAILED, f"{words}, and nothing in nginx's configuration is seen to be in the way: it was changed, and nginx was not reloaded since; "
-                    "or something else answers there", "nginx -s reload; if that does not help, see nginx's error log, and ss -tlnp 'sport = :80'", ON_PORT_80)
+    other = ", or something else answers there (ss -tlnp 'sport = :80')" if came.status else ""
+    return Obstacle(FAILED, f"{words}, and nothing in nginx's configuration is seen to be in the way: it was changed, and nginx was not reloaded since{other}",
+                    "nginx -s reload", ON_PORT_80)
 
 
 def _firewall() -> str:
