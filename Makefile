@@ -121,8 +121,10 @@ bench: deps deb
 model:
 	@model/check
 
-fuzz: deps
+fuzz: deps deb
 	@tests/fuzz/run $(SECONDS_OF_FUZZING)
+	@$(STAGE) fetch
+	@$(STAGE) run --deb $(DEB) -- $(PYTHON) tests/ways/compare.py $$(($(SECONDS_OF_FUZZING) / 10)) $$RANDOM
 
 deb:
 	@.ci/package binary

@@ -177,6 +177,17 @@ def test_a_block_that_answers_challenges_keeps_port_80(host: Host, name: str) ->
     host.fetch(name)
 
 
+def test_a_token_that_comes_counts_not_what_is_read(host: Host, name: str) -> None:
+    """The block for port 80 hands challenges to a program behind a socket, which is another nginx block: what is read there is a proxy. They come through."""
+    (NGINX / "conf.d" / "mine.conf").write_text(
+        f"server {{ listen 80; server_name {name}; location / {{ proxy_pass http://unix:/run/behind.sock; }} }}\n"
+        "server { listen unix:/run/behind.sock; include snippets/certdrop-challenge.conf; }\n")
+    host.world.nginx.reload()
+    done = host.run("certdrop-nginx", name, "--write", code=0)
+    assert "installed, and served" in done.text and "listen 80" not in (NGINX / "sites-available" / name).read_text(), done
+    (NGINX / "conf.d" / "mine.conf").unlink()
+
+
 def test_without_sites_enabled_conf_d_is_used(host: Host, name: str) -> None:
     """As nginx.org's packages are laid out."""
     main = NGINX / "nginx.conf"

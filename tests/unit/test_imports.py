@@ -22,7 +22,7 @@ PARTS = {"admin", "config", "doctor", "importer", "issuer", "judge", "keeper", "
 NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelve"}
 
 # What a room may use of ours (itself is always allowed): a room, a module at the top, or one module of a room. A module of its own row may that, too.
-READS_NGINX = {"nginx/syntax", "nginx/configuration", "nginx/challenge", "nginx/expression", "nginx/vacancy", "nginx/run"}
+READS_NGINX = {"nginx/syntax", "nginx/directives", "nginx/request", "nginx/configuration", "nginx/challenge", "nginx/expression", "nginx/vacancy", "nginx/run"}
 OURS = {
     "start": {"terminal"},
     "issuer": {"renewal", "start", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "signer"},
@@ -42,11 +42,12 @@ OURS = {
     "nginx": {"commandline", "spool", "events", "terminal", "words", "config"},
     "nginx/write": {"keeper", "walls"},
     "nginx/own": {"by_hand", "keeper"},
-    "importer": {"by_hand", "commandline", "spool", "events", "happened", "terminal", "words", "config", "walls", "keeper"} | READS_NGINX,
+    "nginx/fetched": {"walls"},
+    "importer": {"by_hand", "commandline", "spool", "events", "happened", "terminal", "words", "config", "walls", "keeper", "nginx/fetched"} | READS_NGINX,
     "importer/pairs": {"frames"},
     "importer/examiner": {"frames", "judge"},    # what parses for the administrator's tools runs as the judge, with the judge's own code
     "admin": {"by_hand", "commandline", "listening", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "keeper", "nginx/own",
-              "nginx/vacancy"},
+              "nginx/vacancy", "nginx/fetched"},
     "config": {"spool"},
     "trust": {"config"},
     "walls": {"terminal", "words"},

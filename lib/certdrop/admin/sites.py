@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from certdrop import events, happened, listening, spool, words
 from certdrop.admin import first_use
@@ -20,16 +20,14 @@ from certdrop.config import general, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
-from certdrop.nginx import own
+from certdrop.nginx import fetched, own
 from certdrop.trust import roots
 from certdrop.walls import become, users
 
 ISSUE = "/usr/sbin/certdrop-issue"
 WATCH = "/usr/sbin/certdrop-watch"
-CHECK = "/usr/sbin/certdrop-check"
 DEADLINE = 3600                    # seconds for the issuer's whole run
 PROGRAM = "certdrop"
-EXAMINED = 300                     # seconds for the doctor, where no certificate came
 FRESH = 86400                      # seconds: a certificate that is younger is renewed by force only
 NO_NAME = (("://", "that is a URL"), ("@", "that is a mail address"), (r"[,;\s]", "several names are given one by one, with spaces between them"),
            ("/", "that is a path"), (":[0-9]{1,5}$", "no port belongs to it, challenges go to port 80"), ("_", "it has an underscore, for which no CA issues"),
@@ -98,21 +96,6 @@ def _twin(domains: list[str], key: str, config: general.Config) -> str:
         if set(found.domains) == set(domains) and found.key == key:
             return name
     return ""
-
-
-def in_the_way(names: Iterable[str]) -> list[str]:
-    """What keeps the CA from issuing for these sites, in the words of certdrop-check, which looks as _certdrop-watch: a line for each thing to mend."""
-    try:
-        done = subprocess.run([CHECK, "--issuing", "--quiet", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/",
-                              env=users.ENVIRONMENT, start_new_session=True, timeout=EXAMINED, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []                              # what the CA said is said in any case
-    lines: dict[str, str] = {}                 # by what mends it: said once
-    for line in done.stdout.decode("utf-8", "replace").splitlines():
-        mark, _, text = events.clean(line, 900).partition(" ")
-        if mark == "failed":
-            lines.setdefault(text.rpartition("; ")[2], text.strip())
-    return [*lines.values()]
 
 
 def _what_next(name: str) -> list[str]:
@@ -291,7 +274,7 @@ def issue(wanted: Mapping[str, int | None]) -> int:
     alone = ["--no-install"] if len(wanted) == 1 else []                  # of several, root takes the replies as they come
     code, said = run_issuer([*alone, "--apart", "--force", *wanted])
     if code:
-        words.say(*[f"{PROGRAM}: {line}" for line in in_the_way(wanted)], *said)
+        words.say(*[f"{PROGRAM}: {line}" for line in fetched.in_the_way(wanted)], *said)
     absent = []
     with lock.held():
         run = Run(PROGRAM, False, True)
@@ -308,7 +291,7 @@ def issue(wanted: Mapping[str, int | None]) -> int:
                 run.fail(name, f"no certificate was installed; the {stays} stays; cron goes on trying; certdrop renew {name} tries at once",
                          code or os.EX_TEMPFAIL)
     if absent and not code:
-        words.say(*[f"{PROGRAM}: {line}" for line in in_the_way(absent)])
+        words.say(*[f"{PROGRAM}: {line}" for line in fetched.in_the_way(absent)])
     run.flush()
     return run.exit_code()
 

@@ -24,6 +24,8 @@ _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: ([^\r\n]*))?\r?\n")
 _SERVER = re.compile(rb"^server:[ \t]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE)
 _LOCATION = re.compile(rb"^location:[ \t]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE)
 
+_CHUNKED = re.compile(rb"^transfer-encoding:.*chunked", re.IGNORECASE | re.MULTILINE)
+
 WORDS = {
     errno.ETIMEDOUT: "no answer in time: packets to its port 80 are dropped, as a firewall does",
     errno.ECONNREFUSED: "nobody listens there",
@@ -63,7 +65,7 @@ def fetch(address: str, name: str, path: str, content: str) -> Fetched:
         called = _SERVER.search(head)
         server = clean(called[1].decode("latin-1").strip(), 40) if called else ""
         if status == 200:
-            came = content.encode() in body[:1024]
+            came = (_whole(body) if _CHUNKED.search(head) else body).rstrip() == content.encode()          # as RFC 8555 section 8.3 has it
             return Fetched(came, status, "" if came else f"another content: {clean(body[:60].decode('latin-1'), 60)}", turn, host, server)
         location = _LOCATION.search(head)
         if status not in (301, 302, 303, 307, 308) or location is None:
@@ -104,6 +106,18 @@ def _once(address: str, host: str, target: str, port: int, tls: bool) -> bytes:
             return data
         finally:
             connection.close()
+
+
+def _whole(body: bytes) -> bytes:
+    """What was sent in chunks (RFC 9112 section 7.1)."""
+    parts = list[bytes]()
+    while True:
+        line, _, body = body.partition(b"\r\n")
+        size = int(line.partition(b";")[0], 16) if re.match(rb"[0-9A-Fa-f]{1,8} *(;|\Z)", line) else 0
+        if not size:
+            return b"".join(parts)
+        parts.append(body[:size])
+        body = body[size + 2:]
 
 
 def _unverified() -> ssl.SSLContext:

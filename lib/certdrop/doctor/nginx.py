@@ -64,19 +64,19 @@ def look(sites: list[configuration.Site]) -> tuple[list[Line], Seen | None]:
 
 class Seen(NamedTuple):
     """What root saw of nginx: whether it runs, what starts it, where it listens at port 80; by site and name what is in the way of challenges, by its
-    configuration: (the address, why, what mends it); and whether it fails its test, so that nothing is known of that."""
+    configuration: (the address, why, what mends it, whether it cannot be told); and whether it fails its test, so that nothing is known of that."""
 
     runs: bool
     start: str
     addresses: list[str]
-    ways: dict[str, dict[str, list[tuple[str, str, str]]]]
+    ways: dict[str, dict[str, list[tuple[str, str, str, bool]]]]
     broken: bool = False
     kept_out: tuple[str, str] | None = None                # why its workers cannot read the challenges, and what mends it
 
     def trouble(self, site: str, domain: str, address: str) -> tuple[str, str] | None:
         """Why, and what mends it, for a challenge that came to this address."""
         family = "[::]" if ":" in address else "*"
-        known = {where: (why, mend) for where, why, mend in self.ways.get(site, {}).get(domain, [])}
+        known = {where: (why, mend) for where, why, mend, _ in self.ways.get(site, {}).get(domain, [])}
         exact = configuration.as_host(address)
         return known.get(exact if exact in self.addresses else family)
 
@@ -86,8 +86,11 @@ def by_reading(seen: Seen, sites: list[configuration.Site]) -> list[Line]:
     lines = [Line(WARNING, "nginx challenges", *seen.kept_out)] if seen.kept_out else []
     for found in sites:
         wrong: dict[tuple[str, str], None] = {}
-        for domain, ways in seen.ways.get(found.name, {}).items():
-            wrong.update({(why, mend): None for where, why, mend in ways if where in seen.addresses or not seen.addresses})
+        for ways in seen.ways.get(found.name, {}).values():
+            ways = [one for one in ways if one[0] in seen.addresses or not seen.addresses]
+            for where, why, mend, unclear in ways:         # an address that the name need not have is named
+                wrong[f"asked for at {where}: {why}" if seen.addresses and len(ways) < len(seen.addresses) else why,
+                      "certdrop-check fetches a token, which tells" if unclear else mend] = None
         if not seen.broken and "nginx" in found.services:
             lines += verdict(f"{found.name}: port 80", list(wrong), "nothing is seen in the way in nginx's configuration; no token was fetched to prove it",
                              WARNING)
@@ -115,25 +118,21 @@ def is_running(pid_file: str) -> bool:
         return False
 
 
-def in_the_way(config: Configuration, found: configuration.Site) -> dict[str, list[tuple[str, str, str]]]:
-    """By name what keeps challenges from certdrop, at each address that nginx listens at, and at any other one ("*", "[::]")."""
-    trouble: dict[str, list[tuple[str, str, str]]] = {}
+def in_the_way(config: Configuration, found: configuration.Site) -> dict[str, list[tuple[str, str, str, bool]]]:
+    """By name what keeps challenges from certdrop, at each address that nginx listens at, and at any other one ("*", "[::]"); or that it cannot be told."""
+    trouble: dict[str, list[tuple[str, str, str, bool]]] = {}
     write: list[bool] = []                     # asked for when it is needed
     for domain in found.domains:
+        ways: dict[str, challenge.Way] = {}
         for address in dict.fromkeys([*config.answers.addresses(80), "*", "[::]"]):
-            way = challenge.way(config, address, domain, challenge.Wish((), False))
-            why, mend = way.why, ""
-            if why:
+            loopback = {"*": "127.0.0.1", "[::]": "[::1]"}.get(address, "")
+            same = ways.get(loopback) if loopback and config.answers.listen_for(loopback, 80) == config.answers.listen_for(address, 80) else None
+            way = same if same and not same.why else challenge.way(config, address, domain, challenge.Wish((), False))
+            ways[address] = way
+            if way.why:
                 write = write or [vacancy.can_write(config, found)]
                 mend = challenge.way(config, address, domain, challenge.Wish(found.domains, write[0])).mend_for(found.name)
-            else:
-                links = challenge.setting(config, way, "disable_symlinks")
-                if links and links.value in ("on", "if_not_owner") and not any(word.startswith("from=") for word in links.args):
-                    for path in _links(spool.challenges()):
-                        why = f"{links.place}: disable_symlinks without from= refuses the challenges: {path} is a symbolic link"
-                        mend = f"add to the disable_symlinks at {links.place}: from={spool.challenges()}"
-            if why:
-                trouble.setdefault(domain, []).append((address, clean(why, 300), clean(mend, 300)))
+                trouble.setdefault(domain, []).append((address, clean(way.why, 300), clean(mend, 300), way.unclear))
     return trouble
 
 
@@ -149,7 +148,7 @@ def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
         except expression.Unknown as unknown:
             return [Line(WARNING, f"{found.name}: port {port}", f"cannot tell from nginx's configuration which block answers for {domain}: "
                          f"{clean(str(unknown), 200)}", unknown.mend)]
-        own = [server for server in servers if configuration.as_host(domain) in server.names]
+        own = [server for server in servers if server.has_name(configuration.as_host(domain))]
         servers = own or servers               # where it has no block another answers, rightly; what is served there is asked
         if not servers:
             absent.append(domain)
@@ -170,7 +169,7 @@ def sni(domain: str) -> str:
 def _certificate(server: Server, named: list[Directive], include: str, site: configuration.Site, domain: str) -> list[tuple[str, str]]:
     name, others = site.name, server.beside([configuration.as_host(one) for one in site.domains])
     mend = f"put there: include {include};"
-    if configuration.as_host(domain) not in server.names:  # a block of others' is not ours to change
+    if not server.has_name(configuration.as_host(domain)):  # a block of others' is not ours to change
         mend = f"certdrop-nginx {name} --write puts a server block of its own in place"
     elif others:
         mend = f"give {domain} a server block of its own, for that one is for {clean(others[0], 100)}, too; or have both in domains of one site"
@@ -180,7 +179,7 @@ def _certificate(server: Server, named: list[Directive], include: str, site: con
     lent = [one.file[len(live):].partition("/")[0] for one in named if one.file.startswith(live)]
     if lent:
         return [(f"{server.directive.place} answers for {domain} with the certificate of the site {lent[0]}", mend)]
-    if configuration.as_host(domain) not in server.names and not any(configuration.STATE in one.value for one in named):
+    if not server.has_name(configuration.as_host(domain)) and not any(configuration.STATE in one.value for one in named):
         return [(f"{domain} has no server block of its own; {server.directive.place} answers for it, with another certificate",
                  f"certdrop-nginx {name} --write puts one in place")]
     for one in named:
@@ -262,7 +261,3 @@ def _above(path: str) -> list[str]:
         path = os.path.dirname(path)
         found.append(path)
     return found
-
-
-def _links(path: str) -> list[str]:
-    return [folder for folder in [*reversed(_above(path)), path] if os.path.islink(folder)]

@@ -43,7 +43,8 @@ def put() -> tuple[Token | None, list[Line]]:
     """Put one; None where that is not possible, and why. To be called as root, which starts a process of _certdrop's for it."""
     from certdrop import spool
     from certdrop.walls import become
-    name, content = "certdrop-check-" + secrets.token_hex(16), secrets.token_hex(24)
+    name = "certdrop-check-" + secrets.token_hex(14)       # it and its content are as long as the CA's and the answer to it (RFC 8555 section 8.1)
+    content = f"{name}.{secrets.token_hex(22)[:43]}"
     try:
         process = become.start(spool.ISSUER, ["/usr/bin/python3", "-IS", os.path.abspath(__file__), spool.challenges(), name, content], talk=True)
     except (KeyError, OSError) as error:

@@ -21,6 +21,7 @@ from certdrop.importer.clients import CLIENTS, Client
 from certdrop.importer.pairs import Found
 from certdrop.importer.survey import Choice, Survey
 from certdrop.keeper.command import as_root
+from certdrop.nginx import fetched
 from certdrop.walls import users
 
 PROGRAM = "certdrop-import"
@@ -132,13 +133,15 @@ def _diff(survey: Survey, make: bool) -> int:
     """Print the change to nginx's configuration, or make it."""
     if make and survey.taken:
         raise Refused(f"{len(survey.taken)} of these sites are not taken over yet, and nginx would not find them; {PROGRAM} --yes first")
-    text, remarks = survey.nginx.diff(survey.replaced, {one.site or one.name: one.pair.domains for one in [*survey.here, *survey.taken] if one.pair})
+    domains = {one.site or one.name: one.pair.domains for one in [*survey.here, *survey.taken] if one.pair}
+    text, remarks = survey.nginx.diff(survey.replaced, domains)
     sys.stdout.flush()
     if make:
         if text or apply.begun():
             kept = apply.apply(survey.nginx.changes, text)
             saying.say(*[f"{PROGRAM}: {path}: changed" for path, _, _ in survey.nginx.changes])
             saying.say(f"{PROGRAM}: nginx passed its test and was reloaded; patch -R -p0 -d / < {kept} undoes the change; certdrop-status shows what is served")
+            remarks = [one for one in remarks if one not in survey.nginx.ways] + list(map(str, fetched.at_port_80(domains)))      # now it can be seen
     else:
         _put(text)
     saying.say(*[f"{PROGRAM}: {line}" for line in remarks])

@@ -40,6 +40,7 @@ class Nginx:
     def __init__(self, files: list[Source] | None = None) -> None:
         self.trouble = ""
         self.changes: list[tuple[str, str, str]] = []      # of the last diff: path, text before, text after
+        self.ways: set[str] = set()        # the remarks on what would become of challenges
         self.places: list[str] = []        # the old clients' directories
         self.files = self._sources() if files is None else files
         self.configuration = Configuration(self.files)
@@ -125,15 +126,16 @@ class Nginx:
                              "them no longer over HTTP there"] = None
 
     def _check(self, domains: Iterable[str]) -> None:
-        """Whether challenges get through once the diff is applied."""
+        """Whether challenges get through once the diff is applied, as far as that can be told before there is something to be fetched."""
         changed = [Source(source.path, apply(source.text, self.edits[source.path])) for source in self.files]
         if SNIPPET not in self.edits and changed:
             changed.append(Source(SNIPPET, _on_disk(SNIPPET) or ""))
         configuration = Configuration(changed)
         for domain in domains if changed else ():
-            trouble = challenge.first_trouble(configuration, domain)
-            if trouble:
-                self.remarks[f"{domain}: the CA's challenges do not get through: {trouble.why}; {trouble.mend}"] = None
+            trouble = challenge.first_blocked(configuration, domain)
+            if trouble and trouble.is_blocked:
+                self.ways.add(f"{domain}: the CA's challenges would not get through: {trouble.why}; {trouble.mend}")
+        self.remarks.update(dict.fromkeys(sorted(self.ways)))
 
     def _clear(self, server: Server) -> bool:
         """Take out an older location of the same name, which nginx would not have beside ours. Whether that could be done."""

@@ -15,12 +15,13 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from certdrop.nginx import expression
+from certdrop.nginx import directives, expression
 from certdrop.nginx.syntax import DEPTH, Directive, Source, parse
 
 MOST = 500_000                     # directives that includes bring into one block
 HOST = os.uname().nodename.lower()                              # nginx's $hostname
 
+_ADDRESS = re.compile(r"\*|\[[0-9a-f:.]+\]|[0-9.]+")
 _HEADER = re.compile(r"^# configuration file (/.*):$", re.MULTILINE)
 
 
@@ -39,7 +40,7 @@ class Listen(NamedTuple):
     @property
     def wrapped(self) -> str:
         """The word by which it does not speak plain HTTP, "" where it does."""
-        return next((word for word in self.words if word in ("ssl", "proxy_protocol")), "")
+        return next((word for word in ("proxy_protocol", "ssl", "http2") if word in self.words), "")
 
 
 class Server:
@@ -52,6 +53,10 @@ class Server:
     def inside(self) -> list[Directive]:
         """Its directives, its includes resolved."""
         return self._expand(self.directive.block)
+
+    def has_name(self, name: str) -> bool:
+        """Whether it is for this very name."""
+        return name in self.names or f".{name}" in self.names
 
     def ports(self) -> set[int]:
         """Where it listens."""
@@ -163,6 +168,29 @@ class Configuration:
                 names += [HOST if name == "$hostname" else name if name.startswith("~") else name.lower() for name in inner.args]
         return Server(one, listens or [Listen("*", 80, ())], names or [""], self.expand)
 
+    def set_for_all(self, name: str) -> list[Directive]:
+        """The directives of that name that the http part itself has."""
+        return self._set.get(name, [])
+
+    @functools.cached_property
+    def strangers(self) -> list[Directive]:
+        """The directives of the http part itself of which nothing is known."""
+        return [one for name, found in self._set.items() if not directives.is_known(name) for one in found]
+
+    @functools.cached_property
+    def variables(self) -> dict[str, Directive]:
+        """By name, in lower case, what makes a variable for all."""
+        found = {}
+        for one in [*self.set_for_all("map"), *self.set_for_all("geo"), *self.set_for_all("split_clients")]:
+            if one.args:
+                found[one.args[-1].lstrip("$").lower()] = one
+        return found
+
+    @functools.cached_property
+    def assigned(self) -> set[str]:
+        """The variables, in lower case, that a `set` or an expression somewhere gives a value: "" until it does."""
+        return {name.lower() for text in self.texts.values() for name in re.findall(r"(?:\bset\s+[\"']?\$|\(\?P?[<'])(\w+)", text, re.ASCII)}
+
     def settings(self, server: Server, name: str) -> list[Directive]:
         """The directives of that name that hold in a server block: its own, else those of the http part."""
         return server.all(name) or self._set.get(name, [])
@@ -226,7 +254,7 @@ class _Place:
     def add(self, server: Server, one: Listen) -> None:
         """A block that listens here."""
         for name in server.names:
-            self.exact.setdefault(name, server)
+            self.exact.setdefault(name.removeprefix("."), server)          # .name is for the name itself, too
             if name.startswith(("*", ".", "~")) or name.endswith(".*"):
                 self.patterns.append((name, server))
         marked = "default_server" in one.words or "default" in one.words
@@ -241,9 +269,9 @@ class _Place:
             return self.exact[name]
         best: tuple[tuple[int, int], Server] | None = None
         for pattern, server in self.patterns:
-            rank = _rank(pattern, name)
-            if rank is not None and (best is None or rank > best[0]):
-                best = rank, server
+            how_well = rank(pattern, name)
+            if how_well is not None and (best is None or how_well > best[0]):
+                best = how_well, server
         if best:
             return best[1]
         expressions = ((pattern[1:], server) for pattern, server in self.patterns if pattern.startswith("~"))
@@ -259,6 +287,7 @@ class Answers:
             for one in server.listens:
                 if "quic" not in one.words:
                     self._places.setdefault((one.address, one.port), _Place()).add(server, one)
+        self._unresolved = {port: address for address, port in self._places if port and not _ADDRESS.fullmatch(address)}
 
     def addresses(self, port: int) -> list[str]:
         """The addresses at which somebody listens, IPv4 first, the wildcards as the loopback's."""
@@ -271,12 +300,21 @@ class Answers:
         An exact address goes before the wildcard. Raises expression.Unknown.
         """
         place = self._at(address, port)
+        unknown = self._unresolved.get(port, "") if (address, port) not in self._places else ""
+        if unknown:
+            raise expression.Unknown(f"it listens at {unknown}, which is none of the names in /etc/hosts", f"write the address in place of {unknown}")
         return place.find(name.lower()) if place else None
 
     def wrapped(self, address: str, port: int) -> str:
         """The word of `listen` by which plain HTTP is not spoken there, "" where it is."""
         place = self._at(address, port)
         return place.wrapped if place else ""
+
+    def listen_for(self, address: str, port: int) -> str:
+        """What a block has to listen at to be asked there: where another one listens at this very address, that one alone is."""
+        if (address, port) in self._places and address not in ("*", "[::]"):
+            return f"{address}:{port}"
+        return f"[::]:{port}" if address.startswith("[") else f"{port}"
 
     def _at(self, address: str, port: int) -> _Place | None:
         place = self._places.get((address, port)) or self._places.get(("[::]" if address.startswith("[") else "*", port))
@@ -286,7 +324,7 @@ class Answers:
         return place
 
 
-def _rank(pattern: str, name: str) -> tuple[int, int] | None:
+def rank(pattern: str, name: str) -> tuple[int, int] | None:
     """How well a pattern of server_name matches: *.name by length, then name.* by length."""
     if pattern.startswith("."):
         return (4, -1) if pattern[1:] == name else (3, len(pattern)) if name.endswith(pattern) else None

@@ -46,21 +46,19 @@ def place(config: Configuration, name: str, is_ours: Callable[[str], bool] = lam
 
 def lacking(config: Configuration, sites: Sequence[site.Site], ours: Sequence[str] = ()) -> tuple[str, ...]:
     """Which of the two blocks these sites of the same names lack, but for what the files `ours` have. Raises Occupied where a block has some of the
-    names and not all, does not answer challenges, or has another certificate."""
+    names and not all, or has another certificate."""
     name, domains = sites[0].name, [site.as_host(domain) for domain in sites[0].domains]
     others = [server for server in config.servers if server.directive.file not in ours]
     found, partial, without = [], list[str](), list[str]()
     for part, has in ((PLAIN, _is_plain), (TLS, _is_tls)):
-        there = [server for server in others if has(server) and set(domains) & set(server.names)]
-        missing = [domain for domain in domains if not any(domain in server.names for server in there)]
+        there = [server for server in others if has(server) and any(map(server.has_name, domains))]
+        missing = [domain for domain in domains if not any(server.has_name(domain) for server in there)]
         if not there:
             found.append(part)
             continue
         for server in there:
-            mine = next(domain for domain in domains if domain in server.names)
-            if part == PLAIN:
-                _refuse_way(config, name, mine, server, domains)
-            else:
+            mine = next(filter(server.has_name, domains))
+            if part == TLS:
                 _refuse_certificate(name, mine, server, [one.name for one in sites], server.beside(domains))
         if missing:
             partial += [f"at {there[0].all('server_name')[0].place}"]
@@ -80,11 +78,18 @@ def can_write(config: Configuration, found: site.Site) -> bool:
         return False
 
 
-def _refuse_way(config: Configuration, name: str, domain: str, server: Server, domains: list[str]) -> None:
-    way = challenge.first_trouble(config, domain, challenge.Wish(domains, False))
-    if way:
-        raise Occupied(f"{name}: {domain} has a server block already, at {server.directive.place}, which does not answer challenges: "
-                       f"{way.why}; {way.mend} (then run this again)")
+def blocked(config: Configuration, sites: Sequence[site.Site]) -> str:
+    """What is in the way of challenges for a name of these sites that has a block already, and what to change there; "" where nothing is seen, or it cannot
+    be told. Only a token that is fetched says whether it is so."""
+    domains = [site.as_host(domain) for domain in sites[0].domains]
+    for server in config.servers:
+        for domain in domains if _is_plain(server) else ():
+            if server.has_name(domain):
+                way = challenge.first_blocked(config, domain, challenge.Wish(domains, False))
+                if way and way.is_blocked:
+                    return (f"{sites[0].name}: {domain} has a server block already, at {server.directive.place}, which does not answer challenges: "
+                            f"{way.why}; {way.mend} (then run this again)")
+    return ""
 
 
 def _refuse_certificate(name: str, domain: str, server: Server, sites: list[str], beside: Sequence[str]) -> None:

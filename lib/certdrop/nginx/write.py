@@ -16,7 +16,7 @@ from certdrop import events, spool
 from certdrop.config import site
 from certdrop.keeper import services
 from certdrop.keeper.command import as_root
-from certdrop.nginx import run, vacancy
+from certdrop.nginx import fetched, run, vacancy
 from certdrop.nginx import configuration as nginxconf
 from certdrop.nginx.blocks import TIMEOUT, Absent, Build, Refused, blocks
 from certdrop.nginx.configuration import Configuration
@@ -109,6 +109,9 @@ def plan(group: list[site.Site], build: Build, config: Configuration) -> Plan:
         parts = vacancy.lacking(config, group, (path, link))
     except vacancy.Occupied as error:
         raise Refused(events.clean(error, 600)) from error
+    blocked = "" if PLAIN in parts else vacancy.blocked(config, group)
+    if blocked and fetched.at_port_80([found.name for found in group]):        # which decides
+        raise Refused(events.clean(blocked, 600))
     return Plan(group, path, link, blocks(group, build, parts) if parts else "")
 
 

@@ -40,7 +40,7 @@ def move(tmp_path, monkeypatch):
 def is_free(text, tmp_path):
     """Whether challenges get through, by the reader that the doctor uses."""
     files = [Source(str(tmp_path / "nginx.conf"), text), Source(str(tmp_path / "challenge.conf"), SNIPPET)]
-    return challenge.first_trouble(Configuration(files), "a.test") is None
+    return challenge.first_blocked(Configuration(files), "a.test") is None
 
 
 FORMS = {

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from certdrop.nginx import configuration, expression
+from certdrop.nginx import challenge, configuration, expression
 from certdrop.nginx.configuration import Answers, Configuration, sources
 from certdrop.nginx.syntax import Source, parse
 
@@ -149,6 +149,9 @@ def test_forty_thousand_server_blocks():
     found = config.answers.find("[::1]", 80, "www.s39999.test")
     assert found and found.directive.line == 9 * 39_999 + 2 and [one.name for one in found.inside][-2:] == ["location", "location"]
     assert time.process_time() - before < 4                    # 1 s on a machine of 2020
+    before = time.process_time()
+    assert ["return 404" in challenge.way(config, "127.0.0.1", f"s{number}.test").why for number in range(100)] == [False] * 100
+    assert time.process_time() - before < 2
 
 
 @pytest.mark.parametrize("args, expected", [

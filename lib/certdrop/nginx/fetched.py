@@ -1,0 +1,48 @@
+"""What certdrop-check says of sites: the one place where a token is fetched as a CA would, for whoever has to know whether challenges come through.
+
+Runs as: root, by hand. Trusts: certdrop-check, which looks as _certdrop-watch; its words are cleaned. Reads, writes: nothing (certdrop-check puts a token).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from certdrop import events
+from certdrop.walls import users
+
+CHECK = "/usr/sbin/certdrop-check"
+PATIENCE = 300                     # seconds for all of it
+
+
+class Failure(NamedTuple):
+    """A line of what failed: what was looked at, why, and what mends it."""
+
+    what: str
+    why: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}" + (f"; {self.mend}" if self.mend else "")
+
+
+def in_the_way(names: Iterable[str]) -> list[Failure]:
+    """What keeps the CA from issuing for these sites: one for each thing to mend. Nothing where it could not be looked at."""
+    try:
+        done = subprocess.run([CHECK, "--issuing", "--quiet", "--json", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              cwd="/", env=users.ENVIRONMENT, start_new_session=True, timeout=PATIENCE, check=False)
+        lines = json.loads(done.stdout)
+        found = [Failure(*(events.clean(str(line[key]), 600).strip() for key in ("what", "why", "mend"))) for line in lines if line["level"] == "failed"]
+    except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError):
+        return []                              # what the CA said is said in any case
+    said: dict[str, Failure] = {}
+    for one in found:
+        said.setdefault(one.mend or one.why, one)
+    return [*said.values()]
+
+
+def at_port_80(names: Iterable[str]) -> list[Failure]:
+    """The tokens that do not come to this host's port 80."""
+    return [one for one in in_the_way(names) if one.what.endswith(": port 80")]
