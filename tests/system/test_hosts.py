@@ -173,7 +173,7 @@ def test_a_clone_changed_the_accounts_key(host: Host, between: Between, word: st
     checked = next(line for line in host.run("certdrop-check", name).text.splitlines() if line.startswith("failed  account: "))
     assert all(one in checked for one in words), checked
     nagios = host.run("certdrop-status", "--nagios", name)
-    assert nagios.code in (1, 2) and "the CA knows no account" in nagios.text, nagios
+    assert nagios.code in (1, 2) and "the CA knows no account" in nagios.text and "sudo certdrop-account register" in nagios.text, nagios
     assert "register" in host.run("certdrop-status", name).text
     shown = host.run("certdrop-account", "show", code=os.EX_DATAERR).text
     assert all(one in shown for one in words), shown

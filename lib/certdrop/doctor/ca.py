@@ -6,7 +6,6 @@ what the CA and the issuer say, nothing but what is shown, cleaned. Reads: the n
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import ssl
@@ -29,7 +28,7 @@ from certdrop.issuer.failure import PROXY, UNREACHABLE, Failure
 from certdrop.issuer.proxy import Proxy
 from certdrop.trust import roots
 from certdrop.walls import users
-from certdrop.watcher.evidence import as_object
+from certdrop.watcher.evidence import account_file, as_object
 
 DEADLINE = 20.0                    # seconds for the directory
 MOST = 1 << 20                     # bytes of the issuer's notes
@@ -50,7 +49,7 @@ class Answer(NamedTuple):
 
 def as_root(config: general.Config) -> list[Line]:
     """What the CA says of our account, where there is one; asked by certdrop-account, which becomes _certdrop."""
-    if not os.path.lexists(f"{configuration.STATE}/issuer/{_entry(config.directory_url)}"):
+    if not os.path.lexists(f"{configuration.STATE}/issuer/{account_file(config.directory_url)}"):
         return []
     return account(*ask(PROGRAM, "show", most=spool.MAX_REPLY))
 
@@ -210,16 +209,12 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _entry(url: str) -> str:
-    return f"account@{urlsplit(url).hostname or 'ca'}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.json"
-
-
 def _noted(url: str) -> dict[str, object]:
     """What the issuer noted of its account there."""
     try:
         fd = spool.open_directory(configuration.STATE + "/issuer")
         try:
-            return as_object(spool.read(fd, _entry(url), users.user_ids(spool.ISSUER)[0], MOST))
+            return as_object(spool.read(fd, account_file(url), users.user_ids(spool.ISSUER)[0], MOST))
         finally:
             os.close(fd)
     except (OSError, KeyError, ValueError, spool.Refused):

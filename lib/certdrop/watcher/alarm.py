@@ -100,6 +100,10 @@ def of_host(keeper: Run, issuer: Run, sites: list[Verdict], disorder: list[str],
         problems.append(Problem("keeper:asked", "the run that the issuer asks root for does nothing",
                                 [("why", keeper.asked), ("certdrop", "installs certificates by root's own hourly run"),
                                  ("you can", f"mend that, then run {verdict.ASKING}")]))
+    if issuer.lost:
+        problems.append(Problem("issuer:account", f"the CA knows no account {issuer.lost} by this host's key any more",
+                                [("why", "a clone of this host changed the key, or the CA lost or ended the account"),
+                                 ("certdrop", "issues nothing until then; what is live stays"), ("you can", verdict.REGISTER)], True))
     for who, run, job in (("keeper", keeper, "certdrop-install"), ("issuer", issuer, "certdrop-issue")):
         silent, quiet = verdict.silence(run, [site.evidence for site in sites], now, verdict.OFTEN[who])
         last = f"its last run was at {events.stamp(run.at)}" if run.at else f"it {phrases.ran_last(run, now)}"

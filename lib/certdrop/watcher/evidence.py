@@ -8,12 +8,14 @@ Reads: /etc/certdrop; sites/, live/, proven/, keeper/, issuer/ and watcher/ belo
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import time
 from dataclasses import dataclass, field
 from datetime import timezone
+from urllib.parse import urlsplit
 
 from certdrop import spool
 from certdrop.config import general
@@ -132,6 +134,7 @@ class Run:
     exit: int | None = None
     ahead: bool = False                        # by a clock that stood ahead of today's: then it is not known when
     stopped: str = ""                          # why its run did not come to its end, since then
+    lost: str = ""                             # of the issuer: the account that the CA does not know any more
     asked: str = ""                            # of the keeper: why the run that the issuer asked for did not begin
 
 
@@ -213,6 +216,17 @@ class Reader:
         return found
 
     def last_run(self, principal: str) -> Run:
+        """When `keeper` or `issuer` last ran, and what keeps it from its work."""
+        found = self._last_run(principal)
+        found.lost = self._lost_account() if principal == "issuer" else ""
+        return found
+
+    def _lost_account(self) -> str:
+        """The URL of the account that the configured CA does not know any more, by the issuer's note; "" where there is none such."""
+        noted = self._json("issuer", account_file(self.config.directory_url), self.issuer, None)
+        return "" if text(noted, "account") or noted.get("agreed") is True else text(noted, "before")
+
+    def _last_run(self, principal: str) -> Run:
         """When `keeper` or `issuer` last ran: the time the stamp was written, not what it says."""
         owner = ROOT if principal == "keeper" else self.issuer
         stopped, asked = (_first_line(f"{configuration.STATE}/{principal}", entry, owner) for entry in ("stopped", "stopped-asked"))
@@ -348,6 +362,11 @@ class Reader:
                 found.disorder.append(said)
                 found.damaged = found.damaged or (said if owner == ROOT else "")
             return {}
+
+
+def account_file(url: str) -> str:
+    """The name of the issuer's note of the account at the CA with this directory."""
+    return f"account@{urlsplit(url).hostname or 'ca'}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.json"
 
 
 def parse(pem: bytes) -> Certificate:

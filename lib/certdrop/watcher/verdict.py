@@ -27,6 +27,7 @@ QUIET = 3 * 3600                   # seconds without a run of a principal (the s
 TOO_QUIET = DAY
 OFTEN = {"keeper": 3600, "issuer": 600, "watcher": 3600}       # seconds from one run to the next
 QUIET_SHARE, TOO_QUIET_SHARE = 1 / 8, 1 / 4                    # of what is left of the shortest lifetime, where that is less
+REGISTER = "sudo certdrop-account register makes another, and a CAA record with accounturi must then name that"
 ASKING = "sudo -u _certdrop sudo -n /usr/sbin/certdrop-install"
 FAR = 8 * DAY                      # seconds: nobody puts a next try off for longer
 LATE, TOO_LATE = 3 / 4, 3 / 8      # of what is left at the backstop: a warning, and critical
@@ -150,6 +151,7 @@ def of_host(runs: dict[str, Run], read_only: list[str]) -> list[tuple[int, str]]
     """(severity, sentence) of what keeps all sites from being renewed, or their renewals from being seen."""
     found = [(CRITICAL if path != events.LOGS else WARNING, f"{path} is read-only: {'nothing can be renewed' if path != events.LOGS else 'nothing is logged'}")
              for path in read_only]
+    found += [(CRITICAL, f"the CA knows no account {run.lost} by this host's key any more: nothing is issued; {REGISTER}") for run in runs.values() if run.lost]
     found += [(WARNING, f"the {who}'s last run did nothing: {run.stopped}") for who, run in runs.items() if run.stopped]
     found += [(WARNING, f"the run that the issuer asked root for did nothing: {run.asked} (to try it: {ASKING})") for run in runs.values() if run.asked]
     return found

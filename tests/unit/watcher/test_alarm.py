@@ -158,6 +158,16 @@ def test_what_stops_the_runs_is_told_in_place_of_silence() -> None:
         (one.key, one.grave) for one in alarm.of_host(well, well, [site], [], NOW, ["/var/lib/certdrop", "/var/log/certdrop"])]
 
 
+def test_an_account_that_the_ca_lost_is_told() -> None:
+    """Whatever found it out, and before any certificate ends: what was lost, and the next step."""
+    site = verdict.judge(evidence.Evidence("a.org", configured_at=int(NOW - 30 * DAY)), None, NOW, Thresholds())
+    (found,) = alarm.of_host(Run(int(NOW)), Run(int(NOW), lost="https://ca.test/acct/1"), [site], [], NOW)
+    assert found.key == "issuer:account" and found.grave and "https://ca.test/acct/1" in found.subject
+    assert any("sudo certdrop-account register" in text and "accounturi" in text for _, text in found.facts)
+    ((severity, text),) = verdict.of_host({"issuer": Run(int(NOW), lost="https://ca.test/acct/1")}, [])
+    assert severity == verdict.CRITICAL and "https://ca.test/acct/1" in text and "sudo certdrop-account register" in text
+
+
 def test_once_a_day_without_a_note() -> None:
     """Where nothing can be noted: in the first hour, then each 24 hours later."""
     problem = alarm.Problem("host:read-only", "read-only", [])

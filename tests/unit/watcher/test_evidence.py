@@ -298,3 +298,18 @@ def test_damage_is_one_sites_own(world: World, entry: str, data: Any) -> None:
     table.render([found], time.time(), 80, False)
     table.page(found, time.time())
     report.as_json([found], [], [])
+
+
+@pytest.mark.parametrize("noted, lost", [
+    ({}, ""), ({"account": "https://ca.test/1"}, ""), ({"before": "https://ca.test/1"}, "https://ca.test/1"),
+    ({"before": "https://ca.test/1", "account": ""}, "https://ca.test/1"),
+    ({"before": "https://ca.test/1", "account": "https://ca.test/2"}, ""), ({"before": "https://ca.test/1", "agreed": True}, ""),
+    ({"before": "https://ca.test/1", "agreed": "x"}, "https://ca.test/1"), ({"before": ["x"]}, ""), ({"before": "\x1b[2J"}, "\\x1b[2J"), ([], "")])
+def test_an_account_that_the_ca_lost(world: World, noted: object, lost: str) -> None:
+    """By the issuer's note for the configured CA; whoever took the issuer over brings nothing on a terminal."""
+    world.usual("example.org")
+    reader = evidence.Reader()
+    path = world.state / "issuer" / evidence.account_file(reader.config.directory_url)
+    path.write_text(json.dumps(noted))
+    os.chown(path, ISSUER, ISSUER)
+    assert reader.last_run("issuer").lost == lost and reader.last_run("keeper").lost == ""
