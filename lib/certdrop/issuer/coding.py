@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 
 MOST_CODINGS = 3                   # one on the other
+MOST_MEMBERS = 100                 # each costs a copy of what follows
 _WINDOWS = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}      # some servers say deflate, and mean it without zlib's head
 
 
@@ -39,7 +40,7 @@ def plain(data: bytes, codings: str, limit: int) -> bytes:
 def _unpacked(data: bytes, window: int, limit: int) -> bytes:
     """All members, one after the other (RFC 1952 section 2.2)."""
     made = b""
-    while True:
+    for _ in range(MOST_MEMBERS):
         unpacker = zlib.decompressobj(window)
         made += unpacker.decompress(data, limit + 1 - len(made))
         if len(made) > limit:
@@ -49,3 +50,4 @@ def _unpacked(data: bytes, window: int, limit: int) -> bytes:
         data = unpacker.unused_data.lstrip(b"\0")                     # some pad
         if not data:
             return made
+    raise TooLong()

@@ -130,7 +130,7 @@ class Transport:
             _split(target)
             if body is not None:
                 raise Failure(REFUSED, f"{url} redirects to {target}; what is signed is for one URL (RFC 8555 section 6.4), so that is not followed")
-            if jose.place_of(target) != jose.place_of(url):
+            if None in (jose.place_of(url), jose.place_of(target)) or jose.place_of(target) != jose.place_of(url):
                 return answer                  # nothing is asked of another host than the configured one
             answer = self._request(method, target, None, kind)
         raise Failure(UNREACHABLE, f"{url} redirects again and again")
@@ -174,7 +174,7 @@ class Transport:
         proxy, there = self.proxy.words(), f"{site.as_host(place[0])}:{place[1]}"
         _, refused, said = self.proxy.without_secrets(str(error)).partition("Tunnel connection failed: ")      # http.client's words
         if not refused:
-            return Failure(UNREACHABLE, f"the proxy {proxy}: {_words(error)}; the CA was not asked", problem=PROXY)
+            return Failure(UNREACHABLE, f"the proxy {proxy}: {self.proxy.without_secrets(_words(error))}; the CA was not asked", problem=PROXY)
         why = ("; it does not take the user and the password that it was given" if self.proxy.header else "; it wants a user and a password")
         why = why if said.startswith("407") else ""
         return Failure(UNREACHABLE, f"the proxy {proxy} does not lead to {there}: {said}{why}; the CA was not asked", problem=PROXY)

@@ -20,8 +20,8 @@ LIMIT = 300                        # bytes of an answer
 MEMORY = 1 << 30                   # bytes of address space
 
 
-def run(case: Callable[[], str], limit: int = LIMIT) -> str:
-    """The one line that `case` answers in a child that is shut in; "" where it gives none in time."""
+def run(case: Callable[[], str], limit: int = LIMIT, deadline: float = DEADLINE) -> str:
+    """The one line that `case` answers in a child that is shut in; "" where it gives none in so many seconds."""
     filtering = _filter()
     reader, writer = os.pipe()
     child = os.fork()
@@ -38,7 +38,7 @@ def run(case: Callable[[], str], limit: int = LIMIT) -> str:
             os._exit(status)
     os.close(writer)
     try:
-        return _answer(reader, limit)
+        return _answer(reader, limit, deadline)
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)
@@ -68,8 +68,8 @@ def shut_in(filtering: syscalls.Filter | None = None) -> None:
             pass                   # the other walls stand
 
 
-def _answer(fd: int, limit: int) -> str:
-    end = time.monotonic() + DEADLINE
+def _answer(fd: int, limit: int, deadline: float) -> str:
+    end = time.monotonic() + deadline
     data = b""
     while len(data) <= limit and select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
         more = os.read(fd, limit + 1)

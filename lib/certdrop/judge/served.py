@@ -20,7 +20,8 @@ from certdrop.judge import sandbox
 
 CONNECT = 3.0                      # seconds
 FRESH = 0.25                       # seconds for which a look at who listens is good: the kernel takes 20 ms for one, and each site asks
-ROUND = 15.0                       # seconds in which a question to another place may begin
+QUICK = 3.0                        # seconds for an answer while other places wait; who took longer is asked again, after them
+ROUND = 15.0                       # seconds of a look after which no place that hangs is asked again
 NOBODY, NOTHING = "nobody", "nothing"             # in place of a fingerprint: no connection, no handshake
 
 Place = tuple[str, int, str]       # address, port, and what is said before the handshake
@@ -67,15 +68,19 @@ class Client:
         self.context("", False)                             # before the first question
         self._listeners: dict[int, list[str]] = {}
         self._looked = -FRESH
+        self._hung = set[Place]()                           # what did not answer in time, when it was asked last
 
     def look(self, asked: dict[str, Any]) -> dict[Place, str]:
-        """What is shown for a site, on each address where somebody answers."""
+        """What is shown for a site, on each address where somebody answers. One that hangs keeps none from being asked."""
         end = time.monotonic() + ROUND
         if time.monotonic() > self._looked + FRESH:
             self._listeners, self._looked = listening.listeners(), time.monotonic()
         there = places(asked["ports"], asked["probe"], self._listeners)
-        found = {place: self.shown(asked, place, False) if time.monotonic() < end else NOTHING for place in there}
-        return {place: leaf for place, leaf in found.items() if leaf != NOBODY}
+        found = {place: self.shown(asked, place, False, QUICK) for place in there if place not in self._hung}
+        for place in there:
+            if place in self._hung:
+                found[place] = self.shown(asked, place, False) if time.monotonic() < end else NOTHING
+        return {place: found[place] for place in there if found[place] != NOBODY}
 
     def state(self, asked: dict[str, Any], now: dict[Place, str]) -> str:
         """What that means. An address that shows something else, and did before, is another's: sites are bound to some addresses of a host only."""
@@ -86,13 +91,17 @@ class Client:
         shown = next(place for place, leaf in now.items() if leaf == new)
         return "shown" if not asked["verify"] or self.shown(asked, shown, True) == new else "untrusted"
 
-    def shown(self, asked: dict[str, Any], place: Place, verify: bool) -> str:
+    def shown(self, asked: dict[str, Any], place: Place, verify: bool, deadline: float = sandbox.DEADLINE) -> str:
         """The SHA-256 of the leaf that is shown there. A service may have two certificates for a name, RSA beside ECDSA: the site's own kind of key is
         asked for first, and whatever the service likes where that fails, as it does where TLS 1.2 is switched off."""
-        answer = NOTHING
+        answer, end = NOTHING, time.monotonic() + deadline
         for key in dict.fromkeys((asked["key"], "")):
-            if answer == NOTHING:
-                answer = ask(self.context(key, verify), place, asked["name"])
+            if answer == NOTHING and time.monotonic() < end:           # who hangs for one kind of key is not asked for another
+                answer = ask(self.context(key, verify), place, asked["name"], end - time.monotonic())
+        if time.monotonic() < end:
+            self._hung.discard(place)
+        else:
+            self._hung.add(place)
         return answer
 
 
@@ -118,14 +127,14 @@ def context(key: str, roots: str) -> ssl.SSLContext:
     return made
 
 
-def ask(tls: ssl.SSLContext, place: Place, name: str) -> str:
-    """One connection, and what is shown on it."""
+def ask(tls: ssl.SSLContext, place: Place, name: str, deadline: float = sandbox.DEADLINE) -> str:
+    """One connection, and what is shown on it in so many seconds."""
     try:
         connection = socket.create_connection(place[:2], CONNECT)
     except OSError:
         return NOBODY
     with connection:
-        answer = sandbox.run(lambda: shown(tls, connection, name, place[2]))
+        answer = sandbox.run(lambda: shown(tls, connection, name, place[2]), deadline=deadline)
     return answer if _LEAF.issuperset(answer) and len(answer) == 64 else NOTHING           # it hangs, or lies
 
 

@@ -25,7 +25,7 @@ SWITCH = "have its services use it"
 SERVED = "shown, and good"
 UNSERVED = "installed; nobody serves the site, now or before"
 BACK = "not shown, or no good: the one before was, and is good again"
-STAYS = "not shown, and going back would not help"
+STAYS = "not shown, and going back would not help; or nobody was asked yet"
 
 
 class Change:
@@ -38,6 +38,7 @@ class Change:
         self.to = observed.newest or 0
         self.before: dict[Place, str] = {}                     # what was shown before anything was changed
         self.after = Seen("other", {})                         # what was seen when the new one was last asked for
+        self.heard = False                                     # somebody was asked, and said so
         self.is_back = False                                   # the proven one is shown again
 
     @property
@@ -108,4 +109,4 @@ def outcome(change: Change) -> str:
     if proven is None and not change.was_served:
         return UNSERVED
     helps = change.after.state == "untrusted" or change.observed.sha256(proven) in change.before.values()
-    return BACK if helps and proven not in (None, change.to) else STAYS
+    return BACK if helps and change.heard and proven not in (None, change.to) else STAYS

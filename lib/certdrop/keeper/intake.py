@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 
 from certdrop import events, spool
 from certdrop.config import site
@@ -19,6 +20,7 @@ from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
 
 COSTLY = ("judge-failed", "busy")   # reasons that a run waited for
+AT_ONCE = 64                       # replies in memory: root's, and in the judge's list
 HOURLY = 3600                      # seconds between two installations of a site that the issuer asked for; less for short lifetimes
 
 
@@ -53,8 +55,18 @@ class Case:
 
 
 def take(run: Run, wanted: list[site.Site]) -> None:
-    """Read the replies that wait, have them judged, and write what is accepted into its generation."""
-    cases = _cases(run, wanted)
+    """Read the replies that wait, have them judged, and write what is accepted into its generation; so many at a time as memory should hold."""
+    some: list[Case] = []
+    for case in _cases(run, wanted):
+        some.append(case)
+        if len(some) == AT_ONCE:
+            _judge(run, some)
+            some = []
+    if some:
+        _judge(run, some)
+
+
+def _judge(run: Run, cases: list[Case]) -> None:
     asked = [(case.question, b"".join(case.blocks)) for case in cases]
     # The judge loads for a while what it needs; so do we, with a key for nobody.
     answers = judges.verdicts(run.config.trust_roots, asked, meanwhile=lambda: keys.request(keys.make("ecdsa-p256"), [cases[0].name]))
@@ -66,9 +78,8 @@ def take(run: Run, wanted: list[site.Site]) -> None:
                 break
 
 
-def _cases(run: Run, wanted: list[site.Site]) -> list[Case]:
+def _cases(run: Run, wanted: list[site.Site]) -> Iterator[Case]:
     """The replies that are to be judged. Who cost time before comes last: nobody's replies can keep another's from being judged."""
-    cases = []
     waiting = sorted((run.seen(found.name) for found in wanted if run.seen(found.name).next is not None),
                      key=lambda observed: notes.Notes(observed.name).refused.get("reason") in COSTLY)
     replies = reader.replies(run, [spool.entry(observed.name, observed.next or 0, "pem") for observed in waiting])
@@ -76,10 +87,11 @@ def _cases(run: Run, wanted: list[site.Site]) -> list[Case]:
         for reply, observed in zip(replies, waiting):           # in this order: so the former comes to its end, and notes what it saw
             if time.monotonic() > run.end:
                 break
+            case = None
             with run.goes_on(observed.name):
                 case = _case(run, observed, reply) if reply is not None else None
-                cases += [case] if case else []
-    return cases
+            if case:
+                yield case
 
 
 def _case(run: Run, observed: Observed, reply: bytes | spool.Refused) -> Case | None:

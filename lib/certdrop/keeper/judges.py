@@ -18,7 +18,7 @@ USER = "_certdrop-judge"
 PROGRAM = children.LIB + "/judge/__main__.py"
 DEADLINE = 15.0                    # seconds for one reply; the sandbox's own is shorter
 LOOK = 45.0                        # seconds for a look, beyond its patience: a service that hangs costs as much
-LIMIT = 1 << 14                    # bytes of an answer
+LIMIT = 1 << 18                    # bytes of an answer: two thousand places
 
 _VERDICT = rb"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12}) ([0-9a-f]{64}) ([0-9a-f]{64})|refuse ([a-z-]{1,30})"
 _SEEN = rb"(shown|untrusted|other)((?: [0-9a-f.:]{2,45},[0-9]{1,5},[a-z0-9-]{0,20}=(?:[0-9a-f]{64}|nothing))*)"

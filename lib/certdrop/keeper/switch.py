@@ -34,9 +34,9 @@ def switch(run: Run, wanted: list[site.Site]) -> None:
             plans.setdefault(decided.plan(change, run.talk, run.asked_by_issuer, time.time()), []).append(change)
     for change in plans.get(decided.COPY, []):
         _stand_in(run, change)
+    if decided.SWITCH in plans:                              # what cost time before comes last: it holds up no other
+        _switch(run, sorted(plans[decided.SWITCH], key=lambda change: bool(change.notes.install)))
     _look_again(run, plans.get(decided.ASK, []))
-    if decided.SWITCH in plans:
-        _switch(run, plans[decided.SWITCH])
 
 
 def _change(run: Run, wanted: site.Site) -> Change:
@@ -133,7 +133,7 @@ def _is_to_be_asked(run: Run, change: Change, used: Used) -> bool:
 
 def _heard(run: Run, change: Change, seen: Seen) -> None:
     """The new one was asked for; where it is shown and good, it is proven."""
-    change.after = seen
+    change.after, change.heard = seen, True
     if seen.state != "shown":
         return
     generations.move("proven", change.name, change.to)
@@ -157,7 +157,7 @@ def _not_served(run: Run, change: Change, failed: dict[str, str]) -> None:
     follows = "it stays in place"
     if ended == decided.BACK:
         follows = "the one before serves again" if change.is_back else "the one before is in place again, and not shown yet"
-    what = "is not shown" if change.after.places else "is not shown: nobody answers"
+    what = "is not shown" if change.after.places else "is not shown: nobody answers" if change.heard else "is not known to be shown: there was no time to ask"
     if change.after.state == "untrusted":
         what = "does not verify, for a client that trusts trust_roots"
     missed = [f"{name} did not reload ({failed[name]})" for name in change.wanted.services if name in failed]

@@ -61,8 +61,29 @@ def test_what_the_child_says_is_a_leaf_or_nothing(monkeypatch: pytest.MonkeyPatc
     """Whoever took over the process that shakes hands cannot speak of other places."""
     monkeypatch.setattr(served.socket, "create_connection", lambda *_: open(os.devnull, "rb"))
     for said, leaf in ((NEW, NEW), ("", "nothing"), (f"{OLD} ::1,443,={NEW}", "nothing"), (NEW.upper(), "nothing"), ("nobody", "nothing")):
-        monkeypatch.setattr(served.sandbox, "run", lambda _, said=said: said)
+        monkeypatch.setattr(served.sandbox, "run", lambda _, deadline, said=said: said)
         assert leaf == served.ask(served.context("", ""), HERE, "example.org")
+
+
+def test_who_hangs_keeps_no_other_place_from_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that gives no answer is asked for one kind of key alone, then again after all others, while the look lasts; and last from then on."""
+    clock, said = [0.0], list[tuple[int, float]]()
+    there = [("127.0.0.1", port, "") for port in (1, 2, 3, 443)]
+
+    def asked(_: object, place: served.Place, name: str, deadline: float = 10.0) -> str:
+        said.append((place[1], round(deadline)))
+        clock[0] += deadline if place[1] != 443 else 0.01
+        return NEW if place[1] == 443 else "nothing"
+    monkeypatch.setattr(served.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(served, "ask", asked)
+    monkeypatch.setattr(served.listening, "listeners", lambda: {})
+    monkeypatch.setattr(served, "places", lambda *_: there)
+    client = served.Client("")
+    question = {"name": "a.test", "key": "ecdsa", "ports": [], "probe": ""}
+    assert client.look(question) == {**dict.fromkeys(there[:3], "nothing"), there[3]: NEW}
+    assert said == [(1, 3), (2, 3), (3, 3), (443, 3), (1, 10)]
+    said.clear()
+    assert client.look(question)[there[3]] == NEW and said[0] == (443, 3) and len(said) == 3
 
 
 def test_it_asks_again_until_it_is_shown_or_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:

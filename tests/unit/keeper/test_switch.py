@@ -87,8 +87,16 @@ def test_what_failed_in_the_issuers_run_binds_no_other(by: str | None, insist: b
 def test_how_it_ended(what: dict[str, Any], state: str, after: dict[judges.Place, str], outcome: str) -> None:
     """The table of DESIGN.md, by what was shown before and after."""
     found = change(**what)
-    found.after = Seen(state, after)
+    found.after, found.heard = Seen(state, after), True
     assert outcome == decided.outcome(found)
+
+
+def test_what_nobody_was_asked_of_is_not_taken_back() -> None:
+    """A run that had no time to ask has seen nothing wrong: the new one stays, and the next run asks."""
+    found = change()
+    assert decided.outcome(found) == decided.STAYS
+    found.heard = True
+    assert decided.outcome(found) == decided.BACK
 
 
 @pytest.mark.parametrize("what, patience", [({}, decided.PATIENCE), ({"before": {}}, decided.PATIENCE), ({"proven": None}, decided.PATIENCE),

@@ -404,7 +404,7 @@ def test_a_page_says_whether_anybody_was_asked(world: World, monkeypatch: pytest
     """Where nobody listens, the site is not served, and that is known; without a look it is not."""
     world.usual("example.org")
     assert "not known: nobody was asked" in run("--no-probe", "example.org")[1]
-    monkeypatch.setattr(places, "listeners", lambda: {})
+    monkeypatch.setattr(listening, "listeners", lambda: {})
     assert "no: nobody answers where this site would be" in run("example.org")[1]
 
 
