@@ -149,22 +149,23 @@ def landlock_abi() -> int:
 
 LIAR = '''
 import base64, hashlib, os, struct, sys, time
-print("ready", flush=True)
+def say(*words):
+    text = " ".join(map(str, words)).encode()
+    os.write(1, struct.pack(">I", len(text)) + text)
 while True:
     head = sys.stdin.buffer.read(4)
     if not head:
         break
-    sizes = struct.unpack(f">{struct.unpack('>I', head)[0]}I", sys.stdin.buffer.read(4 * struct.unpack(">I", head)[0]))
-    parts = [sys.stdin.buffer.read(size) for size in sizes]
+    case = sys.stdin.buffer.read(*struct.unpack(">I", head))
     if sys.argv[1] == "chain":
-        der = base64.b64decode(b"".join(parts[1].split(b"-----END")[0].splitlines()[1:]))
+        der = base64.b64decode(b"".join(case.partition(b"\\n")[2].split(b"-----END")[0].splitlines()[1:]))
         begin = 2 + der[1] % 128 * (der[1] > 127)
         tbs = der[begin:][:2 + der[begin + 1]] if der[begin + 1] < 128 else der[begin:]
         if der[begin + 1] > 127:
             head = 2 + der[begin + 1] % 128
             tbs = tbs[:head + int.from_bytes(tbs[2:head], "big")]
         signed = hashlib.sha256(tbs).hexdigest()
-        print("accept", LIE, int(time.time()) - 10, int(time.time()) + 86400, SIGNED, "0" * 64, flush=True)
+        say("accept", LIE, int(time.time()) - 10, int(time.time()) + 86400, SIGNED, "0" * 64)
     else:
         SHOWN
 '''
@@ -177,7 +178,7 @@ def test_71_a_judge_that_accepts_everything(ground: Ground) -> None:
         before = ground.live(OTHER)
         ground.reply(OTHER, other)
         ground.reply(VICTIM, key=forger.new_key().public_key())
-        shown = "print('nothing', flush=True)"
+        shown = "say('other')"
         with replaced(JUDGE, LIAR.replace("LIE", "hashlib.sha256(der).hexdigest()").replace("SIGNED", "signed").replace("SHOWN", shown), 0o644):
             done = ground.install()
             assert done.code == os.EX_TEMPFAIL and "service-failed" in ground.events()
@@ -194,7 +195,7 @@ def test_72_a_judge_that_speaks_of_another_leaf(ground: Ground, lie: str, signed
     """Goal: have root write down another fingerprint than that of the certificate that it installs, or of what is signed in it."""
     with ground.stands(other=False, but=(JUDGE, os.path.dirname(JUDGE))):
         ground.reply(VICTIM)
-        with replaced(JUDGE, LIAR.replace("LIE", lie).replace("SIGNED", signed).replace("SHOWN", "print('nobody', flush=True)"), 0o644):
+        with replaced(JUDGE, LIAR.replace("LIE", lie).replace("SIGNED", signed).replace("SHOWN", "say('other')"), 0o644):
             assert ground.install().code == os.EX_TEMPFAIL
         assert ground.reason() == "judge-failed"
 
@@ -206,8 +207,8 @@ def test_73_a_judge_that_lies_about_what_is_shown(ground: Ground) -> None:
         ground.reply(OTHER)
         real = stage.read(JUDGE)
         text = real.replace("from certdrop.judge import served\n        return served.serve(argv[1])",
-                            "print('ready', flush=True)\n"
-                            "        [print('f' * 64, flush=True) for line in iter(lambda: os.read(0, 65536), b'')]\n        return 0")
+                            "from certdrop import frames\n"
+                            "        frames.serve(lambda _: b'other 127.0.0.1,443,=' + b'f' * 64)\n        return 0")
         assert text != real
         with replaced(JUDGE, text, 0o644):
             ground.install()
