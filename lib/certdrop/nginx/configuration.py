@@ -254,6 +254,8 @@ class _Place:
     def add(self, server: Server, one: Listen) -> None:
         """A block that listens here."""
         for name in server.names:
+            if name.startswith(".") and name[1:] in self.exact:
+                continue                                                   # a conflict for the name itself: nginx passes over all of it
             self.exact.setdefault(name.removeprefix("."), server)          # .name is for the name itself, too
             if name.startswith(("*", ".", "~")) or name.endswith(".*"):
                 self.patterns.append((name, server))

@@ -648,8 +648,10 @@ class Request:
             raise self._ended("other", 0, "", handler)
         if self._uri.endswith("/") and tried is None:
             raise _Status(404)
+        root, location = self._root()
+        if root and root.name == "alias" and location and not self._valid:
+            raise _Status(500, root)                       # the file that try_files found is mapped again, too
         path = tried if tried is not None else self._path()
-        root = self._root()[0]
         if path is None:
             raise Unknown(f"{root.place if root else 'nginx'}: where {_words(root) if root else 'root'} leads")
         if not self._is_token(path):

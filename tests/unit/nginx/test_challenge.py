@@ -146,6 +146,7 @@ TO_HTTPS = "server { listen 80; server_name a.test; return 301 https://$host$req
     (f"server {{ listen 80; {HAND % 'if ($request_method = GET) { return 403; }'} }}", "return 403 takes"),
     (f"server {{ listen 80; {HAND % 'try_files $uri.html =404;'} }}", "does not lead"),
     (f"server {{ listen 80; {HAND % 'rewrite (.*) $1 break;'} }}", "does not lead"),
+    (f"server {{ listen 80; rewrite (.*) $1 break; {HAND % 'try_files $uri =404;'} }}", "comes before every location"),
     ("server { listen 80; set $away 1; if ($away) { return 301 http://a.test:8080/; } CHALLENGE; }", "where CAs do not go"),
     ("map $host $away { default 0; a.test 1; } server { listen 80; if ($away) { return 404; } CHALLENGE; }", "return 404"),
     ("geo $inside { default 0; 10.0.0.0/8 1; } server { listen 80; if ($inside = 0) { return 404; } CHALLENGE; }", "return 404"),

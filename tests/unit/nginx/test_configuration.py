@@ -199,6 +199,13 @@ server { listen 80; server_name .c.test; }""")).find("192.0.2.1", 80, name)
     assert found and found.directive.line == line
 
 
+@pytest.mark.parametrize("name, line", [("b.test", 3), ("x.b.test", 2)])
+def test_a_name_with_a_dot_before_it_that_another_block_has(name, line):
+    """It is passed over, for the names below it, too."""
+    found = Answers(servers("server { listen 80; server_name _; }\nserver { listen 80; server_name b.test; }\nserver { listen 80; server_name .b.test; }"))
+    assert found.find("192.0.2.1", 80, name).directive.line == line
+
+
 @pytest.mark.parametrize("pattern", ["((((", "^(a+)+$", "([a-z.-]+/?)+[0-9]$"])
 def test_an_expression_that_cannot_be_told(pattern):
     """It does not hang, nobody is said to answer, and names that come before expressions are not touched by it."""
