@@ -22,12 +22,16 @@ LIB = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Child:
-    """A program of ours, begun: it reads `asked`, and has become somebody else by what `prepare` does before it is executed, or does so itself."""
+    """A program of ours, begun: it reads `asked`, and has become somebody else by what `prepare` does before it is executed, or does so itself.
+    Raises OSError."""
 
     def __init__(self, argv: list[str], asked: int, prepare: Callable[[], object], kept: tuple[int, ...] = ()) -> None:
         import subprocess                      # here, because most runs ask nobody
-        self.process = subprocess.Popen(["/usr/bin/python3", "-I", "-S", *argv], stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-                                        cwd="/", env=users.ENVIRONMENT, start_new_session=True, pass_fds=kept, preexec_fn=prepare)
+        try:
+            self.process = subprocess.Popen(["/usr/bin/python3", "-I", "-S", *argv], stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+                                            cwd="/", env=users.ENVIRONMENT, start_new_session=True, pass_fds=kept, preexec_fn=prepare)
+        except subprocess.SubprocessError as error:            # it could not become who it should be
+            raise OSError(f"{argv[0]}: {error}") from error
 
     def answer(self, seconds: float, limit: int) -> bytes:
         """What it says next, in so many seconds. Raises TimeoutError where that does not come, or is longer."""
