@@ -192,7 +192,7 @@ def bomb(size: int, times: int = 1) -> bytes:
 
 
 @pytest.mark.parametrize("coding, data", [("gzip", bomb(64 << 20)), ("gzip, gzip", bomb(64 << 20, 2)), ("deflate", zlib.compress(b"\0" * (64 << 20), 9)),
-                                          ("gzip", bomb(1 << 19) * 3)], ids=range(4))
+                                          ("gzip", bomb(1 << 19) * 3), ("gzip", gzip.compress(b"") * 101)], ids=range(5))
 def test_a_bomb(server: Server, line: transport.Transport, coding: str, data: bytes) -> None:
     """What grows beyond an answer's limit is not unpacked to its end."""
     import tracemalloc
@@ -339,6 +339,19 @@ def test_a_proxy_that_refuses(server: Server, pair: pathlib.Path, status: str, s
     with pytest.raises(Failure, match=f"the proxy 127.0.0.1:{proxy.port} does not lead to 127.0.0.1:{server.port}: {says}"):
         a_line(pair, f"http://127.0.0.1:{proxy.port}").request("GET", server.base + "/a")
     assert not server.heads and "proxy-authorization" not in proxy.heads[0].lower()
+    proxy.close()
+
+
+@pytest.mark.parametrize("says", [b"ERR denied %s\r\n\r\n", b"HTTP/1.1 403 not for %s\r\n\r\n"])
+def test_a_proxy_that_echoes_it_in_whatever_form(server: Server, pair: pathlib.Path, says: bytes) -> None:
+    """Whatever form its answer has, the password is in no message."""
+    proxy = Server(None)
+    url = f"http://me@127.0.0.1:{proxy.port}"
+    header = Proxy(url, SECRET).header
+    proxy.says[f"127.0.0.1:{server.port}"] = [says % header.encode()]
+    with pytest.raises(Failure) as raised:
+        a_line(pair, url).request("GET", server.base + "/a")
+    assert header.removeprefix("Basic ") not in raised.value.text and SECRET not in raised.value.text and "the CA was not asked" in raised.value.text
     proxy.close()
 
 
