@@ -142,7 +142,7 @@ def test_the_process_holds_nothing_that_others_wait_for(run: Any, monkeypatch: p
     os.set_inheritable(lock, True)
     change(monkeypatch, """def tell(replies, name):
     os.close(replies)
-    found = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(200) if os.path.lexists(f"/proc/self/fd/{fd}")]
+    found = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(1 << 14) if os.path.lexists(f"/proc/self/fd/{fd}")]
     return b"+" + " ".join(found).encode()
 handover.answer = tell""")
     words = next(reader.replies(run, ENTRIES[:1])).decode().split()  # type: ignore[union-attr]
