@@ -22,6 +22,8 @@ MARK = '    """The answer for one reply, in words."""\n'
 def test_135_a_case_that_speaks_for_the_list(ground: Ground, words: str) -> None:
     """Goal: having taken over the child that parses one reply, keep the other replies of the run from being installed."""
     assert OTHER < VICTIM
+    ground.an_hour_passes(forget=True)
+    ground.install()                           # what another attack left is done
     before, real = ground.live(VICTIM), stage.read(CHAIN)
     assert MARK in real
     ground.reply(OTHER)
@@ -76,6 +78,8 @@ def beside_nginx(name: str, port: int) -> Iterator[None]:
                          ids=["one that hangs", "250 that show another certificate"])
 def test_136_places_beside_nginx(ground: Ground, places: list[tuple[str, int]], shows: bool) -> None:
     """Goal: by what listens beside nginx, have a good certificate that nginx shows taken for one that is not shown."""
+    ground.an_hour_passes(forget=True)
+    ground.install()
     before = ground.live(VICTIM)
     with beside_nginx("beside", places[0][1]), listening(places, shows):
         ground.reply(VICTIM)

@@ -333,7 +333,8 @@ def test_the_ca_is_not_there(host: Host, well: str) -> None:
     assert "ca.stage.test cannot be reached" in said(lines, "failed", "CA") and "a token comes back" in said(lines, "ok", f"{well}: names")
     assert "the CA does not tell about it" in said(lines, "warning", "account")
     host.world.pebble.start()
-    assert "the CA does not know ours" in said(check(host, well), "warning", "account")
+    assert "the CA knows no account" in said(check(host, well), "failed", "account")
+    host.configure()
 
 
 def test_the_ca_is_somebody_else(host: Host, well: str) -> None:

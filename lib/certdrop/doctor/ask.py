@@ -28,15 +28,17 @@ class Said(NamedTuple):
     words: str                     # of its standard error, cleaned
 
 
-def ask(*argv: str, most: int = MOST) -> Said:
-    """Run it to its end. Raises nothing: a program that is not there, or does not end, or says too much, says so in `words`."""
+def ask(*argv: str, most: int = MOST, seconds: float = 0.0) -> Said:
+    """Run it to its end, or for so many seconds (TIMEOUT, if none are given).
+
+    Raises nothing: a program that is not there, or does not end, or says too much, says so in `words`."""
     try:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=users.ENVIRONMENT, cwd="/",
                                    start_new_session=True)
     except OSError as error:
         return Said(-1, "", f"{argv[0]}: {error.strerror}")
     with process:
-        out, error_text, trouble = _listen(process, argv[0], most)
+        out, error_text, trouble = _listen(process, argv[0], most, seconds or TIMEOUT)
         try:
             code = process.wait(0 if trouble else AFTER)
         except subprocess.TimeoutExpired:
@@ -46,10 +48,10 @@ def ask(*argv: str, most: int = MOST) -> Said:
     return Said(-1 if trouble else code, out.decode("utf-8", "replace"), trouble or events.clean(error_text.decode("utf-8", "replace").strip(), 300))
 
 
-def _listen(process: subprocess.Popen[bytes], name: str, most: int) -> tuple[bytes, bytes, str]:
+def _listen(process: subprocess.Popen[bytes], name: str, most: int, seconds: float) -> tuple[bytes, bytes, str]:
     """What it said until both ends are closed; the last is what went wrong."""
     said = {"out": b"", "error": b""}
-    end = time.monotonic() + TIMEOUT
+    end = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         for which, stream in (("out", process.stdout), ("error", process.stderr)):
             if stream:
@@ -57,7 +59,7 @@ def _listen(process: subprocess.Popen[bytes], name: str, most: int) -> tuple[byt
         while selector.get_map():
             ready = selector.select(max(0.0, end - time.monotonic()))
             if not ready:
-                return said["out"], said["error"], f"{name} did not end within {TIMEOUT:.0f} s"
+                return said["out"], said["error"], f"{name} did not end within {seconds:.0f} s"
             for key, _ in ready:
                 more = os.read(key.fd, 1 << 20)
                 said[key.data] += more

@@ -25,6 +25,7 @@ USERS = (spool.ISSUER, USER)       # those whose jobs cron starts
 SUDO, INSTALL = "/usr/bin/sudo", "/usr/sbin/certdrop-install"
 ENV = "/usr/bin/env"               # executes sudo as that user alone: setpriv still has capabilities when it executes what it was given
 PAM, RULES, SUDOERS = "/etc/pam.d", "/etc/sudoers.d/certdrop", "/etc/sudoers"
+TRIAL = 12.0                       # seconds for one of what sudo and cron start: others of that user may stop it
 WAITS = "new certificates wait for root's hourly run"
 ACCESS, TIMES = "/etc/security/access.conf", "/etc/security/time.conf"
 NOLOGIN = ("/run/nologin", "/etc/nologin")
@@ -89,7 +90,7 @@ def sudo() -> list[Line]:
     except KeyError:
         return []                              # said by the line on that user
     with _locks():
-        said = ask(*users.as_user(uid, gid), ENV, SUDO, "-n", INSTALL)
+        said = ask(*users.as_user(uid, gid), ENV, SUDO, "-n", INSTALL, seconds=TRIAL)
     words = said.words or _noted() or f"it ended with {said.code}"
     if said.code == os.EX_OK:
         if not _intercepts():
@@ -167,7 +168,7 @@ def cron() -> list[Line]:
     refused: dict[str, str] = {}
     for user in USERS:
         with contextlib.suppress(KeyError):
-            said = ask("/usr/bin/python3", "-IS", "-c", AS_CRON, user, *map(str, users.user_ids(user)))
+            said = ask("/usr/bin/python3", "-IS", "-c", AS_CRON, user, *map(str, users.user_ids(user)), seconds=TRIAL)
             if said.code == 1 and said.out:
                 refused[user] = said.out.strip()[:200]
             elif said.code:
