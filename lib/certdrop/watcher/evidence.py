@@ -238,7 +238,8 @@ class Reader:
             return Run(stopped=stopped[0], asked=asked[0])
         said = self._json(principal, "last-run", owner, None)
         ahead = found.st_mtime > time.time() + SLACK
-        return Run(None if ahead else int(found.st_mtime), number(said, "exit", 255), ahead, stopped[0] if stopped[1] > found.st_mtime else "", asked[0])
+        return Run(None if ahead else int(found.st_mtime), number(said, "exit", 255), ahead,
+                   stopped=stopped[0] if stopped[1] > found.st_mtime else "", asked=asked[0])
 
     def watcher(self) -> MailHealth:
         """What the watcher noted of itself."""

@@ -313,3 +313,12 @@ def test_an_account_that_the_ca_lost(world: World, noted: object, lost: str) -> 
     path.write_text(json.dumps(noted))
     os.chown(path, ISSUER, ISSUER)
     assert reader.last_run("issuer").lost == lost and reader.last_run("keeper").lost == ""
+
+
+def test_what_a_run_could_not_do_is_told_by_what_it_is(world: World) -> None:
+    """Why root's run did not begin that the issuer asked for, and the account that is lost, are not each other."""
+    world.usual("example.org")
+    world.ran()
+    (world.state / "keeper/stopped-asked").write_text("sudo lets this run start no program")
+    found = evidence.Reader().last_run("keeper")
+    assert (found.asked, found.lost, found.stopped) == ("sudo lets this run start no program", "", "")
