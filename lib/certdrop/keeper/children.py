@@ -62,7 +62,8 @@ class Child:
 
 def answers(start: Callable[[int], Child], cases: list[bytes], form: bytes, seconds: float, limit: int,
             most: int = 1 << 30) -> Generator[re.Match[bytes] | None, None, None]:
-    """The answer to each case, in turn; None where there is none of this form in time. So many of those that are started may fail, then none is."""
+    """The answer to each case, in turn; None where there is none of this form in time. So many of those that are started may fail, then none is.
+    Raises PermissionError where none may be started."""
     child, failed = None, 0
     try:
         for at in range(len(cases)):
@@ -70,6 +71,8 @@ def answers(start: Callable[[int], Child], cases: list[bytes], form: bytes, seco
                 if child is None and failed < most:
                     child = _begun(start, cases[at:])
                 said = re.fullmatch(form, child.answer(seconds, limit), re.DOTALL) if child else None
+            except PermissionError:            # nobody may be started here: no case's fault
+                raise
             except OSError:                    # TimeoutError is one
                 said = None
             if child and not said:
