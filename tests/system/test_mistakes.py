@@ -223,7 +223,7 @@ MISTAKES = {
                                   + INCLUDE + "\n return 404;\n}\n"),
                             r"move the if at .*zz-mine:2 and the return at .*zz-mine:8 into a location / \{ \}$"),
     "a rule for dotfiles": Mistake(block("server {\n listen 80;\n server_name NAME;\n location ~ /\\. {\n deny all;\n }\n}\n"),
-                                   "HTTP 403.*its location at .*zz-mine:4 does not lead to.*add to the server block at .*zz-mine:1: include"),
+                                   "HTTP 403.*zz-mine:5: deny all refuses the challenges.*add to the server block at .*zz-mine:1: include"),
     "deny": Mistake(block("server {\n listen 80;\n server_name NAME;\n root /var/www/html;\n deny all;\n}\n"), "HTTP 403.*add to .*zz-mine:1: include"),
     "another client's location": Mistake(block("server {\n listen 80;\n server_name NAME;\n location /.well-known/acme-challenge/ {\n root /srv;\n }\n}\n"),
                                          "location at .*zz-mine:4 does not lead to.*put in place of the location at .*zz-mine:4: include"),
