@@ -85,7 +85,7 @@ def test_the_live_one_is_revoked_only_with_a_warning(host: Host, name: str) -> N
     done = host.run(*CERTDROP, name, "--yes", code=0)
     assert "still served" in done.text and "rotate" in done.text
     assert at_ca(host, pem(name, live)) == "Revoked" and host.served(name) == host.on_disk(name)
-    assert "the live certificate is revoked" in host.status(name)["last_error"]
+    assert "it is revoked, says the issuer: run certdrop rotate" in host.status(name)["last_error"]
     host.run("certdrop", "renew", name, code=0)
     assert host.live(name) > live and host.status(name)["last_error"] is None
     assert "is revoked" in host.run("certdrop", "rollback", name, code=os.EX_DATAERR).text
