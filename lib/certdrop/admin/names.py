@@ -42,7 +42,8 @@ def _change(name: str, more: list[str], fewer: list[str], ask: bool) -> int:
     with lock.held():
         sites.known([name])
         config, path = general.load_config(), f"{site.ETC}/sites.d/{name}.toml"
-        before = site.load_site(name, config).domains
+        found = site.load_site(name, config)
+        before = found.domains
         absent = [domain for domain in fewer if domain not in before]
         if absent:
             raise Refused(f"{name}: {absent[0]!a:.80} is none of its names; they are {' '.join(before)}; nothing was changed")
@@ -54,13 +55,13 @@ def _change(name: str, more: list[str], fewer: list[str], ask: bool) -> int:
         if domains == before:
             words.say(f"{sites.PROGRAM}: {name}: its names are {' '.join(before)} already; nothing was changed")
             return os.EX_OK
-        for service in site.load_site(name, config).services:
+        for service in found.services:
             try:
                 services.find(service).test()
             except services.Failed as error:
                 raise Refused(f"{name}: {error}; nothing was changed; mend that, then run this again") from error
         run = Run(sites.PROGRAM, False, True)
-        for line in _write(name, path, before, domains):
+        for line in _write(found, path, domains):
             run.tell(name, line)
         run.log.write(happened.NAMES, site=name, domains=" ".join(domains))
         run.tell(name, f"its names are now {' '.join(domains)}")
@@ -72,13 +73,13 @@ def _change(name: str, more: list[str], fewer: list[str], ask: bool) -> int:
     return sites.issue(wanted)
 
 
-def _write(name: str, path: str, before: list[str], domains: list[str]) -> list[str]:
+def _write(found: site.Site, path: str, domains: list[str]) -> list[str]:
     """Change the site's file, and its own server block; both are put back where nginx refuses them. What is to be said. Raises Refused."""
     old, files, said = _read(path), dict[str, tuple[str, str]](), list[str]()
     new = edited(path, old, domains)
-    if "nginx" in site.load_site(name, general.load_config()).services:
-        files, words = _block(name, before, domains)
-        said = [words] if words else []
+    if "nginx" in found.services:
+        files, what = _block(found.name, found.domains, domains)
+        said = [what] if what else []
     files[path] = old, new                     # last: who is killed before it says the same command again
     written: list[str] = []
     try:
@@ -91,7 +92,7 @@ def _write(name: str, path: str, before: list[str], domains: list[str]) -> list[
         for file in written:
             first_use.write(file, files[file][0].encode(), 0o644)
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        raise Refused(f"{name}: {why}; all files are as they were") from error
+        raise Refused(f"{found.name}: {why}; all files are as they were") from error
     if len(files) > 1:
         try:
             services.find("nginx").reload()
@@ -116,14 +117,15 @@ def edited(path: str, text: str, domains: list[str]) -> str:
 
 def _block(name: str, before: list[str], domains: list[str]) -> tuple[dict[str, tuple[str, str]], str]:
     """({file: (text, new text)} of the server block that certdrop-nginx wrote, what is to be said where that is not done)."""
-    path = sites.own_block(name)
+    shown = sites.configuration_of(services.find("nginx"))
+    path = own.own(own.uses(shown, name), name)
     changed = sorted(set(domains) ^ set(before))
     if not path:
         return {}, f"its server block is not one that certdrop-nginx wrote, or was changed; {' '.join(changed)}: change server_name there"
     if any(map(site.is_address, changed)):
         return {}, f"{path}: stays, for an address needs another block; certdrop-nginx {name} prints it"
     text = _read(path)
-    others = own.elsewhere(sites.configuration_of(services.find("nginx")), path)
+    others = own.elsewhere(shown, path)
     taken = [f"{domain} has a server block already, at {others[domain]}" for domain in domains if domain not in before and domain in others]
     if taken:
         return {}, f"{path}: stays, for {taken[0]}: have that name the live pair, or take the name out of it"
