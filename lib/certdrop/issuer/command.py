@@ -18,6 +18,7 @@ from certdrop import TERMINAL, VERSION, spool
 from certdrop.config import site
 from certdrop.issuer import posted, turn
 from certdrop.issuer.agenda import Agenda
+from certdrop.issuer.due import TICK
 from certdrop.issuer.options import HELP, Options, Usage
 from certdrop.issuer.posted import Request
 
@@ -34,7 +35,6 @@ LATE = 7200.0                      # seconds that a daily look may be late; late
 STOPPED = "stopped"                # issuer/: why the last run did not come to its end
 REPLY = b"r"                       # the network part: a reply is in the spool; at its end b"1" or b"0", whether root should look
 TOGETHER = 2.0                     # seconds after a reply for others to come: root looks at them together
-TICK = 600                         # seconds from one run by cron to the next
 
 
 def main(argv: list[str]) -> int:

@@ -13,6 +13,7 @@ from certdrop.issuer import clock
 from certdrop.renewal import FOREIGN, HELD, HURRIED, WANTED, lifetime, planned
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+TICK = 600                         # seconds from one run by cron to the next
 NEVER = float("inf")
 MADE = 1767225600.0                # 2026-01-01: a clock that stands before is wrong, for certdrop is younger
 

@@ -19,7 +19,6 @@ from certdrop.trust import roots
 
 REPLY_WAITS = "a reply waits for root"
 MOST_POLLS = 1000                  # of the CA's windows in one run; ten thousand sites that poll every six hours make 280
-BETWEEN_RUNS = 10 * due.MINUTE     # of cron
 
 
 class Task:
@@ -85,7 +84,7 @@ def curious(tasks: list[Task], now: float) -> list[Task]:
     found = sorted((certificate.not_after, task.name, task, certificate) for task in tasks if (certificate := task.certificate) and task.wants_window(now))
     for at, (_, _, task, certificate) in enumerate(found):
         if at >= MOST_POLLS:
-            task.ledger.put_off_window(certificate, now + at // MOST_POLLS * BETWEEN_RUNS)
+            task.ledger.put_off_window(certificate, now + at // MOST_POLLS * due.TICK)
     return [task for _, _, task, _ in found[:MOST_POLLS]]
 
 
