@@ -11,7 +11,7 @@ import html
 import time
 from dataclasses import dataclass, field
 
-from certdrop import events
+from certdrop.events import clean, stamp
 from certdrop.status import table
 from certdrop.watcher import verdict
 from certdrop.watcher.evidence import Orders, Past, Run
@@ -75,7 +75,7 @@ def render(page: Page) -> str:
            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">" \
            f"<meta name=\"robots\" content=\"noindex\"><style>{_STYLE}</style></head><body>"
     words = {verdict.OK: "All is well", verdict.WARNING: "Something wants to be looked at", verdict.CRITICAL: "Something is wrong"}[worst]
-    parts = [head, f"<h1 class=\"{_CLASS[worst]}\">{words}</h1><p class=\"dim\">{_text(page.host)}, {_stamp(page.now)}</p>", _tiles(page)]
+    parts = [head, f"<h1 class=\"{_CLASS[worst]}\">{words}</h1><p class=\"dim\">{_text(page.host)}, {stamp(page.now)}</p>", _tiles(page)]
     troubles = [f"<p class=\"{_CLASS[severity]}\">{_text(said)}</p>" for severity, said in page.problems]
     troubles += [_failing(site, page.now) for site in sorted(page.sites, key=lambda site: -site.severity) if site.severity or site.last_error]
     if troubles:
@@ -121,13 +121,13 @@ def _site(site: Verdict, past: list[Past], begin: float, end: float, now: float)
     marks.append(_mark("now", now, now, begin, end))
     left = "no certificate yet" if site.days_left is None else f"{span(site.days_left * DAY)} left" if site.days_left > 0 else "ended"
     more = f" <span class=\"dim\">+{len(found.domains) - 1}</span>" if len(found.domains) > 1 else ""
-    rows = [("state", site.state), ("names", " ".join(found.domains)), ("valid", f"{_stamp(live.not_before)} to {_stamp(live.not_after)}" if live else ""),
-            ("renews", f"{_stamp(site.renew_at)} ({site.renew_why})" if site.renew_at else site.renew_why),
+    rows = [("state", site.state), ("names", " ".join(found.domains)), ("valid", f"{stamp(live.not_before)} to {stamp(live.not_after)}" if live else ""),
+            ("renews", f"{stamp(site.renew_at)} ({site.renew_why})" if site.renew_at else site.renew_why),
             ("fingerprint", live.sha256 if live else ""),
             ("key", f"{found.key}, {span(max(0, now - found.key_created))} old" if found.key_created else ""),
             ("next key", f"SHA-256 of its SPKI {found.next_spki}" + (f", {span(max(0, now - found.next_key_created))} old" if found.next_key_created else "")
              if found.next_spki else ""),
-            ("kept", ", ".join(f"{old.number:04d} until {_stamp(old.not_after)}" for old in past if old.number != found.live)),
+            ("kept", ", ".join(f"{old.number:04d} until {stamp(old.not_after)}" for old in past if old.number != found.live)),
             *(("revocation", revocation(one, now)) for one in found.revocations), *(("disorder", text) for text in found.disorder)]
     listed = "".join(f"<dt>{label}</dt><dd>{_text(text)}</dd>" for label, text in rows if text)
     return f"<details class=\"site\"><summary><span class=\"name\">{_text(found.name)}{more}</span><span class=\"time\">{''.join(marks)}</span>" \
@@ -149,7 +149,7 @@ def _orders(orders: Orders, now: float) -> str:
         bars = "".join(f"<i class=\"{kind}\" style=\"height:{100 * count / most:.1f}%\"></i>" for kind, count in heights if count)
         columns.append(f"<span title=\"{day}: orders {placed}, certificates {issued}, failed validations {failed}\">{bars}</span>")
     total = [sum(counts[at] for counts in known.values()) for at in range(3)]
-    budget = f" New orders in three hours, at {_stamp(orders.at)}: {orders.recent} of {orders.limit}." if orders.limit and orders.at else ""
+    budget = f" New orders in three hours, at {stamp(orders.at)}: {orders.recent} of {orders.limit}." if orders.limit and orders.at else ""
     return f"<h2>Orders of the last 90 days</h2><div class=\"days\">{''.join(columns)}</div>" \
            f"<p class=\"dim\">{total[0]} orders, {total[1]} certificates, {total[2]} failed validations.{budget} The highest column is {most}.</p>"
 
@@ -191,10 +191,6 @@ def _share(moment: float, begin: float, end: float) -> float:
     return min(100.0, max(0.0, 100 * (moment - begin) / (end - begin)))
 
 
-def _stamp(moment: float) -> str:
-    return events.stamp(moment)
-
-
 def _text(text: str) -> str:
     """Text of anybody's, harmless in an element: cleaned, escaped, and ASCII."""
-    return html.escape(events.clean(text, 1000)).encode("ascii", "xmlcharrefreplace").decode("ascii")
+    return html.escape(clean(text, 1000)).encode("ascii", "xmlcharrefreplace").decode("ascii")
