@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+from typing import Any
 
 import hypothesis
+import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "lib"))
 
@@ -14,3 +16,14 @@ os.umask(0o022)                    # files that the tests put down have the mode
 
 hypothesis.settings.register_profile("patient", deadline=None)         # how long one example takes says more of the machine than of the code
 hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture
+def world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """certdrop's directories (watcher.test_evidence.World) after a run of root's, on a host where nobody listens."""
+    from certdrop import listening
+    from watcher.test_evidence import make_world
+    monkeypatch.setattr(listening, "listeners", lambda: {})
+    found = make_world(tmp_path, monkeypatch)
+    found.ran()
+    return found

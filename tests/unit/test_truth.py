@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from watcher.test_evidence import DAY, ISSUER, World, make_certificate, make_world
-from certdrop import listening, renewal
+from watcher.test_evidence import DAY, ISSUER, World, make_certificate
+from certdrop import renewal
 from certdrop.config import site as configuration
 from certdrop.doctor import sites as check_sites
 from certdrop.issuer import due, ledger
@@ -26,14 +26,6 @@ from certdrop.watcher.verdict import Thresholds
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
 YEAR = 365 * DAY
 DECADES = 20 * YEAR                 # no certificate here lasts so long
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(listening, "listeners", lambda: {})
-    found = make_world(tmp_path, monkeypatch)
-    found.ran()
-    return found
 
 
 def run(*argv: str) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from typing import Any, Iterator
 
 import pytest
 
-from watcher.test_evidence import DAY, ISSUER, World, make_certificate, make_world
+from watcher.test_evidence import DAY, ISSUER, World, make_certificate
 from certdrop import listening
 from certdrop.status import report, table
 from certdrop.status import command as status
@@ -26,14 +26,6 @@ from certdrop.walls import users
 from certdrop.watcher import evidence, handshake, places, verdict
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration must be root's")
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(listening, "listeners", lambda: {})
-    found = make_world(tmp_path, monkeypatch)
-    found.ran()
-    return found
 
 
 class Server:

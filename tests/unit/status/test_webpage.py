@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher.test_evidence import DAY, ISSUER, World, make_world
-from certdrop import listening
+from watcher.test_evidence import DAY, ISSUER, World
 from certdrop.status import command as status
 from certdrop.status import webpage
 from certdrop.watcher import evidence, verdict
@@ -52,14 +51,6 @@ class Reading(html.parser.HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
             self.text += data
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(listening, "listeners", lambda: {})
-    found = make_world(tmp_path, monkeypatch)
-    found.ran()
-    return found
 
 
 def page(*argv: str) -> Reading:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 
-from watcher.test_evidence import DAY, ISSUER, World, make_world
-from certdrop import listening
+from watcher.test_evidence import DAY, ISSUER, World
 from certdrop.status import command as status
 from certdrop.watcher import alarm, evidence, message, order, verdict
 from certdrop.watcher.alarm import Problem
@@ -21,14 +19,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the configuration mus
 NOW = 1_800_000_000.0
 SOME = [Problem("a:failing", "a: renewing keeps failing", [])]
 OTHER = [Problem("b:failing", "b: renewing keeps failing", [])]
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(listening, "listeners", lambda: {})
-    found = make_world(tmp_path, monkeypatch)
-    found.ran()
-    return found
 
 
 def problems() -> dict[str, Problem]:
