@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -35,7 +37,7 @@ def asked(path: str) -> list[dict[str, Any]]:
     """What Prometheus answers."""
     with urllib.request.urlopen("http://127.0.0.1:9090/api/v1/" + path, timeout=5) as answer:
         found = json.load(answer)["data"]
-    result: list[dict[str, Any]] = found["alerts"] if "alerts" in found else found["result"]
+    result: list[dict[str, Any]] = next(found[key] for key in ("alerts", "groups", "result") if key in found)
     return result
 
 
@@ -66,6 +68,20 @@ def prometheus() -> Iterator[None]:
         for process in running:
             process.send_signal(signal.SIGTERM)
             process.wait()
+
+
+def looked() -> None:
+    """Wait until Prometheus has the metrics that were written, and has evaluated its rules after that."""
+    written = time.time()
+    stage.wait_for(lambda: any(float(one["value"][1]) > written for one in asked("query?query=timestamp(up)")), 30, "a scrape")
+    scraped = time.time()
+    stage.wait_for(lambda: all(evaluated(one) > scraped for one in asked("rules")), 30, "an evaluation")
+
+
+def evaluated(group: dict[str, Any]) -> float:
+    """When a group of rules was evaluated last (RFC 3339, with nanoseconds)."""
+    return datetime.datetime.fromisoformat(re.sub(r"\.\d+|Z$", lambda part: part[0][:7].ljust(7, "0") if part[0] != "Z" else "+00:00",
+                                                  group["lastEvaluation"])).timestamp()
 
 
 def alerts(prometheus: None) -> dict[tuple[str, str], str]:
@@ -99,7 +115,7 @@ def test_what_is_wrong_is_told(host: Host, prometheus: None) -> None:
 
     def seen() -> dict[tuple[str, str], str]:
         host.run("certdrop-status", "--prometheus", FILE, code=0)
-        time.sleep(2.5)                        # a scrape, and an evaluation after it
+        looked()
         return {key: state for key, state in alerts(prometheus).items() if key[1] in (well, other, waiting, "issuer", "keeper", "watcher", "")}
     stage.wait_for(lambda: ("CertdropNoCertificate", waiting) in seen(), 30, "the first evaluation")
     assert {key for key in seen() if key[0] != "CertdropMail"} == {("CertdropNoCertificate", waiting)}
@@ -123,7 +139,7 @@ def test_what_is_wrong_is_told(host: Host, prometheus: None) -> None:
 def test_the_dashboard_asks_for_what_there_is(host: Host, prometheus: None) -> None:
     """Each expression of the dashboard is one that Prometheus understands, and most have an answer on a host with sites."""
     host.run("certdrop-status", "--prometheus", FILE, code=0)
-    time.sleep(2.5)
+    looked()
     with open(DASHBOARD, encoding="utf-8") as stream:
         panels = json.load(stream)["panels"]
     answered = 0
