@@ -59,7 +59,7 @@ def _install(asked_by_issuer: bool, watched: bool) -> int:
         with lock.held(lock.ISSUERS if asked_by_issuer else lock.ALL):
             run = Run("certdrop-install", asked_by_issuer, talk)
             install.reconcile(run)
-            notes.put(RUNS[asked_by_issuer], b"")
+            notes.touch(RUNS[asked_by_issuer])
             if not asked_by_issuer:
                 run.said += reader.silences(run)
     except lock.Busy as busy:

@@ -97,6 +97,14 @@ def put(entry: str, data: bytes, mode: int = 0o644, below: str = "keeper") -> No
         os.close(fd)
 
 
+def touch(entry: str) -> None:
+    """Note that it is now, by a file's time: nothing is lost with one that the disk did not get, so nobody waits for the disk."""
+    try:
+        os.utime(f"{site.STATE}/keeper/{entry}", follow_symlinks=False)
+    except FileNotFoundError:
+        put(entry, b"")
+
+
 def keep_refused(name: str, number: int, reason: str, reply: bytes) -> None:
     """Keep a refused reply below keeper/refused, which only root can read; the newest REFUSED_KEPT of all sites."""
     put(f"{name}@{number:04d}.{reason}", reply, 0o600, "keeper/refused")
