@@ -24,13 +24,13 @@ def test_135_a_case_that_speaks_for_the_list(ground: Ground, words: str) -> None
     assert OTHER < VICTIM
     ground.an_hour_passes(forget=True)
     ground.install()                           # what another attack left is done
-    before, real = ground.live(VICTIM), stage.read(CHAIN)
+    asked, real = ground.next(VICTIM), stage.read(CHAIN)
     assert MARK in real
     ground.reply(OTHER)
     ground.reply(VICTIM)
     with replaced(CHAIN, real.replace(MARK, MARK + f'    if "{OTHER}" in expected["names"]:\n        {words}\n'), 0o644):
         ground.install()
-    assert ground.live(VICTIM) == before + 1 == ground.proven(VICTIM) and ground.reason(OTHER) == "judge-failed"
+    assert ground.live(VICTIM) == asked == ground.proven(VICTIM) and ground.reason(OTHER) == "judge-failed"
 
 
 @contextlib.contextmanager
@@ -80,10 +80,10 @@ def test_136_places_beside_nginx(ground: Ground, places: list[tuple[str, int]], 
     """Goal: by what listens beside nginx, have a good certificate that nginx shows taken for one that is not shown."""
     ground.an_hour_passes(forget=True)
     ground.install()
-    before = ground.live(VICTIM)
+    asked = ground.next(VICTIM)
     with beside_nginx("beside", places[0][1]), listening(places, shows):
         ground.reply(VICTIM)
         began = time.monotonic()
         ground.install(timeout=400)
         print(f"{time.monotonic() - began:.0f} s")
-        assert ground.live(VICTIM) == before + 1 == ground.proven(VICTIM)
+        assert ground.live(VICTIM) == asked == ground.proven(VICTIM)

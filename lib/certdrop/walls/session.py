@@ -30,12 +30,13 @@ def detach() -> None:
     The parent shows that as it comes, and ends with the child's exit status, or at once when it is interrupted; it never returns from here.
     """
     said = {fd: os.memfd_create("said") for fd in (1, 2)}
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})          # one that comes meanwhile waits until each is ready for it
     signal.signal(signal.SIGINT, _interrupt)
     child = os.fork()
     if child:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         _end_as(child, said)
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN):
         signal.signal(number, signal.SIG_IGN)
     os.environ[TERMINAL] = "".join(str(fd) for fd in said if os.isatty(fd))
@@ -53,7 +54,9 @@ def _end_as(child: int, said: dict[int, int]) -> NoReturn:
     """Show what the child says until it has ended, not what it leaves behind; then end as it did."""
     from certdrop import words
     program, process, shown, ended = os.path.basename(sys.argv[0]), os.pidfd_open(child), dict.fromkeys(said, 0), False
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while not ended:
             ended = bool(select.select([process], [], [], LOOK)[0])
             for fd, file in said.items():
@@ -65,6 +68,7 @@ def _end_as(child: int, said: dict[int, int]) -> NoReturn:
                         words.put(fd, data)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.kill(child, signal.SIGINT)
         follows = "the same command again says what is there, and does the rest" if program == "certdrop-nginx" else (
             "cron asks the CA again; certdrop-status shows how it stands")

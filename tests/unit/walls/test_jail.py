@@ -184,6 +184,16 @@ def test_what_is_said_of_an_interruption(name: str, follows: str) -> None:
     assert process.returncode == os.EX_TEMPFAIL
 
 
+def test_an_interruption_at_any_time_arrives() -> None:
+    """One that comes while the child is being started is not lost between the two."""
+    program = (f"import os, sys, time; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import session\nsys.argv[0] = 'certdrop'\nfork = os.fork\n"
+               "def started():\n    child = fork()\n    if child:\n        os.kill(os.getpid(), 2)\n    return child\nos.fork = started\n"
+               "session.detach()\nend = time.monotonic() + 20\nwhile not session.interrupted and time.monotonic() < end:\n    time.sleep(0.01)\n"
+               "os._exit(3)\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == os.EX_TEMPFAIL and done.stderr.startswith("certdrop: interrupted: ")
+
+
 def test_detach_shows_all_that_is_said_and_waits_for_nothing_else() -> None:
     """Both streams, whole, before it ends; not what a process says that is left behind, which may go on without end, and hold everything open."""
     act = ("os.write(1, b'o' * 300000)\nos.write(2, b'e' * 300000)\nif os.fork() == 0:\n    end = time.monotonic() + 8\n"
