@@ -37,7 +37,7 @@ MAN = $(sort $(wildcard man/*.[158]))
 UNITS = $(sort $(wildcard systemd/*))
 PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
-SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make)
+SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make share/certspotter/mail-foreign)
 SHELL_SCRIPTS = tests/second_ca/fetch setup/setup .ci/closed .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
@@ -157,6 +157,7 @@ install: install-files install-snippets install-units
 install-files:
 	install -d $(SBINDIR) $(BINDIR) $(SHAREDIR)/certdrop $(SHAREDIR)/nginx $(DOCDIR)/examples $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -D -m 644 share/prometheus/certdrop.rules.yml $(SHAREDIR)/prometheus/certdrop.rules.yml
+	install -D -m 755 share/certspotter/mail-foreign $(SHAREDIR)/certspotter/mail-foreign
 	install -D -m 644 share/grafana/certdrop.json $(SHAREDIR)/grafana/certdrop.json
 	install -d $(ETCDIR)/services.d $(THEIRS)/apparmor.d/abstractions $(THEIRS)/sudoers.d $(THEIRS)/cron.d $(THEIRS)/logrotate.d
 	install -m 755 $(SBIN) $(SBINDIR)
@@ -182,7 +183,7 @@ install-files:
 	[ "$(PREFIX)" = /usr ] || sed -i 's#/usr/{local/,}#$(PREFIX)/#g' $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop
 	[ "$(PREFIX)$(SYSCONFDIR)" = /usr/etc ] || sed -i 's#/usr/\(sbin\|bin\|share\)/certdrop#$(PREFIX)/\1/certdrop#g; s#/etc/certdrop#$(SYSCONFDIR)/certdrop#g' \
 		$(addprefix $(SBINDIR)/,$(notdir $(SBIN))) $(addprefix $(BINDIR)/,$(notdir $(BIN))) $(patsubst lib/%,$(SHAREDIR)/%,$(MODULES)) \
-		$(SHAREDIR)/layout $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop \
+		$(SHAREDIR)/layout $(SHAREDIR)/certspotter/mail-foreign $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop \
 		$(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop
 
 # The package leaves this to ucf, which asks before it replaces what an administrator edited.

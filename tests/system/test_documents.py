@@ -117,6 +117,11 @@ def with_addresses(host: Host) -> None:
         subprocess.run(["ip", "address", "replace", address, "dev", "lo"], check=True)
 
 
+def certspotter(host: Host) -> None:
+    """The directories of its package."""
+    os.makedirs("/etc/certspotter/hooks.d", exist_ok=True)
+
+
 def none(host: Host) -> None:
     """Nothing is configured."""
     os.unlink(CONFIG)
@@ -124,7 +129,9 @@ def none(host: Host) -> None:
 
 BEFORE: dict[tuple[str, int], Callable[[Host], None]] = {
     ("5. Look at it", 0): served, ("6. Get mail", 0): served, ("4. Have nginx serve it", 2): none, ("RSA beside ECDSA", 0): served,
-    ("A certificate for an IP address", 0): with_addresses, ("A key is compromised", 0): served, ("A key is compromised", 1): old, ("Remove a site", 0): served,
+    ("A certificate for an IP address", 0): with_addresses,
+    ("Hear of certificates that others got for your names", 0): certspotter,
+    ("A key is compromised", 0): served, ("A key is compromised", 1): old, ("Remove a site", 0): served,
     ("DANE: the TLSA record before the key", 0): served, ("Move to another host", 0): served, ("Come from another client", 0): left_by_certbot,
     ("Go back to certbot", 0): served, ("When it fails", 0): served}
 GOES_ON = {("4. Have nginx serve it", 0), ("4. Have nginx serve it", 1)}        # the blocks before are its beginning
@@ -140,6 +147,8 @@ def after(host: Host, heading: str) -> None:
         assert host.status(NAME)["state"] == "serving" and "/etc/letsencrypt" not in stage.read("/etc/nginx/sites-available/old")
     elif heading in ("Remove a site", "Go back to certbot"):
         assert not os.path.exists(f"{STATE}/live/{NAME}")
+    elif heading == "Hear of certificates that others got for your names":
+        assert host.run("/etc/certspotter/hooks.d/mail-foreign", code=0) and "unknown event" in host.world.mail.messages()[-1].subject
     if heading == "Go back to certbot":
         with open(f"/etc/letsencrypt/live/{NAME}/cert.pem", "rb") as stream:
             assert host.served(NAME) == stage.fingerprint(stream.read().decode())

@@ -25,12 +25,13 @@ from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
 LINE = Program("certdrop-status", "certdrop-status(1)", Syntax((
-    "[--no-probe] [--warning PERCENT] [--critical PERCENT]\n[--json | --nagios | --prometheus [FILE] | --html [FILE]] [NAME...]",),
+    "[--no-probe] [--warning PERCENT] [--critical PERCENT]\n[--json | --nagios | --prometheus [FILE] | --html [FILE] | --own-keys [FILE]] [NAME...]",),
     "Shows what is on disk, what the services of this host show, when each certificate is renewed, and the last error.", {
         "--json": "a list of objects, for programs",
         "--nagios": "one line, exit code 0, 1, 2 or 3, performance data",
         "--prometheus [FILE]": "metrics; into FILE, whole or not at all, for node_exporter's textfile collector",
         "--html [FILE]": "one web page, whole in itself; into FILE, whole or not at all",
+        "--own-keys [FILE]": "the keys whose certificates are ours, for who watches the logs of Certificate Transparency; into FILE, whole or not at all",
         "--no-probe": "ask no service",
         "--warning PERCENT": "of the lifetime that is left: so much or less is a warning",
         "--critical PERCENT": "and so much or less is critical",
@@ -44,11 +45,11 @@ class Options:
     """What was given. Raises Usage."""
 
     def __init__(self, words: Words) -> None:
-        forms = [form for form in ("json", "nagios", "prometheus", "html") if f"--{form}" in words.options]
+        forms = [form for form in ("json", "nagios", "prometheus", "html", "own-keys") if f"--{form}" in words.options]
         if len(forms) > 1:
             raise Usage(f"--{forms[0]} and --{forms[1]} exclude each other")
         self.form = forms[0] if forms else "table"
-        self.file = words.options.get(f"--{self.form}", "") if self.form in ("prometheus", "html") else ""
+        self.file = words.options.get(f"--{self.form}", "") if self.form in ("prometheus", "html", "own-keys") else ""
         if self.file and not self.file.startswith("/"):
             raise Usage(f"--{self.form}: give the whole path of a file, from / on")
         self.probe = "--no-probe" not in words.options
@@ -91,6 +92,8 @@ def show(options: Options, out: TextIO) -> int:
     if unknown:
         print(f"certdrop-status: {unknown[0]!a:.80}: no such site; certdrop-status lists them", file=sys.stderr)
         return verdict.UNKNOWN
+    if options.form == "own-keys":
+        return own_keys(reader, options.names or names, out)
     sites = together(look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now))
     keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
     watcher = reader.watcher()
@@ -126,6 +129,18 @@ def show(options: Options, out: TextIO) -> int:
             print(f"certdrop-status: {phrases.silence(one.who, one.quiet)}; it should run every {phrases.span(verdict.OFTEN[one.who])}; "
                   "sudo certdrop-check says what keeps it from running", file=sys.stderr)
     return code
+
+
+def own_keys(reader: Reader, names: list[str], out: TextIO) -> int:
+    """Print a line for each key: its hash, and whose it is. All of them or none, so that no list is taken for whole that is not."""
+    try:
+        found = sorted({f"{key.spki} {name}@{key.number:04d}" for name in names for key in reader.keys(name)})
+    except (OSError, ValueError) as error:
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"certdrop-status: {events.clean(why)}; our own keys are not all known; sudo certdrop-check says what is wrong", file=sys.stderr)
+        return verdict.UNKNOWN
+    out.write("".join(line + "\n" for line in found))
+    return verdict.OK
 
 
 def together(sites: list[Verdict]) -> list[Verdict]:

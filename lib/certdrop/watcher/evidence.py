@@ -148,6 +148,14 @@ class Past:
 
 
 @dataclass
+class Key:
+    """A key that the next certificate, or one that has not ended, is for: its generation, the SHA-256 of its SubjectPublicKeyInfo."""
+
+    number: int
+    spki: str
+
+
+@dataclass
 class Orders:
     """What the issuer says of its orders: by day (orders, certificates, validations that failed), and what counts against the CA's limit."""
 
@@ -258,6 +266,36 @@ class Reader:
                 begin, end = number(said, "not_before"), number(said, "not_after")
                 if begin and end and begin <= end and not os.path.exists(f"{place}/{at:04d}/placeholder"):
                     found.append(Past(at, begin, end))
+        return found
+
+    def keys(self, name: str) -> list[Key]:
+        """The keys of a site whose certificates are ours: of all generations that have not ended, and of next; oldest first.
+
+        No burnt one: a certificate for it that somebody asks for is not ours. Raises OSError and ValueError: a list that
+        may lack what it has to hold, or hold what it must not, is none.
+        """
+        try:
+            return self._keys(name, _burnt(strict=True))
+        except spool.Refused as error:
+            raise ValueError(f"a file of root's notes on {name} cannot be used: {error}") from error
+
+    def _keys(self, name: str, burnt: set[str]) -> list[Key]:
+        place, found = f"{configuration.STATE}/sites/{name}", []
+        try:
+            numbers = sorted(int(entry) for entry in os.listdir(place) if _NUMBER.fullmatch(entry))
+        except FileNotFoundError:
+            return []                          # configured, not made yet
+        for at in numbers:
+            here = f"{place}/{at:04d}"
+            try:
+                spki = as_object(_read(here, "request.json", ROOT)).get("spki_sha256")
+                end = number(as_object(_read(here, "cert.json", ROOT)), "not_after") if os.path.exists(f"{here}/nginx.conf") else LATEST
+            except FileNotFoundError:
+                continue                       # removed, while we looked
+            if not isinstance(spki, str) or not _HEX.fullmatch(spki):
+                raise ValueError(f"{here}/request.json names no key")
+            if spki not in burnt and (end or 0) > time.time() and not os.path.exists(f"{here}/placeholder"):
+                found.append(Key(at, spki))
         return found
 
     def orders(self) -> Orders:
@@ -446,11 +484,15 @@ def _first_line(folder: str, name: str, owner: int) -> tuple[str, float]:
         return "", 0.0
 
 
-def _burnt() -> set[str]:
-    """The compromised keys, as root lists them."""
+def _burnt(strict: bool = False) -> set[str]:
+    """The compromised keys, as root lists them. With `strict`, raises OSError and spool.Refused where they cannot be known."""
     try:
         return set(_read(f"{configuration.STATE}/keeper", "burnt", ROOT, OWN).decode("ascii", "replace").split())
+    except FileNotFoundError:
+        return set()
     except (OSError, spool.Refused):
+        if strict:
+            raise
         return set()
 
 

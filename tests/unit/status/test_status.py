@@ -573,6 +573,40 @@ def test_prometheus_file_is_replaced_whole(world: World, tmp_path: Path, monkeyp
     assert before == target.read_text() and ["certdrop.prom"] == os.listdir(place)
 
 
+def give_key(world: World, name: str, number: int, spki: str, end: float | None = None) -> None:
+    """A generation with this key; complete where it has an end, in seconds from now."""
+    world.generation(name, number, complete=end is not None)
+    place = world.state / "sites" / name / f"{number:04d}"
+    world.put(place / "request.json", json.dumps({"spki_sha256": spki}).encode())
+    if end is not None:
+        world.put(place / "cert.json", json.dumps({"not_after": int(time.time() + end)}).encode())
+
+
+def test_own_keys_are_those_whose_certificates_are_ours(world: World) -> None:
+    """Of what has not ended, withdrawn or not, and of next, which has no certificate yet; no placeholder's, and none that is burnt."""
+    world.site("example.org")
+    keys = {number: f"{number:064x}" for number in range(1, 7)}
+    for number, end in ((1, -60.0), (2, DAY), (3, DAY), (4, DAY), (5, DAY), (6, None)):
+        give_key(world, "example.org", number, keys[number], end)
+    for number, marker in ((3, "withdrawn"), (5, "placeholder")):
+        world.put(world.state / f"sites/example.org/{number:04d}" / marker, b"")
+    world.put(world.state / "keeper/burnt", f"{keys[4]}\n".encode())
+    assert run("--own-keys") == (0, "".join(f"{keys[number]} example.org@{number:04d}\n" for number in (2, 3, 6)))
+
+
+@pytest.mark.parametrize("path, content", [("keeper/burnt", None), ("sites/example.org/0001/request.json", b"{}"), ("sites/example.org/0001/cert.json", b"[]")])
+def test_a_list_of_own_keys_is_whole_or_none(path: str, content: bytes | None, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a key, or what is burnt, cannot be known, nothing is printed but why."""
+    world.site("example.org")
+    give_key(world, "example.org", 1, "1" * 64, DAY)
+    give_key(world, "example.org", 2, "2" * 64)
+    if content is None:
+        (world.state / path).mkdir()
+    else:
+        world.put(world.state / path, content)
+    assert run("--own-keys") == (3, "") and "our own keys are not all known" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv", [["--json", "--nagios"], ["--frobnicate"], ["--warning"], ["--warning", "x"], ["--critical", "200"]])
 def test_usage_is_unknown(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A command line that is not understood is 3, with one line and the usage."""
