@@ -1,8 +1,8 @@
 """What becomes of a request of the CA's for a challenge, by nginx's configuration: whether it leads to certdrop, what is in the way, and how to mend that.
 
-Each request is followed through nginx's phases (request.py), and where it is redirected as CAs follow (RFC 8555 section 8.3). What hangs on something that
+Each request is followed through nginx's phases (request/), and where it is redirected as CAs follow (RFC 8555 section 8.3). What hangs on something that
 nobody can know beforehand is tried both ways; where these differ the answer is that it cannot be told. It is a reading: a token that is fetched decides.
-Runs as: anyone; root in certdrop-check. Trusts, reads: as request.py does. Writes: nothing.
+Runs as: anyone; root in certdrop-check. Trusts, reads: as request/files.py does. Writes: nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from certdrop import spool
 from certdrop.config import site
 from certdrop.nginx import expression
 from certdrop.nginx.configuration import Configuration, Server, listened, rank
-from certdrop.nginx.request import Asked, End, Guesses, Request, kind_of
+from certdrop.nginx.request import phases
+from certdrop.nginx.request.asked import Asked, End
+from certdrop.nginx.request.locations import kind_of
+from certdrop.nginx.request.state import Guesses, words
 from certdrop.nginx.syntax import Directive
 
 PATH = "/.well-known/acme-challenge/"
@@ -122,7 +125,7 @@ def ends(config: Configuration, server: Server, asked: Asked, passed: frozenset[
         guesses = Guesses(given)
         end: End | expression.Unknown
         try:
-            end = Request(config, server, asked, guesses, f"{spool.challenges()}/{TOKEN}", passed).end()
+            end = phases.end(config, server, asked, guesses, f"{spool.challenges()}/{TOKEN}", passed)
         except expression.Unknown as unknown:
             end = unknown
         yield end, guesses.why[0] if guesses.why else ""
@@ -136,14 +139,14 @@ def _wrapped(config: Configuration, asked: Asked, server: Server) -> _Outcome:
     if wrapped == ("ssl" if asked.tls else ""):
         verify = [one for one in config.settings(server, "ssl_verify_client") if one.value == "on"] if asked.tls else []
         refused = [one for one in config.settings(server, "ssl_reject_handshake") if one.value == "on"] if asked.tls else []
-        return _Outcome(f"{(verify + refused)[0].place}: {_words((verify + refused)[0])} refuses the CA") if verify + refused else _Outcome()
+        return _Outcome(f"{(verify + refused)[0].place}: {words((verify + refused)[0])} refuses the CA") if verify + refused else _Outcome()
     at = [one for other in config.servers for one in other.all("listen")
           if wrapped and wrapped in one.args and any(found.port == asked.port for found in listened(*one.args))]
     if not at:
         return _Outcome(f"port {asked.port} does not speak {'TLS' if asked.tls else 'plain HTTP'}")
     if wrapped == "http2":
-        return _Outcome(f"{at[0].place}: {_words(at[0])}: before 1.25.1, nginx speaks nothing but HTTP/2 there", _take_out(wrapped, at), True)
-    return _Outcome(f"{at[0].place}: {_words(at[0])} makes port {asked.port} one that does not speak {'TLS' if asked.tls else 'plain HTTP'}",
+        return _Outcome(f"{at[0].place}: {words(at[0])}: before 1.25.1, nginx speaks nothing but HTTP/2 there", _take_out(wrapped, at), True)
+    return _Outcome(f"{at[0].place}: {words(at[0])} makes port {asked.port} one that does not speak {'TLS' if asked.tls else 'plain HTTP'}",
                     _take_out(wrapped, at))
 
 
@@ -156,10 +159,10 @@ def _outcome(config: Configuration, server: Server, asked: Asked, end: End, hops
     name, at = asked.name, end.at
     if end.kind == "file" and end.status == 200 and _is_the_token(end.what):
         return _Outcome()
-    said = f"{at.place}: {_words(at)}" if at else _block(server)
+    said = f"{at.place}: {words(at)}" if at else _block(server)
     if end.top:
         by = at if at and (at is end.top or at in config.expand(end.top.block)) else end.top
-        said = f"{by.place}: {_words(by)} of the server block comes before every location"
+        said = f"{by.place}: {words(by)} of the server block comes before every location"
     if end.kind == "redirect":
         return _followed(config, asked, end, hops, said if end.top else f"{said} takes the challenges for {name}")
     if end.top:
@@ -265,7 +268,3 @@ def _keeps_from(config: Configuration, server: Server, name: str, address: str) 
 
 def _block(server: Server) -> str:
     return f"the server block at {server.directive.place}"
-
-
-def _words(one: Directive) -> str:
-    return " ".join([one.name, *one.args])[:120]

@@ -13,7 +13,7 @@ from certdrop.nginx.syntax import Directive
 _HANDLERS = re.compile(r".*_pass|empty_gif|stub_status|perl|api|status|upstream_conf|hls|f4f|echo\w*|(content|rewrite|access)_by_lua\w*|js_content|"
                        r"check_status|rtmp_stat|vhost_traffic_status_display|(nchan|push_stream)_(publisher|subscriber|pubsub)\w*")
 
-# Followed by request.py, or of no concern to one that fetches a token.
+# Followed by request/, or of no concern to one that fetches a token.
 _KNOWN = re.compile(r"""
     (proxy|fastcgi|uwsgi|scgi|grpc|memcached|ssl|client|gzip|gunzip|brotli|zstd|open_file_cache|keepalive|http2|http3|quic|resolver|sendfile|send|tcp|
      lingering|limit_rate|limit_conn|limit_req|index|autoindex|userid|charset|source_charset|override_charset|msie|directio|aio|output|types_hash|
