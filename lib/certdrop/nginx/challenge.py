@@ -27,6 +27,7 @@ SNIPPET = "include /etc/nginx/snippets/certdrop-challenge.conf;"
 WRITE = "certdrop-nginx --write"
 REDIRECTS = 10                     # as many as CAs follow
 MANY = 64                          # combinations of guesses that are tried
+PLACES = 40                        # that are looked at, where each leads to others
 
 
 class Way(NamedTuple):
@@ -63,6 +64,9 @@ class _Outcome(NamedTuple):
     unclear: bool = False
 
 
+_Known = dict[tuple[Asked, int], _Outcome]                     # what comes of a request, by the redirects that it may still follow
+
+
 def addresses(config: Configuration) -> list[str]:
     """Where nginx listens at port 80, the wildcards as the loopback's; the loopback where it does not."""
     return config.answers.addresses(80) or ["127.0.0.1"]
@@ -94,8 +98,18 @@ def way(config: Configuration, address: str, name: str, wish: Wish = Wish()) -> 
     return Way(server, why, mend, found.unclear)
 
 
-def _together(config: Configuration, asked: Asked, hops: int = REDIRECTS) -> _Outcome:
-    """What all guesses come to. Raises Unknown."""
+def _together(config: Configuration, asked: Asked, hops: int = REDIRECTS, known: _Known | None = None) -> _Outcome:
+    """What all guesses come to. `known` is what is known of places that were looked at on the way. Raises Unknown."""
+    known = {} if known is None else known
+    if (asked, hops) not in known:
+        if len(known) >= PLACES:
+            raise expression.Unknown("too much in it hangs on what cannot be known")
+        known[asked, hops] = _looked_at(config, asked, hops, known)
+    return known[asked, hops]
+
+
+def _looked_at(config: Configuration, asked: Asked, hops: int, known: _Known) -> _Outcome:
+    """The same, not yet known."""
     if config.cut:
         return _Outcome("it is longer, or nested deeper, than is read", unclear=True)
     server = config.answers.find(asked.address, asked.port, asked.name)
@@ -107,7 +121,7 @@ def _together(config: Configuration, asked: Asked, hops: int = REDIRECTS) -> _Ou
         return wrapped
     found: dict[_Outcome, str] = {}
     for end, why in ends(config, server, asked):
-        found.setdefault(_outcome(config, server, asked, end, hops) if isinstance(end, End) else _Outcome(str(end), end.mend, True), why)
+        found.setdefault(_outcome(config, server, asked, end, hops, known) if isinstance(end, End) else _Outcome(str(end), end.mend, True), why)
     bad = [one for one in found if one.why]
     unclear = [one for one in bad if one.unclear]
     if not bad or (len(bad) == len(found) and not unclear):
@@ -154,7 +168,7 @@ def _take_out(word: str, at: list[Directive]) -> str:
     return f"take the word {word} out of " + " and ".join(f"the listen at {one.place}" for one in at)
 
 
-def _outcome(config: Configuration, server: Server, asked: Asked, end: End, hops: int) -> _Outcome:
+def _outcome(config: Configuration, server: Server, asked: Asked, end: End, hops: int, known: _Known) -> _Outcome:
     """What an end means for a challenge."""
     name, at = asked.name, end.at
     if end.kind == "file" and end.status == 200 and _is_the_token(end.what):
@@ -164,7 +178,7 @@ def _outcome(config: Configuration, server: Server, asked: Asked, end: End, hops
         by = at if at and (at is end.top or at in config.expand(end.top.block)) else end.top
         said = f"{by.place}: {words(by)} of the server block comes before every location"
     if end.kind == "redirect":
-        return _followed(config, asked, end, hops, said if end.top else f"{said} takes the challenges for {name}")
+        return _followed(config, asked, end, (hops, known), said if end.top else f"{said} takes the challenges for {name}")
     if end.top:
         return _Outcome(said)
     if not end.locations and end.kind != "other":
@@ -190,7 +204,7 @@ def _is_ourselves(config: Configuration, one: Directive) -> bool:
     return one.name == "proxy_pass" and found is not None and bool(config.answers.addresses(int(found[2] or 80)))
 
 
-def _followed(config: Configuration, asked: Asked, end: End, hops: int, said: str) -> _Outcome:
+def _followed(config: Configuration, asked: Asked, end: End, so_far: tuple[int, _Known], said: str) -> _Outcome:
     """Where a redirect leads: CAs go to ports 80 and 443, ten times."""
     parts = re.fullmatch(r"(?:(\w+):)?(?://(\[[^\]]*\]|[^/?#:]+)(?::(\d+))?)?([^?#]*)(?:\?([^#]*))?(?:#.*)?", end.what, re.DOTALL)
     scheme = (parts and parts[1] or f"http{'s' if asked.tls else ''}").lower()
@@ -198,13 +212,14 @@ def _followed(config: Configuration, asked: Asked, end: End, hops: int, said: st
     if not parts or (not parts[2] and (parts[1] or parts[4].startswith("//"))) or scheme not in ("http", "https") or (
             port not in (None, {"http": "80", "https": "443"}[scheme])):
         return _Outcome(f"{said}: it leads to {end.what[:120]}, where CAs do not go")
+    hops, known = so_far
     if hops <= 0:
         return _Outcome(f"{said}: redirected again and again")
     path = parts[4] if parts[4].startswith("/") or parts[2] else asked.path.rpartition("/")[0] + "/" + parts[4]
     to = Asked(host, asked.address, path or "/", parts[5] or "", scheme == "https", True)
     if host != asked.name and not any(_is_for(server, host) for server in config.servers):
         return _Outcome(f"{said}: it leads to {scheme}://{host}, which is another host", unclear=True)
-    found = _together(config, to, hops - 1)
+    found = _together(config, to, hops - 1, known)
     return found._replace(why=f"{said}: it leads to {scheme}://{host}, and {found.why}", mend="") if found.why else found
 
 

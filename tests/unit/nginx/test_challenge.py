@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 
 import pytest
 
@@ -145,6 +146,10 @@ TO_HTTPS = "server { listen 80; server_name a.test; return 301 https://$host$req
     (f"server {{ listen 80; {HAND % 'return 404;'} }}", "return 404 takes"), (f"server {{ listen 80; {HAND % 'return https://other.test;'} }}", "other.test"),
     (f"server {{ listen 80; {HAND % 'if ($request_method = GET) { return 403; }'} }}", "return 403 takes"),
     (f"server {{ listen 80; {HAND % 'try_files $uri.html =404;'} }}", "does not lead"),
+    (f"server {{ listen 80; rewrite ^/(.*)$ /$1; break; {HAND % ''} }}", "comes before every location"),
+    (f"server {{ listen 80; {HAND % 'if ($scheme = http) { rewrite ^/(.*)$ /$1; break; }'} }}", "does not lead"),
+    (f"server {{ listen 80; add_after_body /x; addition_types text/plain; {HAND % ''} }}", "add_after_body"),
+    (f"server {{ listen 80; add_after_body /x; addition_types text/plain; {HAND % ''} location /x {{ return 200 x; }} }}", "add_after_body"),
     (f"server {{ listen 80; {HAND % 'rewrite (.*) $1 break;'} }}", "does not lead"),
     (f"server {{ listen 80; rewrite (.*) $1 break; {HAND % 'try_files $uri =404;'} }}", "comes before every location"),
     ("server { listen 80; set $away 1; if ($away) { return 301 http://a.test:8080/; } CHALLENGE; }", "where CAs do not go"),
@@ -205,6 +210,9 @@ def test_what_hangs_on_something_unknown_cannot_be_told(text):
     f"server {{ listen 80; limit_req zone=one burst=20; {HAND % ''} }}",
     "map $http_upgrade $connection { default upgrade; '' close; } server { listen 80; if ($connection = upgrade) { return 403; } CHALLENGE; }",
     "server { listen 80; if ($http_user_agent ~ bot) { set $bot 1; } CHALLENGE; if ($scheme = https) { return 403; } }",
+    f"server {{ listen 80; add_after_body /x; addition_types text/plain; {HAND % ''} location /x {{ return 204; }} }}",
+    f"server {{ listen 80; add_before_body /x; addition_types text/plain; {HAND % ''} location /x {{ return 200; }} }}",
+    f"server {{ listen 80; rewrite ^/old(.*)$ /$1; break; {HAND % ''} }}",
     "server { listen 80; error_page 404 = @old; location @old { root /srv; } CHALLENGE; }", "server { listen 80; modsecurity off; CHALLENGE; }",
 ])
 def test_what_lets_a_token_through_is_no_alarm(text):
@@ -230,7 +238,17 @@ def test_links_are_followed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["server { listen 80; if { } if () { } if ($) { } if ($host) { } location; location { } location ~ ((( { } alias; }",
+                                  "server { listen 80; add_after_body /x; addition_types *; location /x { rewrite ^ $request_uri last; } CHALLENGE; }",
+                                  "server { listen 80; auth_request /x; location /x { rewrite ^ $request_uri last; } location /.well-known/ { root /srv; } }",
                                   "server { listen 80; location ~ (a+)+$ { location /.well-known/ { alias; } } rewrite; return; }", "server {"])
 def test_nothing_raises(text):
     """Whatever stands there, there is an answer."""
     assert isinstance(way(text), challenge.Way)
+
+
+def test_redirects_that_hang_on_headers_have_an_end():
+    """Each guess leads to another place, where as many are made again: that is given up, and soon."""
+    ifs = " ".join(f"if ($http_user_agent ~ {at}) {{ rewrite ^(.*)$ $1/{at} redirect; }}" for at in "abcdef")
+    begin = time.process_time()
+    found = way(f"server {{ listen 80; server_name a.test; {ifs} CHALLENGE; }}")
+    assert found.unclear and time.process_time() - begin < 3

@@ -13,6 +13,7 @@ from typing import NoReturn
 from certdrop.nginx import directives
 from certdrop.nginx.expression import Unknown
 from certdrop.nginx.request import access, files, values
+from certdrop.nginx.request.asked import End
 from certdrop.nginx.request.state import Elsewhere, State, Status, words
 from certdrop.nginx.syntax import Directive
 
@@ -42,7 +43,7 @@ def try_files(state: State) -> str | None:
     raise Elsewhere(path, args)
 
 
-def serve(state: State, tried: str | None) -> NoReturn:
+def serve(state: State, tried: str | None, beside: access.Beside) -> NoReturn:
     """NGX_HTTP_CONTENT_PHASE, and what the filters make of it. Raises Over, Status."""
     handler = _handler(state)
     if handler:
@@ -59,7 +60,7 @@ def serve(state: State, tried: str | None) -> NoReturn:
         if not path.startswith("/") or not os.path.isfile(path):               # the former is below nginx's own prefix
             raise Status(404, root)
         raise state.over("file", state.status or 200, path, root)
-    refused = _refuses_links(state, path) or access.is_too_much(state) or _alters(state)
+    refused = _refuses_links(state, path) or access.is_too_much(state) or _alters(state, beside)
     if refused:
         raise Status(403, refused)
     if state.status not in (0, 200):
@@ -85,13 +86,13 @@ def _refuses_links(state: State, path: str) -> Directive | None:
     return found[0] if files.refuses_links(path, found[0], spared) else None
 
 
-def _alters(state: State) -> Directive | None:
+def _alters(state: State, beside: access.Beside) -> Directive | None:
     """The filter that would change what is served. A token has no extension, so default_type says what it is."""
     default = state.setting("default_type")
     kind = (values.text(state, default[0].value) or "") if default else "text/plain"
-    for name in ("add_before_body", "add_after_body"):
+    for name in ("add_before_body", "add_after_body") if not state.is_sub else ():
         for one in state.setting(name):
-            if one.value and _is_of_type(state, kind, "addition_types"):
+            if one.value and _is_of_type(state, kind, "addition_types") and not _is_empty(beside(one.value)):
                 return one
     for one in state.setting("sub_filter"):
         if _is_of_type(state, kind, "sub_filter_types") and re.fullmatch(r"[A-Za-z0-9._-]+", one.value) and state.guesses.guess(
@@ -99,6 +100,11 @@ def _alters(state: State) -> Directive | None:
             return one
     return next((one for one in state.setting("image_filter", "xslt_stylesheet")
                  if one.value != "off" and (one.name == "image_filter" or _is_of_type(state, kind, "xslt_types", "text/xml"))), None)
+
+
+def _is_empty(end: End) -> bool:
+    """Whether an answer has no text; that of an error has one."""
+    return end.kind == "status" and 200 <= end.status < 300 and not end.what
 
 
 def _is_of_type(state: State, kind: str, name: str, usual: str = "text/html") -> bool:

@@ -110,9 +110,13 @@ def _after_find(state: State) -> NoReturn:
             if state.left <= 0:
                 raise Status(500)
             _from_location(state)
+
+    def beside(path: str) -> End:
+        return _beside(state, path)
+
     if not state.is_sub:
-        access.pass_in(state, lambda path: _beside(state, path))
-    content.serve(state, content.try_files(state))
+        access.pass_in(state, beside)
+    content.serve(state, content.try_files(state), beside)
 
 
 def _beside(state: State, path: str) -> End:

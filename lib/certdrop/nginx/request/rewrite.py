@@ -37,6 +37,7 @@ def _run(state: State, inside: list[Directive], location: Directive | None, chan
             else:
                 state.values[name] = values.text(state, one.args[1])
         elif one.name == "break":
+            state.valid = state.valid and not changed[0]   # ngx_http_script_break_code: as "rewrite ... break"
             changed[0] = False
             return True
         elif one.name == "return":
