@@ -16,6 +16,7 @@ CONTACT = "account-contact"
 KEY_CHANGED = "account-key-changed"
 DEACTIVATED = "account-deactivated"
 SILENT = "not-seen-to-run"
+WAITS = "waits-for-tlsa"
 NOT_SIGNED = "not-signed"
 UNCONFINED = "sandbox-missing"
 # watcher

@@ -30,6 +30,7 @@ FOREIGN = "it is of another CA than the configured one"
 HURRIED = "it was renewed too often in a short time"
 HELD = "an earlier try failed"
 WANTED = "root wants it now"
+TLSA = "it waits for the TLSA record of the next key"
 
 
 def lifetime(certificate: Certificate) -> float:

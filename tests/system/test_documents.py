@@ -132,7 +132,8 @@ BEFORE: dict[tuple[str, int], Callable[[Host], None]] = {
     ("A certificate for an IP address", 0): with_addresses,
     ("Hear of certificates that others got for your names", 0): certspotter,
     ("A key is compromised", 0): served, ("A key is compromised", 1): old, ("Remove a site", 0): served,
-    ("DANE: the TLSA record before the key", 0): served, ("Move to another host", 0): served, ("Come from another client", 0): left_by_certbot,
+    ("DANE: the TLSA record before the key", 0): served, ("DANE: the TLSA record before the key", 1): served,
+    ("Move to another host", 0): served, ("Come from another client", 0): left_by_certbot,
     ("Go back to certbot", 0): served, ("When it fails", 0): served}
 GOES_ON = {("4. Have nginx serve it", 0), ("4. Have nginx serve it", 1)}        # the blocks before are its beginning
 

@@ -28,6 +28,7 @@ OURS = {
     "issuer": {"renewal", "start", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "signer"},
     "issuer/manage": {"commandline"},
     "issuer/handover": {"frames"},
+    "issuer/tlsa": {"watcher/resolver"},         # it asks the DNS as the doctor does, by the same code
     "issuer/options": {"commandline"},           # to refuse a word
     "issuer/rehearsal": {"judge"},     # a dry run is told what root's judge would say, by the judge's own code
     "signer": {"spool", "events", "happened", "config", "walls", "issuer/failure"},

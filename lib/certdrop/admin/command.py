@@ -40,7 +40,7 @@ certdrop-status                     shows how all is
     }, "certdrop add example.org www.example.org --contact hostmaster@example.org",
         "The first time, it asks for the CA and a contact unless options give them."),
     "renew": Syntax(("NAME... [--force]",), "get a certificate now", {
-        "--force": "even if the live certificate is less than a day old, or a new one could not be served",
+        "--force": "even if the live certificate is less than a day old, a new one could not be served, or its key's TLSA record is not there",
     }, "certdrop renew example.org"),
     "rotate": Syntax(("NAME... | --all | --due   [--next | --cancel | --compromised] [--force]",), "get a certificate with a new key", {
         "--all": "for all sites",
@@ -48,7 +48,7 @@ certdrop-status                     shows how all is
         "--next": "only post the new key, and print its SHA-256, for a TLSA record",
         "--cancel": "withdraw the request for a certificate now",
         "--compromised": "the key is compromised: never use it again, and revoke what was issued for it once a new certificate is served",
-        "--force": "even if the certificate could not be served",
+        "--force": "even if the certificate could not be served, or its key's TLSA record is not there",
     }, "certdrop rotate example.org"),
     "rollback": Syntax(("NAME",), "go back to the generation before the live one", {}, "certdrop rollback example.org"),
     "revoke": Syntax(("NAME [--number N] [--reason REASON] [--yes]",), "have the CA revoke a certificate, for ever", {

@@ -269,10 +269,10 @@ def remove(name: str, agreed: bool) -> int:
     return os.EX_OK
 
 
-def issue(wanted: Mapping[str, int | None]) -> int:
+def issue(wanted: Mapping[str, int | None], no_wait: bool = False) -> int:
     """Have the issuer ask for these sites' requests now, then install what came. 0 where it is installed, whoever installed it."""
     alone = ["--no-install"] if len(wanted) == 1 else []                  # of several, root takes the replies as they come
-    code, said = run_issuer([*alone, "--apart", "--force", *wanted])
+    code, said = run_issuer([*alone, *["--no-wait"] * no_wait, "--apart", "--force", *wanted])
     if code:
         words.say(*[f"{PROGRAM}: {line}" for line in fetched.in_the_way(wanted)], *said)
     absent = []
@@ -331,7 +331,7 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
     run.flush()
     if only_post or not posted:
         return run.exit_code()
-    return issue(posted) or left
+    return issue(posted, force) or left
 
 
 def _cannot_be_used(run: Run, wanted: site.Site, observed: Observed) -> str:

@@ -174,7 +174,7 @@ def load_site(name: str, config: Config) -> Site:
     if not spool.is_site_name(name):
         raise ConfigError(f"{name!a:.80}: no site's name: up to {spool.MAX_NAME} of a-z 0-9 . _ - with a letter or digit first")
     site = Site(name, config)
-    fill(path, site, {key: key for key in _SITE_ONLY + _BOTH}, elsewhere=(*vars(config), *OTHERS))
+    fill(path, site, {key: key for key in _SITE_ONLY + _BOTH}, ("tlsa",), elsewhere=(*vars(config), *OTHERS))
     if not site.domains:
         raise ConfigError(f'{path}: domains is missing; give domains = ["{name}"]')
     if len(site.domains) > MAX_DOMAINS:

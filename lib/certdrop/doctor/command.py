@@ -17,7 +17,7 @@ from certdrop import events, spool, words
 from certdrop.commandline import Program, Syntax, Words
 from certdrop.config import general
 from certdrop.config import site as configuration
-from certdrop.doctor import ca, clients, cron, host, kernel, keys, mail, nginx
+from certdrop.doctor import ca, clients, cron, dane, host, kernel, keys, mail, nginx
 from certdrop.doctor import paths, users
 from certdrop.doctor import names as check_names
 from certdrop.doctor import sites as check_sites
@@ -166,6 +166,7 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
     if issuing:
         return
     yield host.look()
+    yield dane.look(sites) if not offline else []
     yield keys.look([found.name for found in sites], parts["keys"] if parts else None)
     yield check_sites.served([found.name for found in sites], not offline)
     yield by_root("clients")

@@ -13,7 +13,7 @@ import time
 
 from certdrop import events
 from certdrop.config import service as described
-from certdrop.config import general
+from certdrop.config import dane, general
 from certdrop.config import site as configuration
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.doctor.line import verdict as lines_of
@@ -38,6 +38,7 @@ def look(names: list[str]) -> list[Line]:
     for name in names:
         try:
             services.update(dict.fromkeys(configuration.load_site(name, config).services))
+            dane.is_checked(name)
         except configuration.ConfigError as error:
             wrong.append((events.clean(error), f"{name} is not renewed until then"))
     wrong += [(events.clean(why), f"nothing is installed for {service} until then; /usr/share/doc/certdrop/examples/services.d has the file as it came")

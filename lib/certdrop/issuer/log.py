@@ -55,6 +55,8 @@ def logger() -> Any:
 def say_when(task: Task, now: float) -> None:
     """Tell a person who named this site why nothing is asked for."""
     why = f"{task.why} ({task.ledger.last_error})" if task.ledger.count else task.why
+    if task.held:
+        why = f"{task.why}: {task.ledger.tlsa_lacks}; certdrop-status {task.name} --tlsa prints what to publish, and certdrop renew --force does not wait"
     if task.when == due.NEVER:
         say(f"{task.name}: {why}; certdrop-install takes it", True)
     elif task.when > now:

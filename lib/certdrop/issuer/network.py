@@ -77,6 +77,8 @@ class Network:
         for task in curious:
             task.decide(time.time())
         wanted = [task for task in tasks if task.when <= time.time()]
+        self._each(wanted, self._look_at_tlsa)
+        wanted = [task for task in wanted if not task.held]
         random.shuffle(wanted)                 # no site is always the last one
         wanted.sort(key=lambda task: not task.request.now)
         if wanted:
@@ -187,6 +189,23 @@ class Network:
             self.log.warning(happened.FAILED, site=task.name, kind="renewal information", error=str(error))
             if isinstance(error, Failure):
                 self.learn(error)
+
+    def _look_at_tlsa(self, task: Task) -> None:
+        """Whether the order waits for a record in the DNS; most sites want none looked at."""
+        from certdrop.config import dane
+        try:
+            if not task.ledger.tlsa_since and not dane.is_checked(task.name):
+                return
+        except site.ConfigError:
+            return                             # root says so
+        from certdrop.issuer import tlsa       # and few load what this needs
+        tlsa.look(task, time.time())
+        task.decide(time.time())
+        if task.held:
+            self.log.info(happened.WAITS, site=task.name, number=task.request.number, why=task.ledger.tlsa_lacks)
+        elif task.ledger.tlsa_lacks:
+            log.say(f"{task.name}: {task.ledger.tlsa_lacks}, and the TLSA record of its key is not known to be everywhere; publish what "
+                    f"certdrop-status {task.name} --tlsa prints", self.options.loud)
 
     def _try(self, task: Task) -> None:
         """One site's order; a failure is this site's alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 HELP = """\
 usage: certdrop-issue [--cron] [--force] [--plan | --dry-run | --revoke] [--no-install]
-                      [--quiet | --verbose] [--apart] [NAME...]
+                      [--no-wait] [--quiet | --verbose] [--apart] [NAME...]
 
   asks the CA for the certificates that are due: all sites, or these
 
@@ -13,6 +13,7 @@ usage: certdrop-issue [--cron] [--force] [--plan | --dry-run | --revoke] [--no-i
                 nothing is kept
   --revoke      only have revoked what root wants revoked, now; place no order
   --force       ask for these now, due or not (never beyond the CA's limits)
+  --no-wait     do not wait for the TLSA record of the next key (certdrop.toml(5))
   --no-install  do not have root look at the replies afterwards
   --cron        say only what needs a person at once, and wait for what is due before the next run
   --verbose     say what happens although nobody seems to watch
@@ -24,7 +25,7 @@ certdrop-issue --dry-run example.org
 
 For a certificate now, `certdrop renew NAME` asks and installs. See certdrop-issue(8).
 """
-FLAGS = {"--cron", "--force", "--plan", "--dry-run", "--revoke", "--no-install", "--quiet", "--verbose", "--apart"}
+FLAGS = {"--cron", "--force", "--plan", "--dry-run", "--revoke", "--no-install", "--no-wait", "--quiet", "--verbose", "--apart"}
 
 
 class Usage(Exception):
@@ -44,6 +45,7 @@ class Options:
         self.cron, self.force = "--cron" in flags, "--force" in flags
         self.plan, self.dry_run = "--plan" in flags, "--dry-run" in flags
         self.revoke = "--revoke" in flags
+        self.no_wait = "--no-wait" in flags
         self.install = "--no-install" not in flags
         if self.force and not self.names:
             raise Usage("--force needs the name of a site")

@@ -76,7 +76,8 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
         from certdrop.issuer import log
         for task in tasks if options.names else ():
             log.say_when(task, now)
-    if options.names and any(task.urged and task.when > now and task.ledger.count for task in tasks):
+    if options.names and any(task.urged and task.when > now and (task.ledger.count or task.held)
+                             for task in tasks):
         code = code or os.EX_TEMPFAIL
     return code, plan.finish(tasks, listed, agenda, code, done)
 
@@ -133,7 +134,7 @@ def shut_in(config: general.Config, urls: list[str], lacking: list[str] | None =
     jail.give_up_privileges()
     jail.forbid(CORE=0, FSIZE=64 << 20, NOFILE=1024, NPROC=512)          # 128 workers, each a thread and a connection
     state = [f"{site.STATE}/{name}" for name in ("sites", "live", "keeper")]
-    public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d", "roots.d")]       # not eab.toml, and not account/: those are the signer's
+    public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d", "services.d", "roots.d")]   # not eab.toml, account/: the signer's
     write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
     try:
         abi = jail.landlock((spool.requests(), *state, *public, config.ca_bundle, config.trust_roots, *more, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))

@@ -27,6 +27,7 @@ class Task:
     def __init__(self, request: Request, options: Options, config: general.Config | None = None) -> None:
         self.request, self.name = request, request.name
         self.urged, self.forced = request.name in options.names, options.force
+        self.no_wait = options.no_wait
         self.standing = Standing(request)
         self.ledger = ledger.Ledger(request.name)
         self.certificate = self.standing.certificate
@@ -35,6 +36,7 @@ class Task:
         of_ours = roots.is_of(config, *noted, self.certificate.sha256) if self.certificate and config else None
         self.foreign = of_ours is False        # not of the CA that is configured now
         self.of_unknown_origin = bool(self.certificate and config) and of_ours is None         # nobody noted whose it is: its chain tells
+        self.held: tuple[float, str] | None = None                   # until when, and why, what is due waits all the same
         self.placed = False                    # an order was placed with the CA, in this run
         if self.certificate and self.certificate.sha256 == self.ledger.answered_with:
             self.ledger.installed()
@@ -49,6 +51,8 @@ class Task:
             self.ledger.refused(self.standing.refusal, self.standing.refused_reply, self.certificate, now)
             wanted = True                          # it was due, or root would have had no reply to refuse
         self.when, self.why = due.due(self.name, wanted, self.certificate, self.ledger, now, self.urged, self.forced, self.foreign)
+        if self.held and self.when <= now < self.held[0]:
+            self.when, self.why = self.held
 
     def wants_window(self, now: float) -> bool:
         """Whether to ask for the CA's renewal window."""

@@ -15,6 +15,7 @@ from typing import TextIO
 
 from certdrop import events
 from certdrop.commandline import Program, Syntax, Usage, Words
+from certdrop.config import dane
 from certdrop.config import site as configuration
 from certdrop.status import report, table
 from certdrop.watcher import phrases, verdict
@@ -25,13 +26,14 @@ from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
 LINE = Program("certdrop-status", "certdrop-status(1)", Syntax((
-    "[--no-probe] [--warning PERCENT] [--critical PERCENT]\n[--json | --nagios | --prometheus [FILE] | --html [FILE] | --own-keys [FILE]] [NAME...]",),
+    "[--no-probe] [--warning PERCENT] [--critical PERCENT]\n[--json | --nagios | --prometheus [FILE] | --html [FILE] | --own-keys [FILE] | --tlsa] [NAME...]",),
     "Shows what is on disk, what the services of this host show, when each certificate is renewed, and the last error.", {
         "--json": "a list of objects, for programs",
         "--nagios": "one line, exit code 0, 1, 2 or 3, performance data",
         "--prometheus [FILE]": "metrics; into FILE, whole or not at all, for node_exporter's textfile collector",
         "--html [FILE]": "one web page, whole in itself; into FILE, whole or not at all",
         "--own-keys [FILE]": "the keys whose certificates are ours, for who watches the logs of Certificate Transparency; into FILE, whole or not at all",
+        "--tlsa": "the TLSA records (DANE) to publish, for the live key and the next",
         "--no-probe": "ask no service",
         "--warning PERCENT": "of the lifetime that is left: so much or less is a warning",
         "--critical PERCENT": "and so much or less is critical",
@@ -45,7 +47,7 @@ class Options:
     """What was given. Raises Usage."""
 
     def __init__(self, words: Words) -> None:
-        forms = [form for form in ("json", "nagios", "prometheus", "html", "own-keys") if f"--{form}" in words.options]
+        forms = [form for form in ("json", "nagios", "prometheus", "html", "own-keys", "tlsa") if f"--{form}" in words.options]
         if len(forms) > 1:
             raise Usage(f"--{forms[0]} and --{forms[1]} exclude each other")
         self.form = forms[0] if forms else "table"
@@ -94,6 +96,9 @@ def show(options: Options, out: TextIO) -> int:
         return verdict.UNKNOWN
     if options.form == "own-keys":
         return own_keys(reader, options.names or names, out)
+    if options.form == "tlsa":
+        print("\n".join(line for name in options.names or names for line in tlsa(reader, name)), file=out)
+        return verdict.OK
     sites = together(look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now))
     keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
     watcher = reader.watcher()
@@ -141,6 +146,19 @@ def own_keys(reader: Reader, names: list[str], out: TextIO) -> int:
         return verdict.UNKNOWN
     out.write("".join(line + "\n" for line in found))
     return verdict.OK
+
+
+def tlsa(reader: Reader, name: str) -> list[str]:
+    """The records of a site, as a zone's file has them, each with a comment that says whose key it is."""
+    found = reader.site(name)
+    try:
+        owners = dane.owners(configuration.load_site(name, reader.config))
+    except configuration.ConfigError as error:
+        return [f"; {name}: {events.clean(error)}"]
+    live = "" if found.placeholder else found.spki or ""
+    keys = {found.next_spki or "": "next", live: "live, and next" if live == found.next_spki else "live"}
+    lines = [f"{dane.record(owner, spki)} ; {whose}" for owner in owners for spki, whose in reversed(keys.items()) if spki]
+    return lines or [f"; {name}: {'no key yet' if owners else 'no name or service that has a TLSA record'}"]
 
 
 def together(sites: list[Verdict]) -> list[Verdict]:

@@ -49,6 +49,7 @@ def _object(site: Verdict) -> dict[str, object]:
         "key_burnt": found.burnt,
         "next_key_created": _moment(found.next_key_created),
         "next_key_spki_sha256": found.next_spki,
+        "tlsa_waits_since": _moment(found.tlsa_since),
         "last_error": site.last_error or None,
         "since": _moment(site.since),
         "next_try": _moment(site.next_try),

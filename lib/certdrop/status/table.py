@@ -22,7 +22,7 @@ SAYS = "the CA says "              # what the issuer writes before the CA's own 
 _COLOURS = {verdict.OK: "32", verdict.WARNING: "33", verdict.CRITICAL: "31"}
 _SHORT = {verdict.NOT_SERVED: "not served"}
 _WHY = {renewal.BY_WINDOW: "ARI", renewal.BY_SHARE: "lifetime", renewal.BY_END: "end is near", renewal.HELD: "retry", renewal.WANTED: "wanted now",
-        renewal.HURRIED: "too often", renewal.FOREIGN: "other CA"}
+        renewal.HURRIED: "too often", renewal.FOREIGN: "other CA", renewal.TLSA: "TLSA"}
 _KEYS = {"ecdsa-p256": "p256", "ecdsa-p384": "p384", "rsa-2048": "rsa2", "rsa-3072": "rsa3", "rsa-4096": "rsa4"}
 
 
@@ -69,6 +69,7 @@ def page(site: Verdict, now: float) -> list[str]:
              ("key", f"{found.key}, made {events.stamp(found.key_created)}{'; it is compromised, and is to be replaced' * found.burnt}"
               if found.key_created else ""),
              ("next key", f"{found.next_spki}, made {events.stamp(found.next_key_created)}" if found.next_spki and found.next_key_created else ""),
+             ("TLSA", f"its renewal waits: {found.tlsa_lacks}" if found.tlsa_since else ""),
              ("last error", explain(site, now) if site.last_error else ""),
              ("browsers", site.browsers if site.browsers != site.last_error else ""),
              *(("revocation", revocation(one, now)) for one in found.revocations),

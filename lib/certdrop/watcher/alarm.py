@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from certdrop import events
+from certdrop import events, renewal
 from certdrop.config import site as configuration
 from certdrop.watcher import phrases, verdict
 from certdrop.watcher.evidence import MailHealth, Run
@@ -18,6 +18,7 @@ from certdrop.watcher.verdict import Verdict
 KEEPS_FAILING = 4                  # tries in a row (the issuer's back-off makes that two hours), or
 LASTING = 6 * 3600                 # seconds of failing
 WAITING = verdict.DAY              # seconds in which a new site should have its certificate
+TLSA_WAITS = 1 / 16                # or so much of the lifetime, in which a TLSA record should be published
 DAILY = verdict.DAY - 900          # an hourly timer may come a little early
 GRAVE = (os.EX_SOFTWARE, os.EX_NOPERM, os.EX_CONFIG)      # how the keeper or the issuer ended, where a person must act
 
@@ -75,6 +76,10 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
     if found.failing and (found.failing.tries >= KEEPS_FAILING or now - (found.failing.since or now) > LASTING):
         add("failing", "renewing keeps failing" if not found.placeholder else "the first certificate cannot be had", renewing,
             f"mend what the error names, then run certdrop renew {name}")
+    if found.tlsa_since and found.certificate and now - found.tlsa_since > min(WAITING, renewal.lifetime(found.certificate) * TLSA_WAITS):
+        add("tlsa", "its renewal waits for a TLSA record", "waits for the record, and renews without it when the certificate's end is near",
+            f"publish what certdrop-status {name} --tlsa prints as next, beside the live one")
+        problems[-1].facts.insert(0, ("why", found.tlsa_lacks))
     if found.wrong:
         add("failing", "its configuration or its files cannot be used", f"does not renew it; {stays}", found.wrong)
     if site.state == verdict.PLACEHOLDER and found.configured_at and now - found.configured_at > WAITING and not found.failing:

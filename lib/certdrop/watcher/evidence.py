@@ -102,6 +102,9 @@ class Evidence:
     key_created: int | None = None
     next_key_created: int | None = None
     next_spki: str | None = None
+    spki: str | None = None                    # the live key
+    tlsa_since: int | None = None              # since when the issuer waits for the TLSA record of the next key,
+    tlsa_lacks: str = ""                       # and why
     burnt: bool = False                        # the live key is compromised, says root
     refused: Failure | None = None
     install: Failure | None = None
@@ -329,14 +332,14 @@ class Reader:
             found.was_served = not os.path.exists(f"{place}/{found.proven:04d}/placeholder")
         if found.next is not None:
             asked = self._json(f"sites/{found.name}/{found.next:04d}", "request.json", ROOT, found)
-            spki = asked.get("spki_sha256")
-            found.next_spki = spki if isinstance(spki, str) and _HEX.fullmatch(spki) else None
+            found.next_spki = _hash(asked, "spki_sha256")
             found.next_key_created = number(asked, "key_created")
             found.wanted_now = os.path.exists(f"{place}/{found.next:04d}/now")
 
     def _live(self, found: Evidence, here: str) -> None:
         asked = self._json(here[len(configuration.STATE) + 1:], "request.json", ROOT, found)
         found.key, found.key_created = text(asked, "key", 20), number(asked, "key_created")
+        found.spki = _hash(asked, "spki_sha256")
         found.burnt = text(asked, "spki_sha256", 64) in self.burnt
         domains = asked.get("domains")
         if not found.domains and isinstance(domains, list):
@@ -370,6 +373,7 @@ class Reader:
                                     text(ledger, "last_error"), number(ledger, "failed_at"))
         found.renew_at = number(ledger, "renew_at")
         found.renew_why = text(ledger, "renew_why", 60)
+        found.tlsa_since, found.tlsa_lacks = number(ledger, "tlsa_since") or None, text(ledger, "tlsa_lacks")
         begin, end = number(ledger, "window_start"), number(ledger, "window_end")
         if found.certificate and begin and end and begin <= end and text(ledger, "window_of", 64) == found.certificate.sha256:
             found.window = begin, end
@@ -467,6 +471,12 @@ def text(found: dict[str, object], key: str, limit: int = TEXT) -> str:
     """A text, cleaned and bounded; empty for anything else."""
     value = found.get(key)
     return clean(value, limit) if isinstance(value, str) else ""
+
+
+def _hash(found: dict[str, object], key: str) -> str | None:
+    """A SHA-256 in hexadecimal; None for anything else."""
+    value = found.get(key)
+    return value if isinstance(value, str) and _HEX.fullmatch(value) else None
 
 
 def _failure(note: object, what: str) -> Failure | None:

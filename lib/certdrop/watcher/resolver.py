@@ -17,6 +17,7 @@ try:
     import dns.exception
     import dns.flags
     import dns.name
+    import dns.rdatatype
     import dns.resolver
     HAVE_DNS = True
 except ImportError:
@@ -37,6 +38,18 @@ class Record(NamedTuple):
     flags: int
     tag: str
     value: str
+
+
+class Published(NamedTuple):
+    """The TLSA records of a name: the hashes of those that are 3 1 1, how many others there are, their TTL, and whether the resolver
+    says that DNSSEC proves them (AD, RFC 4035 section 3.2.3); or what is wrong with finding them."""
+
+    hashes: frozenset[str] = frozenset()
+    others: int = 0
+    ttl: float = 0.0
+    authentic: bool = False
+    problem: str = ""
+    words: str = ""
 
 
 class Looked(NamedTuple):
@@ -77,19 +90,42 @@ def _by_system(name: str) -> Looked:
     return Looked(sorted(dict.fromkeys(found), key=lambda address: ":" in address)[:2 * MOST])
 
 
+def tlsa(owner: str) -> Published:
+    """What is published at a name such as _443._tcp.example.org. Raises nothing.
+
+    A resolver counts the TTL down; where the records are signed, the signature has the whole of it (RFC 4034 section 3.1.4).
+    """
+    if not HAVE_DNS:
+        return Published(problem=BROKEN, words="python3-dnspython is not installed")
+    answer, problem, words = _answer(owner, "TLSA")
+    if answer is None:
+        return Published(problem=problem, words=words)
+    ours = [record for record in answer if (record.usage, record.selector, record.mtype) == (3, 1, 1)]
+    signed = [record.original_ttl for part in answer.response.answer if part.rdtype == dns.rdatatype.RRSIG for record in part
+              if record.type_covered == dns.rdatatype.TLSA]
+    return Published(frozenset(record.cert.hex() for record in ours[:MOST]), len(answer) - len(ours), float(max([answer.rrset.ttl, *signed])),
+                     bool(answer.response.flags & dns.flags.AD))
+
+
 def _ask(name: str, kind: str) -> tuple[list[Any], str, str]:
     """The records, what went wrong, and the words for it."""
+    answer, problem, words = _answer(name, kind)
+    return [] if answer is None else list(answer), problem, words
+
+
+def _answer(name: str, kind: str) -> tuple[Any, str, str]:
+    """The answer or None, what went wrong, and the words for it."""
     try:
         resolver = dns.resolver.Resolver()
         resolver.lifetime = PATIENCE
         resolver.use_edns(0, dns.flags.DO, 1232)
         full = dns.name.from_text(name)
         try:
-            return list(resolver.resolve(full, kind)), "", ""
+            return resolver.resolve(full, kind), "", ""
         except dns.resolver.NXDOMAIN:
-            return [], NO_NAME, "NXDOMAIN"
+            return None, NO_NAME, "NXDOMAIN"
         except dns.resolver.NoAnswer:
-            return [], NO_RECORD, f"no {kind} record"
+            return None, NO_RECORD, f"no {kind} record"
         except dns.resolver.NoNameservers as error:
             resolver.flags = dns.flags.RD | dns.flags.CD           # without validation: does the answer come then?
             try:
@@ -97,12 +133,12 @@ def _ask(name: str, kind: str) -> tuple[list[Any], str, str]:
             except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
                 pass
             except dns.exception.DNSException:
-                return [], BROKEN, clean(error, 200)
-            return [], BOGUS, "the answer comes only with validation switched off"
+                return None, BROKEN, clean(error, 200)
+            return None, BOGUS, "the answer comes only with validation switched off"
     except dns.exception.Timeout:
-        return [], SILENT, f"no answer in {PATIENCE:.0f} s"
+        return None, SILENT, f"no answer in {PATIENCE:.0f} s"
     except (dns.exception.DNSException, OSError, ValueError, UnicodeError) as error:
-        return [], BROKEN, clean(error, 200)
+        return None, BROKEN, clean(error, 200)
 
 
 def _address(text: object) -> str:

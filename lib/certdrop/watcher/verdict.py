@@ -96,7 +96,7 @@ def as_it_is_now(found: Evidence, served: bool | None, now: float) -> Evidence:
     revocations = [replace(one, since=_past(one.since, now), done=one.done and min(one.done, int(now)), failing=_possible(one.failing, now))
                    for one in found.revocations]
     return replace(found, install=install, failing=failing, refused=_possible(found.refused, now), revocations=revocations,
-                   key_created=_past(found.key_created, now), next_key_created=_past(found.next_key_created, now))
+                   tlsa_since=_past(found.tlsa_since, now), key_created=_past(found.key_created, now), next_key_created=_past(found.next_key_created, now))
 
 
 def _possible(failure: Failure | None, now: float) -> Failure | None:
@@ -203,6 +203,8 @@ def _browsers(found: Evidence, state: str) -> str:
 def _renewal(found: Evidence, now: float) -> tuple[int | None, str]:
     """When the issuer places the next order, and why then: by the rule that it goes by, of what is on disk now."""
     certificate = found.certificate
+    if found.renew_why == renewal.TLSA and found.tlsa_since and certificate and not found.placeholder and (found.renew_at or 0) <= certificate.not_after:
+        return found.renew_at, renewal.TLSA
     if certificate is None or found.placeholder or found.wanted_now:
         return None, renewal.WANTED if found.wanted_now else ""
     when, why = (certificate.not_before, renewal.FOREIGN) if found.foreign else renewal.planned(certificate, found.name, found.window)

@@ -253,7 +253,8 @@ FIELDS: dict[str, Any] = {
     "lifetime_left": float, "renew_at": str, "renew_reason": str, "fingerprint_sha256": str, "placeholder": bool,
     "served": (bool, type(None)), "refused_by_browsers": bool, "generation": int, "proven_generation": int, "next_generation": int,
     "key": str, "key_created": str,
-    "key_burnt": bool, "next_key_created": str, "next_key_spki_sha256": str, "last_error": MAYBE, "since": MAYBE, "next_try": MAYBE, "disorder": list,
+    "key_burnt": bool, "next_key_created": str, "next_key_spki_sha256": str, "tlsa_waits_since": MAYBE,
+    "last_error": MAYBE, "since": MAYBE, "next_try": MAYBE, "disorder": list,
     "revocations": list, "silent": dict, "host": list}
 
 

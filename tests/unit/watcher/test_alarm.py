@@ -9,6 +9,7 @@ import time
 import pytest
 
 from watcher.test_evidence import DAY, ISSUER, World
+from certdrop import renewal
 from certdrop.status import command as status
 from certdrop.watcher import alarm, evidence, message, order, verdict
 from certdrop.watcher.alarm import Problem
@@ -83,6 +84,16 @@ def test_what_stays_is_named(world: World) -> None:
     found = problems()
     assert dict(found["a.org:failing"].facts)["certdrop"].endswith("; the live certificate stays")
     assert dict(found["b.org:failing"].facts)["certdrop"].endswith("; the placeholder stays")
+
+
+@pytest.mark.parametrize("ago, end, told", [(3600, 80, False), (2 * DAY, 80, True), (6 * 3600, 3, False), (20 * 3600, 3, True)])
+def test_a_tlsa_record_that_is_long_waited_for_is_told(ago: int, end: int, told: bool, world: World) -> None:
+    """After a day, or a sixteenth of the lifetime (13 days there); with what the issuer says of it."""
+    world.usual("a.org", end=end * DAY)
+    world.ledger("a.org", tlsa_since=int(time.time()) - ago, tlsa_lacks="_443._tcp.a.org. has not the record of the next key", renew_why=renewal.TLSA,
+                 renew_at=int(time.time()) + 300)
+    found = problems()
+    assert ("a.org:tlsa" in found) == told and (not told or found["a.org:tlsa"].facts[0] == ("why", "_443._tcp.a.org. has not the record of the next key"))
 
 
 def test_a_revoked_live_certificate_is_told(world: World) -> None:
