@@ -19,6 +19,7 @@ from certdrop.nginx import directives, expression
 from certdrop.nginx.syntax import DEPTH, Directive, Source, parse
 
 MOST = 500_000                     # directives that includes bring into one block
+MANY = 1_000                       # server blocks, of which the garbage collector need know nothing
 HOST = os.uname().nodename.lower()                              # nginx's $hostname
 
 _ADDRESS = re.compile(r"\*|\[[0-9a-f:.]+\]|[0-9.]+")
@@ -92,6 +93,8 @@ class Configuration:
         finally:
             if collects:
                 gc.enable()
+        if len(self.servers) > MANY:
+            gc.freeze()                                        # nor is it to be looked through again and again
 
     def _read(self, files: list[Source]) -> None:
         parsed = {source.path: parse(source) for source in files}
@@ -126,8 +129,10 @@ class Configuration:
 
     def expand(self, block: list[Directive] | None) -> list[Directive]:
         """The directives of a block, what its includes bring in their place."""
+        if not block or not any(one.name == "include" for one in block):
+            return block or []
         found: list[Directive] = []
-        for one in block or []:
+        for one in block:
             if one.name != "include":
                 found.append(one)
                 continue
@@ -254,11 +259,12 @@ class _Place:
     def add(self, server: Server, one: Listen) -> None:
         """A block that listens here."""
         for name in server.names:
-            if name.startswith(".") and name[1:] in self.exact:
-                continue                                                   # a conflict for the name itself: nginx passes over all of it
-            self.exact.setdefault(name.removeprefix("."), server)          # .name is for the name itself, too
-            if name.startswith(("*", ".", "~")) or name.endswith(".*"):
-                self.patterns.append((name, server))
+            if name[:1] not in "*.~" and name[-2:] != ".*":
+                self.exact.setdefault(name, server)
+            elif name[:1] != "." or name[1:] not in self.exact:            # a conflict for the name itself: nginx passes over all of it
+                self.exact.setdefault(name.removeprefix("."), server)      # .name is for the name itself, too
+                if name:
+                    self.patterns.append((name, server))
         marked = "default_server" in one.words or "default" in one.words
         if self.default is None or marked and not self.is_marked:
             self.default, self.is_marked = server, self.is_marked or marked
