@@ -110,7 +110,7 @@ def test_interrupted_at_work(host: Host, person: Terminal) -> None:
         time.sleep(1)
         person.type(CTRL_C)
         shown = person.wait_prompt(5)
-        lines = [line for line in shown.replace("^C", "").splitlines() if line.strip() and PROMPT not in line]
+        lines = [line for line in shown.rpartition("^C")[2].splitlines() if line.strip() and PROMPT not in line]
         assert len(lines) == 1 and "certdrop-status" in lines[0] and "cron" in lines[0], shown
         assert person.code() == os.EX_TEMPFAIL
         assert person.read(6) == ""
@@ -147,3 +147,47 @@ def test_who_is_waited_for(host: Host, person: Terminal) -> None:
         os.kill(host.world.pebble.process.pid, signal.SIGCONT)
     assert "issued" in person.wait_prompt()
     assert host.served(name) == host.on_disk(name)
+
+
+ORDERING = r"certdrop-issue: {}: ordering \([1-9] s\)"
+
+
+def test_what_takes_its_time_is_told(host: Host, person: Terminal) -> None:
+    """Which step it is at, and since when; not to a pipe. What root shows of the issuer's process is that, too."""
+    name = host.add(host.name())
+    pebble = host.world.pebble.process.pid
+    for line, told in ((f"certdrop renew {name} --force", True), (f"certdrop renew {name} --force 2>&1 | cat", False)):
+        os.kill(pebble, signal.SIGSTOP)
+        try:
+            person.type(line + "\n")
+            shown = person.read(5)
+            assert bool(re.search(ORDERING.format(re.escape(name)), shown)) == told, shown
+        finally:
+            os.kill(pebble, signal.SIGCONT)
+        shown = person.wait_prompt()
+        assert "is installed, and served" in shown
+
+
+def test_many_are_counted_and_summed_up(host: Host, person: Terminal) -> None:
+    """How many of them are done, two that are not, and one line at the end."""
+    names = [host.add(host.name()) for _ in range(3)]
+    pebble = host.world.pebble.process.pid
+    os.kill(pebble, signal.SIGSTOP)
+    try:
+        person.type(f"certdrop renew {' '.join(names)} --force\n")
+        shown = person.wait(r"0 of 3 done; .*: ordering, .*: ordering, and 1 more \([1-9] s\)", 20)
+    finally:
+        os.kill(pebble, signal.SIGCONT)
+    shown = person.wait_prompt()
+    assert re.search(r"certdrop: 3 of 3 certificates are installed, [0-9]+ s\r?\n", shown), shown
+
+
+@pytest.mark.parametrize("environment, coloured", [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+                                                   ({"TERM": "xterm", "NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)])
+def test_colours_are_the_same_in_all_tools(host: Host, environment: dict[str, str], coloured: bool) -> None:
+    """At a terminal alone, and where nobody set NO_COLOR; through root's relay, too."""
+    name = host.add(host.name())
+    with Terminal(**environment) as person:
+        for line in ("certdrop-status", f"certdrop-check {name}"):
+            assert ("\x1b[32m" in person.run(line)) == coloured, line
+            assert not re.search("\x1b\\[[0-9]*m", person.run(line + " | cat")), line

@@ -25,7 +25,7 @@ NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelv
 READS_NGINX = {"nginx/syntax", "nginx/directives", "nginx/request", "nginx/configuration", "nginx/challenge", "nginx/expression", "nginx/vacancy", "nginx/run"}
 OURS = {
     "start": {"terminal"},
-    "issuer": {"renewal", "start", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "signer"},
+    "issuer": {"renewal", "start", "spool", "events", "happened", "terminal", "words", "progress", "config", "walls", "trust", "signer"},
     "issuer/manage": {"commandline"},
     "issuer/handover": {"frames"},
     "issuer/tlsa": {"watcher/resolver"},         # it asks the DNS as the doctor does, by the same code
@@ -37,8 +37,8 @@ OURS = {
     "judge/served": {"listening"},
     "watcher": {"renewal", "start", "listening", "spool", "events", "happened", "shown", "terminal", "words", "config", "walls", "trust"},
     "watcher/command": {"commandline", "doctor/line", "doctor/mail"},
-    "status": {"renewal", "commandline", "events", "terminal", "words", "config", "walls", "watcher"},
-    "doctor": {"commandline", "spool", "events", "terminal", "words", "config", "walls", "trust", "watcher"} | READS_NGINX,
+    "status": {"renewal", "commandline", "events", "progress", "terminal", "words", "config", "walls", "watcher"},
+    "doctor": {"commandline", "spool", "events", "progress", "terminal", "words", "config", "walls", "trust", "watcher"} | READS_NGINX,
     "doctor/ca": {"issuer/directory", "issuer/transport", "issuer/failure", "issuer/proxy"},     # it asks the CA as the issuer does, by the same code
     "nginx": {"commandline", "spool", "events", "terminal", "words", "config"},
     "nginx/write": {"keeper", "walls"},
@@ -47,8 +47,8 @@ OURS = {
     "importer": {"by_hand", "commandline", "spool", "events", "happened", "terminal", "words", "config", "walls", "keeper", "nginx/fetched"} | READS_NGINX,
     "importer/pairs": {"frames"},
     "importer/examiner": {"frames", "judge"},    # what parses for the administrator's tools runs as the judge, with the judge's own code
-    "admin": {"by_hand", "commandline", "listening", "spool", "events", "happened", "terminal", "words", "config", "walls", "trust", "keeper", "nginx/own",
-              "nginx/vacancy", "nginx/fetched"},
+    "admin": {"by_hand", "commandline", "listening", "spool", "events", "happened", "progress", "terminal", "words", "config", "walls", "trust", "keeper",
+              "nginx/own", "nginx/vacancy", "nginx/fetched"},
     "config": {"spool"},
     "trust": {"config"},
     "walls": {"terminal", "words"},
@@ -57,6 +57,7 @@ OURS = {
     "by_hand": {"events", "words", "keeper"},
     "happened": set(),
     "terminal": {"words"},
+    "progress": {"words"},
     "commandline": set(),
     "words": set(),
     "shown": set(),
@@ -86,6 +87,7 @@ NOT_THEIRS = {
     "by_hand": NEVER_AS_ROOT | {"cryptography"},
     "events": NEVER_AS_ROOT | {"cryptography", "json", "logging"},
     "terminal": NEVER_AS_ROOT | {"cryptography"},
+    "progress": NEVER_AS_ROOT | {"cryptography"},
     "commandline": NEVER_AS_ROOT | {"cryptography", "json"},
     "words": NEVER_AS_ROOT | {"cryptography"},
     "renewal": NEVER_AS_ROOT | {"cryptography", "json"},

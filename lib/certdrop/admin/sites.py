@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 
-from certdrop import events, happened, listening, spool, words
+from certdrop import events, happened, listening, progress, spool, words
 from certdrop.admin import first_use
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
@@ -271,6 +271,7 @@ def remove(name: str, agreed: bool) -> int:
 
 def issue(wanted: Mapping[str, int | None], no_wait: bool = False) -> int:
     """Have the issuer ask for these sites' requests now, then install what came. 0 where it is installed, whoever installed it."""
+    began = time.monotonic()
     alone = ["--no-install"] if len(wanted) == 1 else []                  # of several, root takes the replies as they come
     code, said = run_issuer([*alone, *["--no-wait"] * no_wait, "--apart", "--force", *wanted])
     if code:
@@ -293,6 +294,8 @@ def issue(wanted: Mapping[str, int | None], no_wait: bool = False) -> int:
     if absent and not code:
         words.say(*[f"{PROGRAM}: {line}" for line in fetched.in_the_way(absent)])
     run.flush()
+    if len(wanted) > 1 and words.at_terminal(2):
+        words.say(f"{PROGRAM}: {len(wanted) - len(absent)} of {len(wanted)} certificates are installed, {progress.span(time.monotonic() - began)}")
     return run.exit_code()
 
 

@@ -24,6 +24,7 @@ from certdrop.doctor import sites as check_sites
 from certdrop.doctor import token as check_token
 from certdrop.doctor.ask import Said
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
+from certdrop.progress import Progress, colours
 from certdrop.walls import jail, syscalls
 from certdrop.walls import users as walls_users
 from certdrop.watcher.principal import as_watcher, seen_by_root
@@ -42,6 +43,7 @@ sudo certdrop-check               everything
 sudo certdrop-check example.org   one site, and what all sites need
 """, "Exit status: 0 nothing failed, 78 something did."))
 MARKS = {OK: "ok     ", WARNING: "warning", FAILED: "failed "}
+COLOURS = {OK: "32", WARNING: "33", FAILED: "31"}
 
 Parts = dict[str, Any]             # what root saw, by part: lists of lines, and more
 
@@ -98,7 +100,8 @@ def _work(names: list[str], options: Collection[str]) -> int:
             syscalls.Filter(syscalls.DOCTOR).enter()
         except jail.Unconfined:
             pass                               # said by the line "sandbox"
-    return show(everything(names, parts, "--offline" in options, "--issuing" in options), options)
+    with Progress("certdrop-check", shown={"--quiet", "--json"}.isdisjoint(options)) as progress:
+        return show(everything(names, parts, "--offline" in options, "--issuing" in options, progress), options)
 
 
 def _site_names() -> list[str]:
@@ -132,7 +135,7 @@ def seen_as_root(sites: list[configuration.Site], issuing: bool) -> Parts:
             "nginx": lines, "seen": seen, "clients": clients.look(sites), "keys": keys.fingerprints([found.name for found in sites])}
 
 
-def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bool = False) -> Iterator[list[Line]]:
+def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bool = False, progress: Progress | None = None) -> Iterator[list[Line]]:
     """All that is looked at, in order, part by part. `parts` is what root saw before; None where nobody could look.
 
     With `issuing` only what can keep the CA from issuing: `certdrop add` and `renew` say that where no certificate came.
@@ -140,7 +143,12 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
     def by_root(part: str) -> list[Line]:
         return [Line(*line) for line in (parts or {}).get(part, [])]
 
+    def now(what: str) -> None:
+        if progress:
+            progress.at("now", what)
+
     sites, config = usable(names)
+    now("the configuration, users and walls")
     yield check_sites.look(names)
     yield paths.look()
     if issuing:
@@ -157,8 +165,10 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
         yield nginx.by_reading(seen, sites)
     if config and not offline:
         through = (parts or {}).get("by proxy")
+        now("asking the CA")
         said, authority = ca.look(config, sites, by_root("account"), Said(*through) if through else None)
         doing = check_names.Doing(authority, (token[0], token[1]) if token else None, seen, check_sites.failures(sites))
+        now(f"asking the DNS, and for a token over each address of {len(sites)} site{'' if len(sites) == 1 else 's'}")
         yield check_names.look(sites, doing, by_root("no token"))
         yield said
     if config:
@@ -166,8 +176,10 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
     if issuing:
         return
     yield host.look()
+    now("TLSA records")
     yield dane.look(sites) if not offline else []
     yield keys.look([found.name for found in sites], parts["keys"] if parts else None)
+    now("asking the services of this host")
     yield check_sites.served([found.name for found in sites], not offline)
     yield by_root("clients")
 
@@ -175,12 +187,14 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
 def show(parts: Iterator[list[Line]], options: Collection[str]) -> int:
     """Print the lines as they come; the exit code."""
     lines: list[Line] = []
+    coloured = colours(1)
     for part in parts:
         lines += part
         if "--json" not in options:
             for line in part:
                 if line.level != OK or "--quiet" not in options:
-                    print(f"{MARKS[line.level]} {line.what}: {line.why}" + (f"; {line.mend}" if line.mend else ""))
+                    text = words.clean(f" {line.what}: {line.why}" + (f"; {line.mend}" if line.mend else ""))      # the only colour is the mark's
+                    print((f"\033[{COLOURS[line.level]}m{MARKS[line.level]}\033[0m" if coloured else MARKS[line.level]) + text)
             sys.stdout.flush()
     if "--json" in options:
         print(json.dumps([line._asdict() for line in lines if line.level != OK or "--quiet" not in options], indent=1))

@@ -32,9 +32,11 @@ from certdrop.issuer.proxy import Proxy
 from certdrop.issuer.rehearsal import Judge
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.failure import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, in_two, of_this_host
+from certdrop.progress import Progress, span
 from certdrop.signer.keyring import Key, make_key
 from certdrop.signer.process import Signer
 from certdrop.trust import roots
+from certdrop.words import at_terminal
 
 CODES = {REFUSED: os.EX_DATAERR}       # what another try will hardly heal; everything else: later
 Some = TypeVar("Some")
@@ -60,6 +62,7 @@ class Network:
         self._account = warm_up.account if warm_up else None
         self._warm_up, self._holder = warm_up, holder
         self._sessions: list[Session] = []     # all that there are,
+        self.progress = Progress("certdrop-issue", shown=False)
         self._idle: list[Session] = []         # and those whose worker has ended
         self.context = warm_up.context if warm_up else context(config)
 
@@ -89,7 +92,13 @@ class Network:
             for task in tasks:
                 if task not in wanted:
                     log.say_when(task, time.time())
-        self._each(wanted, self._try)
+        began = time.monotonic()
+        with Progress("certdrop-issue", len(wanted), self.options.loud) as self.progress:
+            self._each(wanted, self._try)
+        if len(wanted) > 1:
+            issued = sum(task.request.answered for task in wanted)
+            log.say(f"{len(wanted)} orders: {issued} issued, {len(wanted) - issued} not, {span(time.monotonic() - began)}",
+                    self.options.loud and at_terminal(2))
         self.budget.save_tally(time.time())
         return max(self.codes, default=os.EX_OK), len(wanted)
 
@@ -209,6 +218,7 @@ class Network:
 
     def _try(self, task: Task) -> None:
         """One site's order; a failure is this site's alone."""
+        self.progress.at(task.name, "ordering")
         try:
             if self.down:
                 raise self.down
@@ -219,6 +229,8 @@ class Network:
             self._failed(task, failure)
         except (OSError, MemoryError) as error:
             self._failed(task, of_this_host(error))
+        finally:
+            self.progress.done(task.name)
 
     def _by_our_account(self, work: Callable[[], None]) -> None:
         """Do it; once more, where it turns out that the account is another one. Raises what work raises."""
@@ -278,7 +290,7 @@ class Network:
         if replaces:
             extra["replaces"] = replaces
         order = ports.Order(session, request.csr(), extra, self.config.self_check, self.config.preferred_chain, request.entry,
-                            lambda: self._spend(order.names, False))
+                            lambda: self._spend(order.names, False), lambda step: self.progress.at(task.name, step))
         self._spend(order.names, bool(replaces))
         begin, before = time.monotonic(), session.transport.requests - session.ahead
         session.ahead = 0

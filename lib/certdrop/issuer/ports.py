@@ -70,11 +70,13 @@ class Order:
     `request` the entry of requests/ that the signer shall look at. `may_go_on` is asked before an order is placed once more, as no replacement."""
 
     def __init__(self, session: Session, csr: bytes, extra: dict[str, str], self_check: str = "off", chain: str = "",
-                 request: str = "", may_go_on: Callable[[], None] = lambda: None) -> None:
+                 request: str = "", may_go_on: Callable[[], None] = lambda: None, told: Callable[[str], None] = lambda step: None) -> None:
         self.session, self.extra, self.self_check, self.chain, self.request = session, dict(extra), self_check, chain, request
         self.csr = x509.load_pem_x509_csr(csr)
         self.names = names_of(self.csr)
         self.may_go_on = may_go_on             # raises Failure
+        self.told = told                       # hears which step it has come to
+        self._seen: list[str] = []             # the names whose authorization was seen
         self.placed = False                    # the CA took it, or may have
         self.unreplaced: Failure | None = None  # why the CA does not take it as a replacement
         self.warnings: list[str] = []
@@ -192,6 +194,7 @@ class Order:
         self._order, self._finalize = str(place), str(order.get("finalize"))
 
     def _learn_finalized(self, answer: Answer) -> None:
+        self.told("waiting for the certificate")
         self._pause = FIRST_PAUSE
         order = as_object(answer)
         if order.get("status") == "valid" and order.get("certificate"):
@@ -261,6 +264,8 @@ class Order:
     def _learn_authorization(self, authorization: dict[str, object]) -> None:
         identifier, challenges = authorization["identifier"], authorization["challenges"]
         domain = str(identifier.get("value")) if isinstance(identifier, dict) else ""
+        self._seen += [domain] if domain in self.names and domain not in self._seen else []
+        self.told(f"validating {len(self._seen)} of {len(self.names)}")
         listed = [challenge for challenge in challenges if isinstance(challenge, dict)] if isinstance(challenges, list) else []
         if domain not in self.names:
             raise Failure(REFUSED, f"the CA wants {domain!a} to be proven, which was not asked for")

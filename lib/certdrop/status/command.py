@@ -17,6 +17,7 @@ from certdrop import events
 from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import dane
 from certdrop.config import site as configuration
+from certdrop.progress import Progress, colours
 from certdrop.status import report, table
 from certdrop.watcher import phrases, verdict
 from certdrop.watcher.evidence import Reader, Run, read_only
@@ -99,7 +100,9 @@ def show(options: Options, out: TextIO) -> int:
     if options.form == "tlsa":
         print("\n".join(line for name in options.names or names for line in tlsa(reader, name)), file=out)
         return verdict.OK
-    sites = together(look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now))
+    with Progress("certdrop-status", shown=options.form == "table") as progress:
+        progress.at("all", "asking the services of this host")
+        sites = together(look(reader, options.names or names, Places() if options.probe else None, options.thresholds, now))
     keeper, issuer = reader.last_run("keeper"), reader.last_run("issuer")
     watcher = reader.watcher()
     runs = {"keeper": keeper, "issuer": issuer, "watcher": Run(watcher.at)}
@@ -124,8 +127,7 @@ def show(options: Options, out: TextIO) -> int:
     elif not sites:
         print("no site yet: certdrop add DOMAIN... adds one", file=out)
     else:
-        colour = at_terminal(out) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-        print("\n".join(table.render(sites, now, _width(out), colour)), file=out)
+        print("\n".join(table.render(sites, now, _width(out), _is_coloured(out))), file=out)
         print(table.summary(sites, keeper, issuer, watcher, now), file=out)
     for _, text in host if options.form == "table" else ():
         print(f"certdrop-status: {text}", file=sys.stderr)
@@ -201,6 +203,13 @@ def _width(out: TextIO) -> int:
         return os.get_terminal_size(out.fileno()).columns
     except (OSError, ValueError):
         return shutil.get_terminal_size((table.NARROW, 0)).columns if at_terminal(out) else table.NARROW
+
+
+def _is_coloured(out: TextIO) -> bool:
+    try:
+        return colours(out.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 def _share(option: str, text: str) -> float:

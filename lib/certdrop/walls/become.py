@@ -101,7 +101,7 @@ def environment(seen: bytes = b"") -> dict[str, str]:
     found = {}
     if _TERM.fullmatch(os.environ.get("TERM", "")):
         found["TERM"] = os.environ["TERM"]
-    if "NO_COLOR" in os.environ:
+    if os.environ.get("NO_COLOR"):         # an empty one says nothing (no-color.org)
         found["NO_COLOR"] = "1"
     terminals = [fd for fd in (0, 1, 2) if words.at_terminal(fd)]
     width = next((os.get_terminal_size(fd).columns for fd in terminals if os.isatty(fd)), 0)

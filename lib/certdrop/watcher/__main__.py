@@ -15,4 +15,4 @@ if __name__ == "__main__":
         sys.exit(os.EX_NOPERM)
     program = sys.argv.pop(1)
     from certdrop.start import run
-    run(program, f"certdrop.{PROGRAMS[program]}.command", colours=program == "certdrop-status")
+    run(program, f"certdrop.{PROGRAMS[program]}.command", colours=program != "certdrop-watch")

@@ -13,6 +13,7 @@ from certdrop import words
 from certdrop.walls import become
 
 USER = "_certdrop-watch"
+COLOURED = ("certdrop-check", "certdrop-status")
 PATIENCE = 1800.0                  # seconds for all that a program has to do: the doctor asks each name over each of its addresses
 
 
@@ -26,7 +27,7 @@ def as_watcher(program: str, argv: list[str], work: Callable[[], int], otherwise
         return work()
     main = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
     try:
-        code = become.run(USER, ["/usr/bin/python3", "-IS", main, program, *argv], PATIENCE, seen, out, colours=program == "certdrop-status")
+        code = become.run(USER, ["/usr/bin/python3", "-IS", main, program, *argv], PATIENCE, seen, out, colours=program in COLOURED)
     except become.Stopped as stopped:
         words.say(f"{program}: {stopped}; nothing goes on")
         if isinstance(stopped, become.Interrupted):
