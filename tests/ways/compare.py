@@ -111,6 +111,8 @@ def serving(text: str) -> Iterator[str]:
         os.kill(pid, signal.SIGKILL)
         select.select([handle], [], [], 10)
         os.close(handle)
+        for path in pathlib.Path(ROOM).glob("socket*"):    # which nobody took away
+            path.unlink()
 
 
 def question(case: str, text: str, name: str, address: str) -> Answer:

@@ -118,10 +118,15 @@ class Grammar:
                          "listen 8080;", "listen [::]:80;")
         if self.some(0.03):
             plain = plain.replace("listen 80", "listen 80 " + self.any("ssl", "proxy_protocol", "http2", "reuseport", "backlog=511"), 1)
-        if self.some(0.2):
+        if self.some(0.03):
+            plain += f" listen unix:{ROOM}/socket{self.chance.randrange(10 ** 6)};"
+        if self.some(0.03):
+            plain += f" listen 443; ssl {self.any('on', 'on', 'off')}; ssl_certificate {ROOM}/pair.pem; ssl_certificate_key {ROOM}/pair.pem;"
+        elif self.some(0.2):
             plain += f" listen 443 ssl; listen [::]:443 ssl; ssl_certificate {ROOM}/pair.pem; ssl_certificate_key {ROOM}/pair.pem;"
             if self.some(0.1):
-                plain += f" ssl_client_certificate {ROOM}/pair.pem; ssl_verify_client {self.any('on', 'optional', 'off')};"
+                plain += f" ssl_reject_handshake {self.any('on', 'off')};" if self.some(0.3) else \
+                    f" ssl_client_certificate {ROOM}/pair.pem; ssl_verify_client {self.any('on', 'optional', 'off')};"
         return plain.replace("default_server", "") if self.some(0.8) else plain
 
     def names(self) -> str:
@@ -146,7 +151,11 @@ class Grammar:
             "deny ::/0;", "allow 0.0.0.0/0; deny all;", "allow 2600::/12; deny all;", "deny 23.0.0.0/8;", "satisfy any; auth_request /auth; deny all;",
             "error_page 418 = @fallback;", "error_page 404 =301 https://$host$request_uri;", "error_page 401 403 404 /errors.html;", "userid on;",
             "gzip_static always;", "addition_types text/plain; add_after_body /after;", "sub_filter_types text/plain; sub_filter 'wa' 'x';",
-            "auth_request off;", "sub_filter 'a' 'b'; sub_filter_types *;")
+            "auth_request off;", "sub_filter 'a' 'b'; sub_filter_types *;", "add_trailer X y;", "max_ranges 0;", "postpone_output 0;", "limit_rate_after 1k;",
+            "if_modified_since off;", "chunked_transfer_encoding off;", "log_not_found off;", "set_real_ip_from 0.0.0.0/0; real_ip_header X-Forwarded-For;",
+            "etag off;", "default_type \"\";", "error_page 403 404 =200 @fallback;", "error_page 404 $uri.html;", "subrequest_output_buffer_size 1k;",
+            "error_page 401 403 $scheme://$host/login;", "error_page 404 /.well-known/acme-challenge/x;", "gunzip on;", "autoindex_format json;",
+            "sub_filter_once off; sub_filter \"\" x;", "add_before_body \"\";", "error_page 404 = /index.php?$args;", "slice 1k;")
 
     # ---- the rewrite module
 
@@ -187,7 +196,9 @@ class Grammar:
                                          "^/tokens/(.*) /.well-known/acme-challenge/$1", "^(.*)$ $1? redirect", "^/\\.(.*) /$1", "^ /index.php last",
                                          "^/(?<rest>.*)$ /$rest", "[^/]+$ /tokens/$0 last", "^/\\.well-known/.*/(.*)$ /tokens/$1",
                                          "(?i)ACME /tokens/x redirect", "^/tokens/(.*)$ /.well-known/acme-challenge/$1 break",
-                                         "^ http://$host/tokens/ redirect") + ";"
+                                         "^ http://$host/tokens/ redirect",
+                                         "\"^/(.{1,200})$\" /$1", "^ $uri", "^/(\\.well-known)/ $scheme://$host/$1 redirect",
+                                         "^ /tokens/$arg_x?", "\"(?<t>[A-Za-z0-9_-]{30,})$\" /tokens/$t last") + ";"
         if self.some(0.05):
             return "return 301 http://other.test$request_uri;"
         return "return " + self.any("301 https://$host$request_uri", "404", "301 http://www.a.test$request_uri", "200 ok", "301 https://a.test$request_uri",
@@ -236,7 +247,11 @@ class Grammar:
                         "if ($scheme = http) { proxy_pass http://127.0.0.1:9; }",
                         "proxy_pass http://127.0.0.1:80;", "satisfy any; auth_request /auth;", "random_index on;", "error_page 405 404 =200 @fallback;",
                         "if (!-f $request_filename) { return 404; }", "if (-f $request_filename) { set $x 1; }", "auth_request /auth;", "ssi on;",
-                        "allow 23.178.112.0/24; deny all;", "limit_except GET { allow 127.0.0.1; deny all; }", "disable_symlinks if_not_owner;")
+                        "allow 23.178.112.0/24; deny all;", "error_page 404 = @fallback; log_not_found off;",
+                        "recursive_error_pages on; return 404;", "if ($request_uri ~ x$) { break; }",
+                        "try_files $request_uri =404;", "try_files $document_uri @fallback;", "set $x 1; if ($x) { set $y 1; } if ($y) { return 403; }",
+                        "rewrite ^/.well-known/acme-challenge/(.*) /$1; break;", "add_after_body /auth; addition_types *;",
+                        "limit_except GET { allow 127.0.0.1; deny all; }", "disable_symlinks if_not_owner;")
 
     def locations(self) -> list[str]:
         """What a site has besides."""

@@ -149,7 +149,12 @@ def ends(config: Configuration, server: Server, asked: Asked, passed: frozenset[
 
 def _wrapped(config: Configuration, asked: Asked, server: Server) -> _Outcome:
     """Whether a request can be read at all at that place."""
-    wrapped = config.answers.wrapped(asked.address, asked.port)
+    wrapped, ssl = config.answers.wrapped(asked.address, asked.port), _ssl_on(config, asked)
+    if ssl and wrapped in ("", "http2"):
+        if not asked.tls:
+            return _Outcome(f"{ssl.place}: {words(ssl)} makes port 80 one that does not speak plain HTTP",
+                            f"put the word ssl into each listen for TLS, in place of the {words(ssl)} at {ssl.place}")
+        wrapped = "ssl"
     if wrapped == ("ssl" if asked.tls else ""):
         verify = [one for one in config.settings(server, "ssl_verify_client") if one.value == "on"] if asked.tls else []
         refused = [one for one in config.settings(server, "ssl_reject_handshake") if one.value == "on"] if asked.tls else []
@@ -162,6 +167,13 @@ def _wrapped(config: Configuration, asked: Asked, server: Server) -> _Outcome:
         return _Outcome(f"{at[0].place}: {words(at[0])}: before 1.25.1, nginx speaks nothing but HTTP/2 there", _take_out(wrapped, at), True)
     return _Outcome(f"{at[0].place}: {words(at[0])} makes port {asked.port} one that does not speak {'TLS' if asked.tls else 'plain HTTP'}",
                     _take_out(wrapped, at))
+
+
+def _ssl_on(config: Configuration, asked: Asked) -> Directive | None:
+    """The `ssl on` of the first block of a place, which holds for all of them there (ngx_http_init_connection); gone since nginx 1.25.1."""
+    first = config.answers.first(asked.address, asked.port)
+    found = config.settings(first, "ssl") if first else []
+    return found[0] if found and found[0].value.lower() == "on" else None
 
 
 def _take_out(word: str, at: list[Directive]) -> str:

@@ -318,6 +318,11 @@ class Answers:
         place = self._at(address, port)
         return place.wrapped if place else ""
 
+    def first(self, address: str, port: int) -> Server | None:
+        """The block that answers there for want of a better one."""
+        place = self._at(address, port)
+        return place.default if place else None
+
     def listen_for(self, address: str, port: int) -> str:
         """What a block has to listen at to be asked there: where another one listens at this very address, that one alone is."""
         if (address, port) in self._places and address not in ("*", "[::]"):

@@ -23,7 +23,8 @@ _KNOWN = re.compile(r"""
     | absolute_redirect | add_(header|trailer|before_body|after_body) | addition_types | alias | allow | ancient_browser\w* | auth_(delay|digest|gss|pam|ldap)
     | break | chunked_transfer_encoding | connections | create_full_put_path | default_type | deny | disable_symlinks | early_hints | empty_gif | error_page
     | etag | expires | flv | geo | http | if | if_modified_since | ignore_invalid_headers | include | internal | js_(import|path|var|preload_object)
-    | limit_except | listen | location | log_(format|not_found|subrequest|escape_non_ascii) | map | match | max_ranges | merge_slashes | min_delete_depth
+    | limit_except | listen | location | max_headers | open_log_file_cache
+    | log_(format|not_found|subrequest|escape_non_ascii) | map | match | max_ranges | merge_slashes | min_delete_depth
     | mirror(_request_body)? | modern_browser\w* | more_(set|clear)_headers | perl(_\w+)? | port_in_redirect | postpone_output | random_index
     | read_ahead | recursive_error_pages | referer_hash\w+ | reset_timedout_connection | return | rewrite | root | satisfy | server | server_name
     | server_name_in_redirect | server_rewrite_log | set | set_real_ip_from | slice | split_clients | status_zone | stub_status | try_files | types

@@ -170,6 +170,9 @@ TO_HTTPS = "server { listen 80; server_name a.test; return 301 https://$host$req
     ("server { listen 80; server_name a.test; return 301 http://$host$request_uri; }", "again and again"),
     ("server { listen 80; server_name a.test; location / { return 301 //b.test$request_uri; } }", "again and again"),
     ("server { listen 80; server_name ''; return 301 https://$server_name$request_uri; }", "where CAs do not go"),
+    ("server { listen 80; ssl on; server_name b.test; } server { listen 80; server_name a.test; CHALLENGE; }", "ssl on makes port 80"),
+    ("ssl on; server { listen 80; CHALLENGE; }", "ssl on makes port 80"),
+    ((TO_HTTPS % "CHALLENGE;").replace("443 ssl", "443") + " server { listen 443; ssl on; }", "does not speak TLS"),
     (f"server {{ listen 80; error_page 404 =200 /x; {HAND % 'return 404;'} location /x {{ root /srv; }} }}", "does not lead"),
 ])
 def test_what_refuses_a_token_is_not_fine(text, at):
@@ -202,6 +205,7 @@ def test_what_hangs_on_something_unknown_cannot_be_told(text):
     "server { listen 80; location / { content_by_lua_block { ngx.say('}') -- } \n } } CHALLENGE; }",
     "server { listen 80; location / { access_by_lua_block { x = '}' } } CHALLENGE; }",
     "server { listen 80; server_name a.test; location / { return 301 /moved$request_uri; } location /moved/ { rewrite ^/moved(.*) $1 last; } CHALLENGE; }",
+    (TO_HTTPS % "ssl on; CHALLENGE;").replace("443 ssl", "443"), "ssl on; server { listen 80; ssl off; CHALLENGE; } server { listen 443; }",
     f"server {{ listen 80; {LOGIN} {HAND % 'auth_basic off;'} }}", f"server {{ listen 80; deny all; {HAND % 'allow all;'} }}",
     f"server {{ listen 80; auth_request /a; {LOGIN} {HAND % 'allow all; satisfy any;'} }}", f"server {{ listen 80; deny 10.0.0.0/8; {HAND % ''} }}",
     f"server {{ listen 80; {HAND % 'limit_except GET { deny all; }'} }}", f"server {{ listen 80; {HAND % 'try_files $uri =404;'} }}",
