@@ -17,7 +17,7 @@ from certdrop.nginx.request.asked import End
 from certdrop.nginx.request.state import Elsewhere, State, Status, words
 from certdrop.nginx.syntax import Directive
 
-HANDED_DOWN = ("proxy_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass", "memcached_pass")      # into the `if` of a location
+HANDED_DOWN = ("proxy_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass", "memcached_pass")      # into limit_except; into `if`, all
 
 
 def try_files(state: State) -> str | None:
@@ -73,7 +73,7 @@ def _handler(state: State) -> Directive | None:
     blocks = [state.inside(state.locations[-1])] if state.locations else [state.server.inside]
     if state.inner:
         within = state.inside(state.inner)
-        blocks = [within, [one for one in blocks[0] if one.name in HANDED_DOWN]]
+        blocks = [within, [one for one in blocks[0] if state.inner.name == "if" or one.name in HANDED_DOWN]]
     return next((one for block in blocks for one in block if directives.is_handler(one)), None)
 
 
