@@ -37,7 +37,7 @@ MAN = $(sort $(wildcard man/*.[158]))
 UNITS = $(sort $(wildcard systemd/*))
 PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
-SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make share/certspotter/mail-foreign)
+SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make share/certspotter/mail-foreign docs/picture)
 SHELL_SCRIPTS = tests/second_ca/fetch setup/setup .ci/closed .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
@@ -171,7 +171,7 @@ install-files:
 	completions/make completions/table $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 644 etc/certdrop.toml etc/site.toml docs/examples/sshd-certdrop.conf $(DOCDIR)/examples
 	install -m 644 README.md SECURITY.md DESIGN.md CONTRIBUTING.md $(DOCDIR)
-	install -D -t $(DOCDIR)/docs -m 644 $(sort $(wildcard docs/*.md))
+	install -D -t $(DOCDIR)/docs -m 644 $(sort $(wildcard docs/*.md)) docs/page.png
 	install -m 644 $(SERVICES) $(ETCDIR)/services.d
 	install -D -t $(DOCDIR)/examples/services.d -m 644 $(SERVICES)
 	install -m 440 sudoers.d/certdrop $(THEIRS)/sudoers.d
