@@ -17,6 +17,7 @@ import stat
 SPOOL = "/var/spool/certdrop"
 ISSUER = "_certdrop"               # the user that writes replies and challenges
 MAX_REPLY = 64 * 1024              # bytes
+MAX_LISTED = 1 << 20               # bytes of the names of all replies
 MAX_CERTIFICATES = 10              # certificates in a reply, the leaf among them
 MAX_NAME = 200                     # characters in a site's name
 

@@ -21,7 +21,7 @@ ATTACK = '''
 import ctypes, json, os, resource, signal, struct, sys
 sys.path[:0] = ["/usr/share/certdrop"]
 from certdrop.walls import jail
-from certdrop import frames
+from certdrop import answering
 from certdrop.judge import sandbox
 BEGIN
 libc = ctypes.CDLL(None, use_errno=True)
@@ -80,7 +80,7 @@ def answer(question):
     return (RUN).encode()
 
 
-frames.serve(answer)
+answering.serve(answer)
 '''
 
 

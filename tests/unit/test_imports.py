@@ -27,13 +27,13 @@ OURS = {
     "start": {"terminal"},
     "issuer": {"renewal", "start", "spool", "events", "happened", "terminal", "words", "progress", "config", "walls", "trust", "signer"},
     "issuer/manage": {"commandline"},
-    "issuer/handover": {"frames"},
+    "issuer/handover": {"answering"},
     "issuer/tlsa": {"watcher/resolver"},         # it asks the DNS as the doctor does, by the same code
     "issuer/options": {"commandline"},           # to refuse a word
     "issuer/rehearsal": {"judge"},     # a dry run is told what root's judge would say, by the judge's own code
     "signer": {"spool", "events", "happened", "config", "walls", "issuer/failure"},
     "keeper": {"frames", "spool", "events", "words", "shown", "config", "walls"},
-    "judge": {"frames", "spool", "walls", "trust/verify"},
+    "judge": {"answering", "spool", "walls", "trust/verify"},
     "judge/served": {"listening"},
     "watcher": {"renewal", "start", "listening", "spool", "events", "happened", "shown", "terminal", "words", "config", "walls", "trust"},
     "watcher/command": {"commandline", "doctor/line", "doctor/mail"},
@@ -46,7 +46,7 @@ OURS = {
     "nginx/fetched": {"walls"},
     "importer": {"by_hand", "commandline", "spool", "events", "happened", "terminal", "words", "config", "walls", "keeper", "nginx/fetched"} | READS_NGINX,
     "importer/pairs": {"frames"},
-    "importer/examiner": {"frames", "judge"},    # what parses for the administrator's tools runs as the judge, with the judge's own code
+    "importer/examiner": {"answering", "judge"},       # what parses for the administrator's tools runs as the judge, with the judge's own code
     "admin": {"by_hand", "commandline", "listening", "spool", "events", "happened", "progress", "terminal", "words", "config", "walls", "trust", "keeper",
               "nginx/own", "nginx/vacancy", "nginx/fetched"},
     "config": {"spool"},
@@ -63,6 +63,7 @@ OURS = {
     "shown": set(),
     "renewal": set(),
     "frames": set(),
+    "answering": {"frames"},
     "listening": set(),
     "__init__": set(),
 }
@@ -93,6 +94,7 @@ NOT_THEIRS = {
     "renewal": NEVER_AS_ROOT | {"cryptography", "json"},
     "shown": NEVER_AS_ROOT | {"cryptography", "json"},
     "frames": NEVER_AS_ROOT | {"cryptography", "json"},
+    "answering": NEVER_AS_ROOT | {"cryptography", "json"},
     "listening": NEVER_AS_ROOT - {"socket"} | {"cryptography"},
     "__init__": NEVER_AS_ROOT,
 }

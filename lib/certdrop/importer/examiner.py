@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa  # noqa: E402
 from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: E402
 from OpenSSL import crypto  # noqa: E402
 
-from certdrop import frames  # noqa: E402
+from certdrop import answering  # noqa: E402
 from certdrop.judge import sandbox, chain  # noqa: E402
 from certdrop.spool import Refused  # noqa: E402
 
@@ -61,7 +61,7 @@ def serve(roots: str) -> int:
     def examined(case: bytes) -> bytes:
         task, *parts = [part.encode("latin-1") for part in json.loads(case)]
         return (sandbox.run(lambda: answer(task, parts, store), LIMIT) or "no judge-failed").encode("ascii", "replace")
-    frames.serve(examined)
+    answering.serve(examined)
     return os.EX_OK
 
 

@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
     try:
         found = task(argv)
     except ImportError as error:
-        from certdrop import frames
-        frames.say(f"lacks {error}".encode("ascii", "replace")[:250])
+        from certdrop import answering
+        answering.say(f"lacks {error}".encode("ascii", "replace")[:250])
         return os.EX_UNAVAILABLE
     return found if isinstance(found, int) else found()
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
-from certdrop import frames
+from certdrop import answering
 from certdrop.judge import sandbox
 from certdrop.spool import REASONS, Refused
 from certdrop.trust import verify
@@ -50,7 +50,7 @@ def serve(roots: str) -> int:
         expected, _, reply = case.partition(b"\n")
         said = sandbox.run(lambda: verdict(json.loads(expected), reply, store))
         return (said if said.startswith(("accept ", "refuse ")) else "refuse judge-failed").encode("ascii", "replace")     # a case speaks for no other
-    frames.serve(answer)
+    answering.serve(answer)
     return os.EX_OK
 
 

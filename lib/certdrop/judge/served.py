@@ -15,7 +15,7 @@ import ssl
 import time
 from typing import Any
 
-from certdrop import frames, listening
+from certdrop import answering, listening
 from certdrop.judge import sandbox
 
 CONNECT = 3.0                      # seconds
@@ -56,7 +56,7 @@ def serve(roots: str) -> int:
             if state == "shown" or since >= asked["patience"]:
                 return " ".join([state, *(",".join(map(str, place)) + "=" + leaf for place, leaf in now.items())]).encode("ascii")
             time.sleep(0.02)                                # a reload says nothing when it is done
-    frames.serve(answer)
+    answering.serve(answer)
     return os.EX_OK
 
 

@@ -14,20 +14,19 @@ import time
 
 from certdrop import events, spool
 from certdrop.config import site
-from certdrop.keeper import generations, intake, integrity, notes, revoke, state, switch
+from certdrop.keeper import generations, intake, integrity, notes, reader, revoke, state, switch
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
 
 
 def reconcile(run: Run, names: list[str] | None = None) -> None:
-    """Make the sites (all unless named) as their configuration wants them. One bad site does not hold up the others."""
+    """Make the sites (all unless named) as their configuration wants them; in a run that the issuer asked for, those that something is to be done with.
+    One bad site does not hold up the others."""
     finish_removals()
-    sweep()
-    for name, number in revoke.ended(run):
-        withdraw(run, name, number, "revoke")
-    if state.burnt_is_damaged():
-        run.fail("keeper/burnt", "the list of compromised keys is damaged; those that cannot be read there are not known any more; "
-                 "certdrop rotate NAME --compromised lists a site's keys again, and mends it", os.EX_IOERR)
+    if run.asked_by_issuer:
+        names = sorted(filter(_is_configured, reader.answered(run) | run.unfinished))
+    else:
+        tidy(run)
     names = site.site_names() if names is None else names
     wanted = [found for found in (_settled(run, name) for name in names) if found]
     intake.take(run, wanted)
@@ -39,10 +38,21 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
             if found.name in run.stirred or run.burnt:
                 settle(run, found)
     with contextlib.suppress(OSError):         # a disk that is full costs the next run some milliseconds
-        if found_whole := integrity.news():
+        run.note({name for name in run.unfinished if _is_configured(name)} - {found.name for found in wanted if _stands(run, found.name)})
+        if not run.asked_by_issuer and (found_whole := integrity.news()):
             notes.put("examined", found_whole, 0o600)
-    stamp = {"time": int(time.time()), "exit": run.exit_code(), "sites": len(wanted)}
-    notes.put("last-run", json.dumps(stamp).encode())
+    if run.asked_by_issuer and not run.failures:
+        return notes.touch("last-run")         # how root's own run ended stays there: that one looked at all sites
+    notes.put("last-run", json.dumps({"time": int(time.time()), "exit": run.exit_code(), "sites": len(wanted)}).encode())
+
+
+def _is_configured(name: str) -> bool:
+    return os.path.lexists(f"{site.ETC}/sites.d/{name}.toml")
+
+
+def _stands(run: Run, name: str) -> bool:
+    """Whether nothing of what was begun with a site is left to be done."""
+    return name in run.unfinished and run.look(name).live == run.seen(name).newest and not notes.Notes(name).install
 
 
 def _settled(run: Run, name: str) -> site.Site | None:
@@ -159,6 +169,16 @@ def finish_removals() -> None:
                 integrity.clear(path)
             integrity.clear(f"{parent}/{entry}")
             generations.sync(parent)
+
+
+def tidy(run: Run) -> None:
+    """What no site waits for: temporary files, requests of certificates that have ended, and a word on damage to what all sites share."""
+    sweep()
+    for name, number in revoke.ended(run):
+        withdraw(run, name, number, "revoke")
+    if state.burnt_is_damaged():
+        run.fail("keeper/burnt", "the list of compromised keys is damaged; those that cannot be read there are not known any more; "
+                 "certdrop rotate NAME --compromised lists a site's keys again, and mends it", os.EX_IOERR)
 
 
 def sweep() -> None:

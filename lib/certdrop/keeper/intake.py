@@ -67,6 +67,7 @@ def take(run: Run, wanted: list[site.Site]) -> None:
 
 
 def _judge(run: Run, cases: list[Case]) -> None:
+    run.note(run.unfinished | {case.name for case in cases})
     asked = [(case.question, b"".join(case.blocks)) for case in cases]
     # The judge loads for a while what it needs; so do we, with a key for nobody.
     answers = judges.verdicts(run.config.trust_roots, asked, meanwhile=lambda: keys.request(keys.make("ecdsa-p256"), [cases[0].name]))

@@ -1,11 +1,12 @@
 """Root's notes on a site: what was refused, what could not be installed, which leaves it had. World-readable, for issuer and status.
 
 Notes time things and explain them; where a site *stands* is looked up on disk, never here. Runs as: root. Trusts: its own
-files. Reads and writes: keeper/NAME.json, keeper/refused/ and keeper/last-run below /var/lib/certdrop.
+files. Reads and writes: keeper/NAME.json, keeper/refused/, keeper/unfinished and keeper/last-run below /var/lib/certdrop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -95,6 +96,14 @@ def put(entry: str, data: bytes, mode: int = 0o644, below: str = "keeper") -> No
         spool.write(fd, entry, data, mode)
     finally:
         os.close(fd)
+
+
+def unfinished() -> set[str]:
+    """The sites that something was begun with, and did not come to its end: a hint for runs that do not look at all sites, and no more."""
+    text = b""
+    with contextlib.suppress(OSError):         # it is not there, or damaged
+        text = integrity.read(f"{site.STATE}/keeper/unfinished", spool.MAX_LISTED)
+    return set(filter(spool.is_site_name, text.decode("ascii", "replace").split("\n")))
 
 
 def touch(entry: str) -> None:

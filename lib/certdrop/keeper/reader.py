@@ -25,7 +25,15 @@ DEADLINE = 5.0                     # seconds for one reply
 MOST = 8                           # processes that may hang, of all runs: each has a byte of keeper/readers locked, until the kernel lets it go
 SETTLED = 2e9                      # nanoseconds after which a directory's time of change tells whether it was changed since
 DAY = 86400
+LISTING = ""                       # asked for in place of a name: which names lie there
 ANSWER = rb"-|\+(.*)|!([a-z-]+)"   # nothing, a reply, or why it is not read
+
+
+def answered(run: Run) -> set[str]:
+    """The sites that a reply lies in the spool for: of the names that are listed there, only what answers a request of root's."""
+    (listed,) = replies(run, [LISTING])
+    found = map(spool.parse_entry, listed.decode("ascii", "replace").split("\n") if isinstance(listed, bytes) else ())
+    return {name for name, number, kind in filter(None, found) if kind == "pem" and (number, "csr") in run.posted.get(name, ())}
 
 
 def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | None, None, None]:
@@ -44,7 +52,8 @@ def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | N
 
     def start(asked: int) -> children.Child:
         return children.Child([PROGRAM], asked, lambda: any(_is_free(places, place) for place in range(MOST)) or os._exit(0), (places,))
-    answers = children.answers(start, [entry.encode("ascii") for entry in entries], ANSWER, DEADLINE, 1 + spool.MAX_REPLY, MOST)
+    answers = children.answers(start, [entry.encode("ascii") for entry in entries], ANSWER, DEADLINE,
+                               1 + (spool.MAX_LISTED if entries == [LISTING] else spool.MAX_REPLY), MOST)
     try:
         for said in answers:
             found = found or said is None or said[0] != b"-"
@@ -52,7 +61,8 @@ def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | N
     finally:
         answers.close()
         os.close(places)
-    if not found and len(entries) == sum((kind == "csr") for posted in run.posted.values() for _, kind in posted) and max(changed) < now - SETTLED:
+    asked_for = sum((kind == "csr") for posted in run.posted.values() for _, kind in posted)
+    if not found and (entries == [LISTING] or len(entries) == asked_for) and max(changed) < now - SETTLED:
         with contextlib.suppress(OSError):
             notes.put("looked", repr(changed).encode(), 0o600)
 

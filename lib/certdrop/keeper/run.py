@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from certdrop import events, spool, words
 from certdrop.config import site
-from certdrop.keeper import integrity, state
+from certdrop.keeper import integrity, notes, state
 from certdrop.keeper.state import Observed
 from certdrop.walls import users
 
@@ -28,13 +28,15 @@ class Run:
         self.talk = talk
         self.log = events.Log("keeper")
         self.end = time.monotonic() + PATIENCE
-        integrity.recall()
+        if not asked_by_issuer:                            # which looks at few, and so at these wholly
+            integrity.recall()
         self.config = site.load_config()
         self.issuer, self.group = users.user_ids(spool.ISSUER)
         self.burnt = state.burnt()                         # the keys that got out
         self.posted: dict[str, set[tuple[int, str]]] = {}
         self.observed: dict[str, Observed] = {}                 # how each site stood when it was last looked at
         self.stirred: set[str] = set()                     # the sites that something was done with since they settled
+        self.unfinished = notes.unfinished()               # the sites that something was begun with
         self.failures: set[int] = set()
         self.said: list[str] = []
         for entry in os.listdir(spool.requests()):         # root's own directory: nobody else can write there
@@ -52,6 +54,13 @@ class Run:
     def seen(self, name: str) -> Observed:
         """How a site stood when it was last looked at."""
         return self.observed.get(name) or self.look(name)
+
+    def note(self, unfinished: set[str]) -> None:
+        """Write down what was begun, before it is; and what of it is left. Where that cannot be written, root's own run looks at all sites anyway."""
+        if unfinished != self.unfinished:
+            with contextlib.suppress(OSError):
+                notes.put("unfinished", "\n".join(sorted(unfinished)).encode("ascii"))
+                self.unfinished = unfinished
 
     def tell(self, name: str, text: str) -> None:
         """Say something to a person who watches: later, by flush(), because a lock is never held while output could block."""

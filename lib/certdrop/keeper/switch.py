@@ -50,6 +50,7 @@ def _change(run: Run, wanted: site.Site) -> Change:
 def _switch(run: Run, changes: list[Change]) -> None:
     """All of these, together."""
     run.stirred.update(change.name for change in changes)
+    run.note(run.unfinished | {change.name for change in changes if change.to != change.back or change.notes.install})
     began = time.monotonic()
     used, broken = trial.tested(run, {name for change in changes for name in change.wanted.services})
     stretch = max(1.0, time.monotonic() - began)             # a service of many sites takes its time

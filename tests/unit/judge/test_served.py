@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from certdrop import frames
+from certdrop import answering
 from certdrop.judge import served
 
 HERE, THERE = ("127.0.0.1", 443, ""), ("::1", 443, "")
@@ -98,7 +98,7 @@ def test_it_asks_again_until_it_is_shown_or_patience_ends(monkeypatch: pytest.Mo
     def serve(answer: Any) -> None:
         for name in ("late.example", "never.example", "last.example"):
             said.append((answer(json.dumps(question(name=name, patience=3.0)).encode()).decode(), clock[0]))
-    monkeypatch.setattr(frames, "serve", serve)
+    monkeypatch.setattr(answering, "serve", serve)
     assert os.EX_OK == served.serve("")
     assert [f"shown 127.0.0.1,443,={NEW}", f"other 127.0.0.1,443,={OLD}", f"shown 127.0.0.1,443,={NEW}"] == [text for text, _ in said]
     assert [2.0, 3.0, 3.0] == [round(when, 1) for _, when in said]

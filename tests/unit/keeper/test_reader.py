@@ -77,7 +77,7 @@ def test_one_that_hangs_is_busy_and_the_others_go_on(run: Any, monkeypatch: pyte
 @pytest.mark.parametrize("last", ["os.write(1, bytes(2)), os._exit(1)", "os.write(1, bytes([255] * 4)), signal.pause()", "return b'!fine'"])
 def test_one_that_dies_or_lies_is_busy_and_the_others_go_on(run: Any, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
     """In the middle of an answer; by a length that none has; by a reason that there is not."""
-    change(monkeypatch, f"def lie(replies, name):\n    if name == {ENTRIES[2]!r}:\n        {last}\n    return answer(replies, name)\nhandover.answer = lie")
+    change(monkeypatch, f"def lie(replies, name):\n    if name == {ENTRIES[2]!r}:\n        {last}\n    return answer(replies, name)\nanswers.answer = lie")
     put("d@0002.pem", b"d")
     assert [None, None, "busy", b"d"] == said(run)
 
@@ -144,7 +144,7 @@ def test_the_process_holds_nothing_that_others_wait_for(run: Any, monkeypatch: p
     os.close(replies)
     found = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(1 << 14) if os.path.lexists(f"/proc/self/fd/{fd}")]
     return b"+" + " ".join(found).encode()
-handover.answer = tell""")
+answers.answer = tell""")
     words = next(reader.replies(run, ENTRIES[:1])).decode().split()  # type: ignore[union-attr]
     os.close(lock)
     assert ["/memfd:cases", "(deleted)"] == words[:2] and words[2].startswith("pipe:")

@@ -1,0 +1,43 @@
+"""What lies in replies/: under a name a reply, or why it is not read; and under which names there is something.
+
+Runs as: _certdrop, in the process that root's keeper starts for it (handover.py); never as root. Trusts: nothing. Reads: replies/. Writes: the modes
+of its own files there.
+"""
+
+from __future__ import annotations
+
+import os
+
+from certdrop import spool
+
+NOTHING, REPLY, REFUSED = b"-", b"+", b"!"      # how an answer begins: keeper/reader.py reads that
+
+
+def answer(replies: int, name: str) -> bytes:
+    """What lies under this name: a reply, or why it is not read, behind what says which. For no name: the names."""
+    try:
+        return _answer(replies, name) if name else listed(replies)
+    except FileNotFoundError:
+        return NOTHING
+    except PermissionError:
+        return REFUSED + b"kind"
+    except spool.Refused as refused:
+        return REFUSED + refused.reason.encode("ascii")
+
+
+def listed(replies: int) -> bytes:
+    """The names of the replies that lie there, a line each, as many as root takes."""
+    names = "\n".join(entry for entry in os.listdir(replies) if entry.endswith(".pem") and spool.parse_entry(entry))
+    return REPLY + names.encode("ascii")[:spool.MAX_LISTED] if names else NOTHING
+
+
+def _answer(replies: int, name: str) -> bytes:
+    try:
+        return REPLY + spool.read(replies, name, os.getuid())
+    except spool.Refused as refused:
+        if not isinstance(refused.__cause__, PermissionError):
+            raise
+        if os.stat(name, dir_fd=replies, follow_symlinks=False).st_uid != os.getuid():
+            raise spool.Refused("owner") from refused
+        os.chmod(name, 0o640, dir_fd=replies)                  # ours, by whatever modes
+        return REPLY + spool.read(replies, name, os.getuid())
