@@ -18,7 +18,7 @@ from certdrop import TERMINAL, VERSION, spool
 from certdrop.config import site
 from certdrop.issuer import posted, turn
 from certdrop.issuer.agenda import Agenda
-from certdrop.issuer.due import TICK
+from certdrop.issuer.due import GATHER, TICK, gathered
 from certdrop.issuer.options import HELP, Options, Usage
 from certdrop.issuer.posted import Request
 
@@ -34,7 +34,7 @@ DAY = 86400.0
 LATE = 7200.0                      # seconds that a daily look may be late; later, the host slept
 STOPPED = "stopped"                # issuer/: why the last run did not come to its end
 REPLY = b"r"                       # the network part: a reply is in the spool; at its end b"1" or b"0", whether root should look
-TOGETHER = 2.0                     # seconds after a reply for others to come: root looks at them together
+TOGETHER = 2.0                     # seconds after a reply for others to come: root looks at them together. By cron it is GATHER: nobody watches then
 
 
 def main(argv: list[str]) -> int:
@@ -85,14 +85,14 @@ def _run(options: Options) -> int:
             _have_root_look()
         if options.cron:
             _do_daily()
-        pause = following - time.time() + 1                        # to the site's own second
+        pause = following - time.time() + 1                        # to the second of one of them
         if not options.cron or not 1 < pause < end - time.monotonic():
             return code
         time.sleep(pause)                                          # no lock is held meanwhile
 
 
 def _look(options: Options) -> tuple[int, bool, float]:
-    """(exit code, whether root should look at the spool, when the next order is due)."""
+    """(exit code, whether root should look at the spool, when the next orders are to be placed)."""
     by_person = not options.cron and bool(options.names or options.plan or options.dry_run)
     lock = turn.take("certdrop-issue", by_person, first=options.force or options.revoke)
     if lock is None:
@@ -121,7 +121,7 @@ def _look(options: Options) -> tuple[int, bool, float]:
         if options.revoke and not code:
             code = _still_wanted(options, revoked)
         now = time.time()
-        return code, waits, min((moment for request in listed if (moment := agenda.order_at(request)) > now), default=0.0)
+        return code, waits, gathered([moment for request in listed if (moment := agenda.order_at(request)) > now])
     finally:
         os.close(lock)
 
@@ -197,7 +197,7 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
         finally:
             os._exit(code)
     os.close(writer)
-    waits = _hear(reader, options.install)
+    waits = _hear(reader, options.install, GATHER if options.cron else TOGETHER)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
@@ -206,8 +206,9 @@ def _in_child(options: Options, pending: list[Request], listed: list[Request], s
     return code, waits
 
 
-def _hear(reader: int, install: bool) -> bool:
-    """Whether root should look when the child has ended. Of replies that come before, root is told as they come: no site waits for another one's order."""
+def _hear(reader: int, install: bool, together: float) -> bool:
+    """Whether root should look when the child has ended. Of replies that come before, root is told so many seconds after the first of them: then no site
+    waits for an order of another's that hangs, and few reload services for many."""
     import select
     look_at = 0.0
     while True:
@@ -223,7 +224,7 @@ def _hear(reader: int, install: bool) -> bool:
             os.close(reader)
             return said.endswith(b"1")
         if install and REPLY in said:
-            look_at = look_at or time.monotonic() + TOGETHER
+            look_at = look_at or time.monotonic() + together
 
 
 def _do_daily() -> None:

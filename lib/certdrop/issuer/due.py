@@ -14,6 +14,7 @@ from certdrop.renewal import FOREIGN, HELD, HURRIED, WANTED, lifetime, planned
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 TICK = 600                         # seconds from one run by cron to the next
+GATHER = 60.0                      # seconds within which orders that are due are placed together, and their replies installed together
 NEVER = float("inf")
 MADE = 1767225600.0                # 2026-01-01: a clock that stands before is wrong, for certdrop is younger
 
@@ -28,6 +29,15 @@ URGENCY = 1 / 8                    # while the CA cannot be reached, share of th
 POLL = 6 * HOUR                    # between two looks at the CA's window, where it does not say
 LEAST_POLL, MOST_POLL = MINUTE, 12 * HOUR      # what a Retry-After may ask for (RFC 9773 section 4.3.1); twice a day at least
 ABSENT_POLL = 10 * HOUR            # where the CA has no window for this certificate
+
+
+def gathered(moments: list[float]) -> float:
+    """When to place the next orders: at the last moment of those that come within GATHER of the first; 0 where there is none.
+
+    So one reload of each service does for all of them, and a host's orders still come at a second that is its own.
+    """
+    first = min(moments, default=0.0)
+    return max((moment for moment in moments if moment <= first + GATHER), default=0.0)
 
 
 class Certificate:

@@ -283,3 +283,9 @@ def test_what_is_of_another_ca_is_due_at_once():
 def test_a_clock_that_is_wrong_makes_no_certificate_foreign():
     """What a chain says by a clock of 1970 is not acted on."""
     assert due.due("a", False, certificate(90 * DAY, 1000.0), Record(), 2000.0, foreign=True)[1] != due.FOREIGN
+
+
+@pytest.mark.parametrize("moments, when", [([], 0.0), ([500.0], 500.0), ([530.0, 500.0, 560.0, 561.0], 560.0), ([500.0, 561.0], 500.0)])
+def test_what_is_due_within_a_minute_is_ordered_together(moments, when):
+    """At the last of these moments; one that is alone is not put off."""
+    assert due.gathered(moments) == when

@@ -24,12 +24,11 @@ def hear(monkeypatch: pytest.MonkeyPatch, said: list[bytes], install: bool = Tru
         if not said:
             os.close(writer)
     monkeypatch.setattr(issue, "_have_root_look", look)
-    monkeypatch.setattr(issue, "TOGETHER", together)
     if said:
         go_on()
     else:
         os.close(writer)
-    return issue._hear(reader, install), len(looks)
+    return issue._hear(reader, install, together), len(looks)
 
 
 @pytest.mark.parametrize("said, install, waits", [
@@ -63,3 +62,43 @@ def test_a_clock_that_is_set_back_makes_no_sleep_of_a_day(monkeypatch):
     monkeypatch.setattr(issue, "_look", look)
     assert issue._run(options) == 0
     assert slept == [31.0]
+
+
+def test_replies_wait_for_each_other_where_nobody_watches(monkeypatch):
+    """By cron a minute: root is called once for all that come in it. By hand two seconds: somebody watches."""
+    from types import SimpleNamespace
+    heard = []
+    monkeypatch.setattr(issue, "_hear", lambda reader, install, together: heard.append(together) or os.close(reader) or False)
+    monkeypatch.setattr(issue.os, "fork", lambda: 4711)
+    monkeypatch.setattr(issue.os, "waitpid", lambda *_: (4711, 0))
+    for cron in (True, False):
+        options = SimpleNamespace(cron=cron, install=True, loud=False)
+        assert issue._in_child(options, [], [], set(), None, None) == (0, False)
+    assert heard == [60.0, 2.0]
+
+
+def test_five_due_in_one_minute_are_ordered_in_one_go(monkeypatch):
+    """cron's run waits for the last of them, looks once, and has root look once; two that are due later come later, together."""
+    from types import SimpleNamespace
+    options = SimpleNamespace(cron=True, install=True, plan=False, dry_run=False)
+    start = 1_800_000_000.0
+    due, clock, looks, roots = [start + after for after in (100, 101, 125, 140, 159, 300, 333)], [start], [], []
+
+    def sleep(seconds):
+        clock[0] += seconds
+
+    def look(_):
+        now = clock[0]
+        done = [moment for moment in due if moment <= now]
+        due[:] = [moment for moment in due if moment > now]
+        looks.append(len(done))
+        return 0, bool(done), issue.gathered(due)
+    monkeypatch.setattr(issue, "_do_daily", lambda: None)
+    monkeypatch.setattr(issue.time, "sleep", sleep)
+    monkeypatch.setattr(issue.time, "time", lambda: clock[0])
+    monkeypatch.setattr(issue.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(issue, "_look", look)
+    monkeypatch.setattr(issue, "_have_root_look", lambda: roots.append(clock[0] - start))
+    assert issue._run(options) == 0
+    assert looks == [0, 5, 2]
+    assert roots == [160.0, 334.0]
