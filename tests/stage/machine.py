@@ -202,7 +202,6 @@ def settle() -> None:
             for name in os.listdir(folder):
                 remove(os.path.join(folder, name))
     remove("/etc/crontab")
-    remove("/var/lib/man-db/auto-update")           # else whatever is installed makes mandb go through all manual pages
     raise_loopback()
 
 

@@ -42,6 +42,8 @@ OURS = {
     "doctor/ca": {"issuer/directory", "issuer/transport", "issuer/failure", "issuer/proxy"},     # it asks the CA as the issuer does, by the same code
     "nginx": {"commandline", "spool", "events", "terminal", "words", "config"},
     "nginx/write": {"keeper", "walls"},
+    "nginx/change": {"keeper", "walls"},
+    "nginx/pages": {"walls"},
     "nginx/own": {"by_hand", "keeper"},
     "nginx/fetched": {"walls"},
     "importer": {"by_hand", "commandline", "spool", "events", "happened", "terminal", "words", "config", "walls", "keeper", "nginx/fetched"} | READS_NGINX,

@@ -72,6 +72,16 @@ class Directive:
         return self._args
 
     @property
+    def opening(self) -> int:
+        """Of one with a block, the offset behind its `{`."""
+        return self._until + 1
+
+    @property
+    def text(self) -> str:
+        """The text of its file."""
+        return self._from.text
+
+    @property
     def file(self) -> str:
         """Where it stands."""
         return self._from.path

@@ -1,0 +1,364 @@
+"""Changes the server blocks that nginx has, for a site: the edits of edit.py shown as a difference, made, looked at, and taken back.
+
+Challenges first; TLS and the redirect once the real certificate is live. Each file is replaced whole, by a rename, after a copy of it lies in
+keeper/nginx/NAME, where nginx does not read. nginx tests all, then reloads; the certificate must be shown, and the pages must be those of before, else
+every file is put back. Who is killed in between leaves each file old or new, and the next run says so: --apply goes on, --undo takes all back.
+Runs as: root, by hand; anyone to show. Trusts: nginx's configuration where it is root's alone. Reads: what `nginx -T` prints, live/.
+Writes: files below /etc/nginx, keeper/nginx/.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, NoReturn
+
+from certdrop import spool
+from certdrop.config import site
+from certdrop.keeper import services
+from certdrop.keeper.command import as_root
+from certdrop.nginx import configuration, edit, fetched, pages, run, write
+from certdrop.nginx.blocks import TIMEOUT, Absent, Build, Refused
+from certdrop.nginx.configuration import Configuration
+from certdrop.nginx.edit import Change, Wanted
+from certdrop.walls import users
+
+KEPT = site.STATE + "/keeper/nginx"            # NAME/ has a copy of each file as it was, and `begun` while somebody is at work
+INSTALL = "/usr/sbin/certdrop-install"         # notes that the certificate is served now
+OTHERS = 40                                    # names of other blocks whose pages are looked at, too
+BINDS = ("HSTS binds: every browser that has been here goes to these names by HTTPS alone, for two years, and lets nobody pass a bad certificate; "
+         "taking the line out does not undo it in browsers (max-age=0, served long enough, does)")
+
+
+class Options(NamedTuple):
+    """What was asked for."""
+
+    redirect: bool = True
+    hsts: bool = False
+    anyway: bool = False
+    ask: bool = True               # the CA, where only a placeholder is there
+
+
+def show(group: list[site.Site], build: Build, options: Options) -> int:
+    """Print what --apply would change, as a unified difference of the very files. Raises Refused, Absent, edit.NoBlock."""
+    name, config = group[0].name, _configuration()
+    changes = edit.changes(config, _wanted(group, build, options, True))
+    for one in changes:
+        path = os.path.realpath(one.path)
+        sys.stdout.writelines(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n"
+                              for line in difflib.unified_diff(_shown(one.old), _shown(one.new), path, path))
+    if not changes:
+        print(f"certdrop-nginx: {name}: its server blocks have all they need; nothing is to be changed")
+    sys.stdout.flush()
+    return os.EX_OK
+
+
+def _shown(text: str) -> list[str]:
+    return [line + "\n" for line in text.removesuffix("\n").split("\n")] if text.endswith("\n") else text.splitlines(True)
+
+
+def apply(group: list[site.Site], build: Build, options: Options) -> int:
+    """Make the change. Raises Refused, Absent, edit.NoBlock."""
+    return as_root(lambda: _apply(group, build, options))
+
+
+def undo(name: str) -> int:
+    """Take all of a site's lines out of nginx's files. Raises Refused, Absent."""
+    return as_root(lambda: _undo(name))
+
+
+def _apply(group: list[site.Site], build: Build, options: Options) -> int:
+    name, service = group[0].name, _service()
+    with _at_work(name):
+        _tell_of_begun(name)
+        config = _tested(service)
+        first = _wanted(group, build, options, not _waiting(group))
+        made = edit.changes(config, first)     # refuses before anything is done
+        whole = edit.changes(config, first._replace(tls=True))
+        if not whole and first.tls:
+            _say(name, "its server blocks have all they need; nothing was changed")
+            return os.EX_OK
+        asked, others = _to_be_asked(config, first.domains)
+        before, others_before = pages.stable(asked), pages.stable(others)
+        code = _first(group, service, made, options) if not first.tls else os.EX_OK
+        if not first.tls and (code or _waiting(group)):
+            return code
+        second = _wanted(group, build, options, True)
+        edits = edit.changes(_configuration(), second)
+
+        def look() -> str:
+            schemes = {domain: "https" for domain in second.domains}
+            after = [(address, domain, schemes[domain]) for address, domain, _ in asked]
+            shown = pages.until_shown(after, {_fingerprint(found.name) for found in group})
+            if shown:
+                return f"{shown[0]}, not the live one"
+            apart = pages.differences(asked, before, pages.look(after), [scheme for _, _, scheme in after])
+            apart += pages.differences(others, others_before, pages.look(others), [scheme for _, _, scheme in others])
+            for line in apart:
+                _say(name, f"differs: {line}")
+            return "the pages are not those of before (--anyway keeps the change)" if apart and not options.anyway else ""
+        try:
+            _put(name, service, edits, look)
+        except Refused:
+            if not first.tls:
+                _put(name, service, _taken_out(_configuration(), name), lambda: "")        # what was put in for the challenge, too
+            raise
+        subprocess.run([INSTALL], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False)
+        if second.hsts:
+            _say(name, BINDS)
+        for address, domain, _ in asked:
+            _say(name, f"https://{domain}/ at {address} is the page that http://{domain}/ was")
+        _say(name, f"certdrop-nginx {name} --undo takes it back; the files as they were are in {KEPT}/{name}")
+        return os.EX_OK
+
+
+def _first(group: list[site.Site], service: services.Service, made: list[Change], options: Options) -> int:
+    """Have challenges come through, and ask the CA. 0 where a certificate came."""
+    name, names = group[0].name, [found.name for found in group]
+
+    def look() -> str:
+        failures = fetched.at_port_80(names)
+        return f"a token that was put did not come: {failures[0]}" if failures else ""
+    _put(name, service, made, look)
+    if not options.ask:
+        _say(name, f"challenges come through; next: certdrop renew {' '.join(names)}, then certdrop-nginx {name} --apply puts HTTPS in")
+        return os.EX_OK
+    _say(name, f"certdrop renew {' '.join(names)}: asks the CA for a certificate now; nginx serves HTTPS once it is there")
+    sys.stdout.flush()
+    subprocess.run([write.CERTDROP, "renew", *names], stdin=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False)
+    if not _waiting(group):                    # what renew says of a certificate that is not served yet is not the end
+        return os.EX_OK
+    _say(name, f"no certificate came; nginx goes on as before, and lets challenges through, so that cron can go on; then certdrop-nginx {name} --apply "
+               f"does the rest (certdrop-nginx {name} --undo takes it back)")
+    return os.EX_TEMPFAIL
+
+
+def _undo(name: str) -> int:
+    service = _service()
+    with _at_work(name):
+        _tell_of_begun(name)
+        edits = _taken_out(_configuration(), name)
+        if not edits:
+            _say(name, "nginx's files have no lines of certdrop's for it; nothing was changed")
+        else:
+            _put(name, service, edits, lambda: "")
+        for entry in os.listdir(f"{KEPT}/{name}"):
+            os.unlink(f"{KEPT}/{name}/{entry}")
+        return os.EX_OK
+
+
+def _taken_out(config: Configuration, name: str) -> list[Change]:
+    """The files with a site's lines, and their texts without them; where nginx does not even show them, those that were changed. Raises Refused."""
+    texts = dict(config.texts)
+    for entry in os.listdir(f"{KEPT}/{name}") if os.path.isdir(f"{KEPT}/{name}") else []:
+        path = entry.replace("%2F", "/").replace("%25", "%")
+        if path.startswith("/") and not any(os.path.realpath(one) == path for one in texts) and os.path.isfile(path):
+            texts[path] = _text(path)
+    found = [Change(path, text, edit.found(path, text, name).rest) for path, text in texts.items() if f"# certdrop {name} " in text]
+    return [one for one in found if one.old != one.new]
+
+
+def taken_out(shown: str, name: str) -> list[str]:
+    """The files from which --undo would take a site's lines; none where somebody edited one."""
+    try:
+        return [os.path.realpath(one.path) for one in _taken_out(Configuration(configuration.sources(shown)), name)]
+    except Refused:
+        return []
+
+
+def _put(name: str, service: services.Service, edits: Sequence[Change], look: Callable[[], str]) -> None:
+    """Write the files; test, reload, look; and put all back where one of these fails, or somebody ends this meanwhile. Raises Refused."""
+    files = _checked(name, edits)
+    done: list[tuple[str, bytes]] = []
+    signal.signal(signal.SIGTERM, _stop)                   # the terminal's signals do not reach this session
+    try:
+        if files:
+            _note(f"{KEPT}/{name}", "begun", "\n".join(path for path, _, _ in files).encode())
+        for path, old, new in files:
+            _keep(name, path, old)
+            done.append((path, old))
+            _replace(path, old, new)
+            _say(name, f"changed {path}")
+        if files:
+            service.test()
+            service.reload()
+        why = look()
+        if why:
+            raise Refused(f"{name}: {why}; all files are as they were")
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)      # what is begun is taken back, whoever is in a hurry
+        for path, old in reversed(done):
+            with contextlib.suppress(Refused):
+                _replace(path, None, old)
+        if done:
+            with contextlib.suppress(services.Failed):
+                service.test()
+                service.reload()
+        _forget_begun(name)
+        if isinstance(error, services.Failed):
+            raise Refused(f"{name}: nginx refuses the change: {error}; all files are as they were") from error
+        if isinstance(error, OSError):
+            raise Refused(f"{name}: {error.filename}: {error.strerror}; all files are as they were") from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _forget_begun(name)
+
+
+def _checked(name: str, edits: Sequence[Change]) -> list[tuple[str, bytes, bytes]]:
+    """The real files, their bytes now and then. Raises Refused where others than root can change one, or it is not what nginx showed."""
+    files: dict[str, tuple[str, bytes, bytes]] = {}
+    for one in edits:
+        path = os.path.realpath(one.path)
+        if path in files:
+            raise Refused(f"{name}: {path}: nginx reads it by two names ({one.path}); nothing was changed; take one of them away")
+        for part in (path, os.path.dirname(path)):
+            at = os.stat(part)
+            if at.st_uid != 0 or at.st_mode & 0o022:
+                raise Refused(f"{name}: {part}: others than root can write there; nothing was changed; chown root:root and chmod go-w it, then run this again")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Refused(f"{name}: {path}: is no file; nothing was changed; put the lines in by hand")
+        old = _bytes(path)
+        if old.decode("utf-8", "surrogateescape") != one.old:
+            raise Refused(f"{name}: {path}: was changed meanwhile; nothing was changed; run this again")
+        files[path] = path, old, one.new.encode("utf-8", "surrogateescape")
+    return list(files.values())
+
+
+def _replace(path: str, old: bytes | None, new: bytes) -> None:
+    """Put a text in place of a file, whole or not at all: its mode and group stay. Raises Refused where it is not `old`."""
+    at = os.stat(path, follow_symlinks=False)
+    if old is not None and (not stat.S_ISREG(at.st_mode) or _bytes(path) != old):
+        raise Refused(f"{path}: was changed meanwhile; all files are as they were; run this again")
+    fd = spool.open_directory(os.path.dirname(path))
+    try:
+        spool.write(fd, os.path.basename(path), new, stat.S_IMODE(at.st_mode), at.st_gid)
+    finally:
+        os.close(fd)
+
+
+def _keep(name: str, path: str, old: bytes) -> None:
+    """A copy of a file as it was before any line of the site was in it."""
+    if f"# certdrop {name} ".encode() not in old:
+        _note(f"{KEPT}/{name}", path.replace("%", "%25").replace("/", "%2F"), old)
+
+
+def _note(folder: str, entry: str, data: bytes) -> None:
+    fd = spool.open_directory(folder)
+    try:
+        spool.write(fd, entry, data, 0o600)
+    finally:
+        os.close(fd)
+
+
+def _forget_begun(name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{KEPT}/{name}/begun")
+
+
+def _tell_of_begun(name: str) -> None:
+    """Say what a run that was killed has left."""
+    try:
+        paths = _bytes(f"{KEPT}/{name}/begun").decode("utf-8", "replace").split("\n")
+    except OSError:
+        return
+    for path in paths:
+        has = os.path.isfile(path) and f"# certdrop {name} ".encode() in _bytes(path)
+        _say(name, f"an earlier run was ended in the middle: {path} {'has' if has else 'does not have'} certdrop's lines; this run goes on from there")
+
+
+@contextlib.contextmanager
+def _at_work(name: str) -> Iterator[None]:
+    """Be the only one who changes nginx's files. Raises Refused."""
+    for folder in (KEPT, f"{KEPT}/{name}"):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+    fd = os.open(KEPT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Refused(f"{name}: another certdrop-nginx is at work; nothing was changed; run this again when it has ended") from None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _service() -> services.Service:
+    try:
+        return services.find("nginx")
+    except services.Failed as error:
+        raise Absent(str(error)) from error
+
+
+def _tested(service: services.Service) -> Configuration:
+    try:
+        service.test()
+    except services.Failed as error:
+        raise Absent(f"nginx does not pass its own test now: {error}; nothing was changed; mend that first (nginx -t)") from error
+    return _configuration()
+
+
+def _configuration() -> Configuration:
+    """What nginx reads, each byte of it kept. Raises Absent."""
+    done = subprocess.run(run.show(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=TIMEOUT,
+                          env=users.ENVIRONMENT, cwd="/", start_new_session=True, check=False)
+    sources = configuration.sources(done.stdout[:write.LARGEST].decode("utf-8", "surrogateescape"))
+    if not sources:
+        raise Absent(f"{' '.join(run.show())} shows no configuration{'' if os.geteuid() == 0 else ' to others than root; try sudo'}")
+    return Configuration(sources)
+
+
+def _wanted(group: list[site.Site], build: Build, options: Options, tls: bool) -> Wanted:
+    for found in group:
+        if not os.path.exists(f"{site.STATE}/live/{found.name}/nginx.conf"):
+            raise Refused(f"{found.name}: has no certificate yet, not even a placeholder; run certdrop-install, then this again")
+    return Wanted([found.name for found in group], [site.as_host(domain) for domain in group[0].domains], build, tls, options.redirect, options.hsts)
+
+
+def _waiting(group: list[site.Site]) -> bool:
+    """Whether a site has nothing but its placeholder."""
+    return any(os.path.exists(f"{site.STATE}/live/{found.name}/placeholder") for found in group)
+
+
+def _to_be_asked(config: Configuration, domains: Sequence[str]) -> tuple[list[pages.Asked], list[pages.Asked]]:
+    """The pages of the site's names, by http; and those of others, as they are served."""
+    def at(port: int, scheme: str, names: Sequence[str]) -> list[pages.Asked]:
+        return [(address, name, scheme) for address in config.answers.addresses(port) for name in names
+                if config.answers.wrapped(address, port) == ("ssl" if port == 443 else "")]
+    others = sorted({name for server in config.servers for name in server.names if re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", name)} - {*domains})[:OTHERS]
+    return [one for one in at(80, "http", domains) if edit.has_own(config, *one[:2])], [*at(80, "http", others), *at(443, "https", others)]
+
+
+def _fingerprint(name: str) -> str:
+    """The SHA-256 of a live certificate."""
+    text = _bytes(f"{site.STATE}/live/{name}/cert.pem").decode("ascii")
+    return hashlib.sha256(base64.b64decode("".join(re.findall("-----BEGIN CERTIFICATE-----(.*?)-----END", text, re.S)[0].split()))).hexdigest()
+
+
+def _bytes(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(write.LARGEST)
+
+
+def _text(path: str) -> str:
+    return _bytes(path).decode("utf-8", "surrogateescape")
+
+
+def _say(name: str, text: str) -> None:
+    print(f"certdrop-nginx: {name}: {text}")
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise Refused(f"ended by signal {number}; all files are as they were")

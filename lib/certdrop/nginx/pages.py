@@ -1,0 +1,82 @@
+"""The pages of names before a change of nginx's configuration and after it: the same, or what differs, in words.
+
+Root opens no connection: doctor/pages.py looks, as _certdrop-watch. Runs as: root, by hand. Trusts: that the other's words are JSON.
+Reads, writes: nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from certdrop import events
+from certdrop.nginx.blocks import Refused
+from certdrop.walls import users
+
+LOOK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "doctor", "pages.py")
+PATIENCE = 300                     # seconds for all pages
+RELOADED = 15.0                    # seconds in which a reload shows
+
+Asked = tuple[str, str, str]       # address, name, "http" or "https"
+
+
+class Page(NamedTuple):
+    """What was seen of a page."""
+
+    status: int
+    length: int
+    content: str
+    chain: tuple[str, ...]
+    shown: str                     # the SHA-256 of the first certificate that was shown
+    why: str
+
+    def __str__(self) -> str:
+        through = "".join(f" by way of {one}" for one in self.chain)
+        return (f"{self.status}, {self.length} bytes" if self.status else f"no answer ({self.why})") + through
+
+
+def look(asked: Sequence[Asked]) -> list[Page]:
+    """The pages, in order. Raises Refused where nobody can look."""
+    if not asked:
+        return []
+    try:
+        done = subprocess.run([*users.as_user(*users.user_ids("_certdrop-watch")), "/usr/bin/python3", "-IS", LOOK], input=json.dumps(asked).encode(),
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", env=users.ENVIRONMENT, start_new_session=True,
+                              timeout=PATIENCE, check=False)
+        return [Page(int(one["status"]), int(one["length"]), str(one["sum"]), tuple(events.clean(word, 200) for word in one["chain"]),
+                     str(one["shown"]), events.clean(one["why"], 100)) for one in json.loads(done.stdout)]
+    except (KeyError, OSError, TypeError, ValueError, subprocess.TimeoutExpired) as error:
+        raise Refused(f"{asked[0][1]}: its page could not be looked at: {events.clean(error, 200)}; nothing was changed") from error
+
+
+def stable(asked: Sequence[Asked]) -> list[tuple[Page, Page]]:
+    """Each page twice: what differs between the two differs by itself."""
+    return [*zip(look(asked), look(asked))]
+
+
+def differences(asked: Sequence[Asked], before: Sequence[tuple[Page, Page]], after: Sequence[Page], schemes: Sequence[str]) -> list[str]:
+    """What is not as before, a line each."""
+    found = []
+    for (address, name, scheme), (first, second), now, to in zip(asked, before, after, schemes):
+        same = (now.status, now.chain) == (second.status, second.chain) and (now.length == second.length or first.content != second.content)
+        if not same:
+            found.append(f"{name} at {address}: before, {scheme}: {second}; now, {to}: {now}")
+    return found
+
+
+def until_shown(asked: Sequence[Asked], certificates: set[str]) -> list[str]:
+    """Wait until each shows one of these certificates (none: until there is an answer): those that do not, in words."""
+    end, waiting = time.monotonic() + RELOADED, list(asked)
+    while waiting:
+        seen = look(waiting)
+        bad = [(one, page) for one, page in zip(waiting, seen) if page.shown not in certificates]
+        if not bad or time.monotonic() > end:
+            return [f"{name} at {address}: {'another certificate is shown' if page.shown else page.why or 'no certificate is shown'}"
+                    for (address, name, _), page in bad]
+        waiting = [one for one, _ in bad]
+        time.sleep(0.2)
+    return []

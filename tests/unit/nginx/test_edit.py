@@ -1,0 +1,174 @@
+"""What is put into server blocks that are there: insertions that can be taken out again, or a refusal by file and line."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from certdrop.nginx import challenge, edit
+from certdrop.nginx.blocks import Build, Refused
+from certdrop.nginx.configuration import Configuration
+from certdrop.nginx.syntax import Source
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+SNIPPET = (ROOT / "nginx" / "certdrop-challenge.conf").read_text()
+OLD, NEW = Build((1, 22, 1), (3, 0), True), Build((1, 26, 3), (3, 5), True)
+
+
+def configuration(text, http=""):
+    """A configuration with this file of sites."""
+    return Configuration([Source("/etc/nginx/nginx.conf", f"http {{ {http} include /etc/nginx/sites; }}"), Source("/etc/nginx/sites", text),
+                          Source(edit.CHALLENGE, SNIPPET)])
+
+
+def edited(text, *domains, build=OLD, http="", **more):
+    """The text with what example's site, or another one, needs."""
+    changes = edit.changes(configuration(text, http), edit.Wanted([domains[0]], domains, build, **more))
+    return changes[0].new if changes else text
+
+
+ORDINARY = "server {\n    listen 80;\n    listen [::]:80;\n    server_name a.example b.example;\n    root /srv;\n}\n"
+FORMS = {
+    "ordinary": ORDINARY,
+    "no newline at the end": ORDINARY.rstrip("\n"),
+    "one line": "server { listen 80; server_name a.example b.example; location / { proxy_pass http://127.0.0.1:1; } }\n",
+    "tabs": "server {\n\tlisten 80;\n\tserver_name a.example b.example;\n}\n",
+    "CRLF": ORDINARY.replace("\n", "\r\n"),
+    "a brace on the next line": "server\n{\n  listen 80;\n  server_name a.example b.example;\n}\n",
+    "comments with braces": "# server {\nserver { # { here\n  # }\n  listen 80; server_name a.example b.example;\n}\n",
+    "a comment before the brace": "server # {\n{\n  listen 80; server_name a.example b.example; # }\n}\n",
+    "quotes": "server {\n  listen 80; server_name \"a.example\" 'b.example';\n  add_header X \"} server { \";\n}\n",
+    "no valid UTF-8": "# \udce4\nserver {\n  listen 80; server_name a.example b.example; # \udcfc\n}\n",
+    "default_server": "server {\n  listen 80 default_server;\n  server_name a.example b.example _;\n  return 200;\n}\n",
+    "a dotfile rule": "server {\n  listen 80; server_name a.example b.example;\n  location ~ /\\. { deny all; }\n}\n",
+    "a return": "server {\n  listen 80; server_name a.example b.example;\n  return 301 http://www.example$request_uri;\n}\n",
+    "two blocks": "server {\n  listen 80; server_name a.example;\n}\nserver {\n  listen 80; server_name b.example;\n}\n",
+    "certbot's": """\
+server {
+    server_name a.example b.example;
+    listen 443 ssl; # managed by Certbot
+    ssl_certificate /etc/letsencrypt/live/a.example/fullchain.pem; # managed by Certbot
+    ssl_certificate_key /etc/letsencrypt/live/a.example/privkey.pem; # managed by Certbot
+}
+server {
+    if ($host = b.example) {
+        return 301 https://$host$request_uri;
+    } # managed by Certbot
+
+
+    listen 80;
+    server_name a.example b.example;
+    return 404; # managed by Certbot
+}
+""",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("build", [OLD, NEW], ids=["1.22", "1.26"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_form_is_changed_and_given_back(form, build, tls):
+    """Challenges come through afterwards; nothing is removed; a second run changes nothing; taken out, the text is what it was."""
+    text = FORMS[form]
+    new = edited(text, "a.example", "b.example", build=build, tls=tls)
+    assert new != text and edit.found("/f", new, "a.example").rest == text
+    assert edited(new, "a.example", "b.example", build=build, tls=tls) == new
+    after = configuration(new)
+    assert [challenge.way(after, "127.0.0.1", name).why for name in ("a.example", "b.example")] == ["", ""]
+    assert bool(after.answers.addresses(443)) == (tls or form == "certbot's")
+    assert ("live/a.example/nginx.conf" in new) == tls
+
+
+def test_the_lines_of_an_ordinary_block():
+    """Just these, in nginx's old form and in its new one; the families are the block's own."""
+    lines = [line.strip() for line in edited(ORDINARY, "a.example", "b.example").split("\n")[2:11]]
+    assert lines == ["listen 443 ssl http2;", "listen [::]:443 ssl http2;", 'if ($uri ~ "^/\\.well-known/acme-challenge/") { break; }',
+                     f"include {edit.CHALLENGE};", "if ($scheme = http) { return 301 https://$host$request_uri; }",
+                     "include /var/lib/certdrop/live/a.example/nginx.conf;", f"include {edit.TLS};", "ssl_ecdh_curve X25519:prime256v1:secp384r1;",
+                     "# certdrop a.example ends"]
+    new = edited(ORDINARY.replace("    listen [::]:80;\n", ""), "a.example", "b.example", build=NEW, redirect=False, hsts=True)
+    assert "listen 443 ssl;\n    http2 on;\n" in new and "[::]" not in new and "return 301" not in new and edit.HSTS in new
+
+
+def test_what_was_chosen_stays_chosen():
+    """A later run without the options keeps what was asked for."""
+    new = edited(ORDINARY, "a.example", "b.example", redirect=False, hsts=True)
+    assert edited(new, "a.example", "b.example") == new
+
+
+def test_a_redirect_is_for_the_names_alone_where_others_are_answered():
+    """A default server goes on answering for everybody else by http."""
+    new = edited(FORMS["default_server"], "a.example", "b.example")
+    assert "if ($certdrop = http://a.example) { return 301" in new and "if ($scheme" not in new
+
+
+def test_sites_in_any_order():
+    """A site before one that has HTTPS by certdrop is no trouble; each is taken out by itself."""
+    text = FORMS["two blocks"]
+    one = edited(text, "b.example")
+    both = edited(one, "a.example")
+    assert edit.found("/f", both, "a.example").rest == one
+    assert edit.found("/f", edit.found("/f", both, "b.example").rest, "a.example").rest == text
+
+
+def test_a_name_more():
+    """A name that no block has is put into the site's lines, and stays there."""
+    new = edited(ORDINARY, "a.example", "b.example", "c.example", more=["c.example"])
+    assert "    server_name c.example;\n" in new
+    assert edited(new, "a.example", "b.example", "c.example") == new
+
+
+REFUSED = {
+    "server { listen 80; server_name a.example; return 301 https://$host$request_uri; }": "/etc/nginx/sites:1: return 301 https://$host$request_uri leads",
+    "server { listen 80; server_name a.example; location / { return 301 https://a.example/; } }": "leads to https",
+    "server { listen 80; server_name a.example ~^x; }": "is a regular expression",
+    "server { listen 81; server_name z; }\nserver { listen 443 ssl; server_name a.example; ssl_certificate /x; }": "does not listen on port 80",
+    "server { listen 80; server_name a.example; }\nserver { listen 443 ssl; server_name z.example; }": "/etc/nginx/sites:2: answers at 127.0.0.1:443 for names",
+    "server { listen 80; server_name a.example z.example; }\nserver { listen 443 ssl default_server; server_name z.example; }": "for z.example, and",
+    "server { listen 80; listen 443 ssl; server_name a.example z.example; ssl_certificate /x; }": "is for z.example on port 443, too",
+    "server { listen 80; listen 443 ssl; server_name a.example; ssl_certificate /x; }": "/etc/nginx/sites:1: ssl_certificate does not have a line of its own",
+    "server { listen 80; server_name a.example;\n location ^~ /.well-known/acme-challenge/ { root /srv; } }": "/etc/nginx/sites:2",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_is_not_for_certain_is_refused(text):
+    """By file and line, with what to do; nothing is guessed."""
+    with pytest.raises(Refused) as refused:
+        edited(text, "a.example")
+    assert REFUSED[text] in str(refused.value) and "nothing was changed" in str(refused.value)
+
+
+@pytest.mark.parametrize("old, new", [("listen 443 ssl http2;", "listen 443 ssl;"), ("# certdrop a.example ends", ""), ("ssl_ecdh_curve", "# ssl_ecdh_curve")])
+def test_lines_that_were_edited_are_left_alone(old, new):
+    """Whoever edited certdrop's lines is told where."""
+    text = edited(ORDINARY, "a.example", "b.example")
+    with pytest.raises(Refused, match="/etc/nginx/sites:[0-9]+: these lines are certdrop's, and were edited since"):
+        edited(text.replace(old, new, 1), "a.example", "b.example")
+
+
+def test_what_others_wrote_elsewhere_stays():
+    """Edits outside certdrop's lines survive their being taken out."""
+    text = edited(ORDINARY, "a.example", "b.example").replace("root /srv;", "root /srv/new;")
+    assert edit.found("/f", text, "a.example").rest == ORDINARY.replace("root /srv;", "root /srv/new;")
+
+
+def test_no_block_is_no_change():
+    """Who has none is told by the caller."""
+    with pytest.raises(edit.NoBlock):
+        edited(ORDINARY, "z.example")
+
+
+def test_headers_for_all_are_not_lost():
+    """An add_header of the http part would not hold beside HSTS."""
+    with pytest.raises(Refused, match="would not hold any more"):
+        edited(ORDINARY, "a.example", "b.example", hsts=True, http="add_header X-Frame-Options DENY;")
+
+
+def test_a_place_is_that_of_the_file_as_it_is():
+    """Also where the site's lines are there already, or would be."""
+    text = edited(ORDINARY, "a.example", "b.example", hsts=True)
+    with pytest.raises(Refused, match=f"/etc/nginx/sites:{text.count(chr(10)) + 2}, then run"):
+        edited(text + "server { listen 443 ssl default_server; server_name z.example; }\n" +
+               "server { listen 80; listen 443 ssl; server_name b.example c.example; ssl_certificate /x; }\n", "a.example", "b.example")
