@@ -6,7 +6,9 @@ nothing else through. Runs as: every principal but root's own runs. Trusts: noth
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import threading
 import time
 from types import TracebackType
@@ -27,6 +29,14 @@ def colours(fd: int) -> bool:
 def span(seconds: float) -> str:
     """So many seconds, as short as they can be said."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def say(line: str) -> None:
+    """A line, cleaned, where somebody takes it now. Not by words.say(), whose deadline is a signal's, which only the main thread can set: here another
+    thread may hang with a terminal that is stopped, and holds nobody up."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, words.clean(line + "\n").encode("utf-8", "replace"))
 
 
 class Progress:
@@ -79,7 +89,7 @@ class Progress:
         while True:
             text, now = self.text(), time.monotonic()
             if text and (now - when >= AGAIN or (text != said and now - when >= FIRST)):
-                words.say(f"{self._program}: {text} ({span(now - self._began)})")
+                say(f"{self._program}: {text} ({span(now - self._began)})")
                 said, when = text, now
             if self._over.wait(LOOK):
                 return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import time
 
 import pytest
@@ -15,7 +18,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was said, at a terminal where time goes ten times as fast."""
     found: list[str] = []
     monkeypatch.setattr(words, "at_terminal", lambda fd: True)
-    monkeypatch.setattr(words, "say", found.append)
+    monkeypatch.setattr(progress, "say", found.append)
     for name in ("FIRST", "LOOK", "AGAIN"):
         monkeypatch.setattr(progress, name, getattr(progress, name) / 10)
     return found
@@ -43,6 +46,24 @@ def test_what_takes_longer_is_told_when_it_changes_and_when_it_goes_on(said: lis
         wait_for(said, 3)
     assert [line.rpartition(" (")[0] for line in said[:3]] == ["certdrop-x: a.test: ordering"] * 2 + ["certdrop-x: a.test: validating 2 of 5"]
     assert said[0].endswith(" s)")
+
+
+def test_at_a_terminal_itself() -> None:
+    """Where standard error is the terminal, and no pipe to root: the line comes, and no traceback."""
+    child, fd = pty.fork()
+    if child == 0:
+        progress.FIRST = 0.05
+        with Progress("certdrop-x") as found:
+            found.at("a.test", "ordering")
+            time.sleep(0.5)
+        os._exit(0)
+    shown = b""
+    with contextlib.suppress(OSError):         # EIO: its end
+        while more := os.read(fd, 4096):
+            shown += more
+    os.waitpid(child, 0)
+    os.close(fd)
+    assert shown.decode() == "certdrop-x: a.test: ordering (0 s)\r\n"
 
 
 def test_of_many_the_count_and_some(said: list[str]) -> None:
