@@ -101,7 +101,7 @@ def _twin(domains: list[str], key: str, config: general.Config) -> str:
 def _what_next(name: str) -> list[str]:
     if os.path.lexists(f"{site.STATE}/proven/{name}"):
         return []
-    return [f"next: certdrop-nginx {name} --write has nginx serve it; or put its one line into a server block of your own (certdrop-nginx {name} shows it)"]
+    return [f"next: certdrop-nginx {name} --write has nginx serve it by a new server block; certdrop-nginx {name} --apply, by the one that is there"]
 
 
 def _warn_of_silence() -> None:
@@ -240,7 +240,7 @@ def remove(name: str, agreed: bool) -> int:
                 block = own.own(places, name)
                 if not block or not agreed:
                     what = (f"certdrop-nginx wrote {block}, and nobody changed it: certdrop remove {name} --yes takes it away, too" if block else
-                            "take the site out of it first")
+                            f"certdrop-nginx {name} --undo takes it out" if f"# certdrop {name} " in shown else "take the site out of it first")
                     where = f" at {', '.join(places[:5])}{' ...' if len(places) > 5 else ''}" if places else ""
                     raise Refused(f"{name}: still in use: {service.name}'s configuration names {live}/{name}/{where}; {what}")
                 run.tell(name, f"{block}: removed; {service.name} {own.take_away(block, service)}")
