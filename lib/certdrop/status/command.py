@@ -27,7 +27,8 @@ from certdrop.watcher.principal import as_watcher, at_terminal
 from certdrop.watcher.verdict import Thresholds, Verdict
 
 LINE = Program("certdrop-status", "certdrop-status(1)", Syntax((
-    "[--no-probe] [--warning PERCENT] [--critical PERCENT]\n[--json | --nagios | --prometheus [FILE] | --html [FILE] |\n--own-keys [FILE] | --tlsa] [NAME...]",),
+    "[--no-probe] [--warning PERCENT] [--critical PERCENT]\n[--json | --nagios | --prometheus [FILE] | --html [FILE] |\n"
+    "--own-keys [FILE] | --tlsa] [NAME...]",),
     "Shows what is on disk, what the services of this host show, when each certificate is renewed, and the last error.", {
         "--json": "a list of objects, for programs",
         "--nagios": "one line, exit code 0, 1, 2 or 3, performance data",

@@ -129,6 +129,7 @@ def test_ipv6_is_a_way_of_its_own():
 
 
 HAND = "location ^~ /.well-known/acme-challenge/ { alias /var/spool/certdrop/challenges/; %s }"
+BY_GROUP = "location ~ ^/.well-known/acme-challenge/([^/]+)$ { alias /var/spool/certdrop/challenges/$1; %s }"
 LOGIN = "auth_basic x; auth_basic_user_file /etc/users;"
 TO_HTTPS = "server { listen 80; server_name a.test; return 301 https://$host$request_uri; } server { listen 443 ssl; server_name a.test; %s }"
 
@@ -150,6 +151,11 @@ TO_HTTPS = "server { listen 80; server_name a.test; return 301 https://$host$req
     (f"server {{ listen 80; {HAND % 'if ($request_method = GET) { return 403; }'} }}", "return 403 takes"),
     (f"server {{ listen 80; {HAND % 'try_files $uri.html =404;'} }}", "does not lead"),
     (f"server {{ listen 80; rewrite ^/(.*)$ /$1; break; {HAND % ''} }}", "comes before every location"),
+    (f"server {{ listen 80; {BY_GROUP % 'rewrite ^/old /new last;'} }}", "does not lead"),
+    (f"server {{ listen 80; {BY_GROUP % 'if ($http_referer ~ spam) { return 403; }'} }}", "does not lead"),
+    (f"server {{ listen 80; {BY_GROUP % 'if ($uri !~ ^/old) { set $x 1; }'} }}", "does not lead"),
+    ("server { listen 80; location ~ ^/.well-known/ { alias /etc/; error_page 404 = @away; } location @away { return 200 x; } }", "return 200 x"),
+    ("server { listen 80; if ($uri ~ [^/]$) { return 301 $uri/; } CHALLENGE; }", "return 301"),
     (f"server {{ listen 80; {HAND % 'if ($scheme = http) { rewrite ^/(.*)$ /$1; break; }'} }}", "does not lead"),
     (f"server {{ listen 80; add_after_body /x; addition_types text/plain; {HAND % ''} }}", "add_after_body"),
     (f"server {{ listen 80; add_after_body /x; addition_types text/plain; {HAND % ''} location /x {{ return 200 x; }} }}", "add_after_body"),
@@ -212,6 +218,8 @@ def test_what_hangs_on_something_unknown_cannot_be_told(text):
     f"server {{ listen 80; {LOGIN} {HAND % 'auth_basic off;'} }}", f"server {{ listen 80; deny all; {HAND % 'allow all;'} }}",
     f"server {{ listen 80; auth_request /a; {LOGIN} {HAND % 'allow all; satisfy any;'} }}", f"server {{ listen 80; deny 10.0.0.0/8; {HAND % ''} }}",
     f"server {{ listen 80; {HAND % 'stub_status; limit_except POST { allow all; }'} }}",
+    f"server {{ listen 80; {BY_GROUP % 'set $x 1; if ($scheme = ftp) { return 403; }'} }}",
+    f"server {{ listen 80; if ($uri ~ ^/old) {{ return 403; }} {BY_GROUP % ''} }}",
     f"server {{ listen 80; {HAND % 'limit_except GET { deny all; }'} }}", f"server {{ listen 80; {HAND % 'try_files $uri =404;'} }}",
     "limit_req zone=one; limit_conn two 1; server { listen 80; CHALLENGE; }",
     f"limit_req_zone $binary_remote_addr zone=one:1m rate=9r/s; limit_req zone=one; server {{ listen 80; {HAND % ''} }}",

@@ -57,6 +57,8 @@ def serve(state: State, tried: str | None, beside: access.Beside) -> NoReturn:
     if path is None:
         raise Unknown(f"{root.place if root else 'nginx'}: where {words(root) if root else 'root'} leads")
     if not files.is_token(state, path):
+        if path.startswith("/") and os.path.isdir(path):
+            raise Status(301, root, state.uri + "/")
         if not path.startswith("/") or not os.path.isfile(path):               # the former is below nginx's own prefix
             raise Status(404, root)
         raise state.over("file", state.status or 200, path, root)

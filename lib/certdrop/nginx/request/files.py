@@ -53,7 +53,7 @@ def is_token(state: State, path: str) -> bool:
     """Whether this is the file of the token that is asked for."""
     folder, _, name = os.path.normpath(path).rpartition("/")
     wanted, _, token = state.token.rpartition("/")
-    return bool(token) and name == token and (folder == wanted or os.path.realpath(folder) == os.path.realpath(wanted))
+    return bool(token) and name == token and not path.endswith("/") and (folder == wanted or os.path.realpath(folder) == os.path.realpath(wanted))
 
 
 def refuses_links(path: str, found: Directive, spared: str) -> bool:

@@ -72,7 +72,7 @@ def _rewritten(state: State, one: Directive, changed: list[bool]) -> bool:
     """ngx_http_rewrite: whether it ends the phase."""
     pattern, new, *flags = one.args
     flag = flags[0] if flags else ""
-    if not values.match(state, pattern, state.uri, False, one):
+    if not values.match(state, pattern, state.uri, False, one, forgets=True):
         return False
     keeps = not new.endswith("?")
     new = new if keeps else new[:-1]
@@ -120,7 +120,7 @@ def _holds(state: State, one: Directive) -> bool:
         found = _guess(state, one) if value is None or wanted is None else value == wanted
         return found == (operator == "=")
     if operator in ("~", "~*", "!~", "!~*"):
-        return values.match(state, other, value, operator.endswith("*"), one) != operator.startswith("!")
+        return values.match(state, other, value, operator.endswith("*"), one, forgets=True) != operator.startswith("!")
     return False
 
 

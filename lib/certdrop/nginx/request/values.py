@@ -17,14 +17,18 @@ from certdrop.nginx.syntax import Directive
 AGENTS = ("user_agent", "accept", "accept_encoding", "accept_language", "accept_charset", "cache_control", "connection", "from", "pragma", "te")
 
 
-def match(state: State, pattern: str, text: str | None, ignoring_case: bool, about: Directive | str) -> bool:
-    """Whether an expression matches; its groups are kept."""
+def match(state: State, pattern: str, text: str | None, ignoring_case: bool, about: Directive | str, forgets: bool = False) -> bool:
+    """Whether an expression matches; its groups are kept. One that does not match `forgets` those of the one before, where the rewrite module asks
+    (ngx_http_script_regex_start_code).
+    """
     if text is None:
         place = f"{about.place}: whether {words(about)} holds" if isinstance(about, Directive) else about
-        state.groups = None if state.guesses.guess((pattern, ignoring_case, place), place) else state.groups
-        return state.groups is None
+        guessed = state.guesses.guess((pattern, ignoring_case, place), place)
+        state.groups = None if guessed else () if forgets else state.groups
+        return guessed
     found = expression.match(pattern, text, ignoring_case)
     if found is None:
+        state.groups = () if forgets else state.groups
         return False
     state.groups = found.groups
     state.values.update({name.lower(): value for name, value in found.names.items()})
