@@ -8,6 +8,7 @@ the agenda. Writes: the lock, the time of last-run; the rest is the child's.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pwd
@@ -98,6 +99,7 @@ def _look(options: Options) -> tuple[int, bool, float]:
     if lock is None:
         return os.EX_OK, False, 0.0            # another run is at it
     try:
+        _sweep()
         listed, stale, revoked = posted.requests()
         known = {request.name for request in listed} | {entry.partition("@")[0] for entry in revoked}
         unknown = [name for name in options.names if name not in known]
@@ -155,6 +157,13 @@ def _stamped() -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _sweep() -> None:
+    """Remove what a killed run left half written, of the files that no run writes again before the next order. Only under the lock."""
+    for entry in ("budget", "tally"):
+        with contextlib.suppress(OSError):
+            os.unlink(f"{site.STATE}/issuer/.{entry}.new")
 
 
 def _in_child(options: Options, pending: list[Request], listed: list[Request], stale: set[str], agenda: Agenda,
