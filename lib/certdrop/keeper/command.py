@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
 def _install(asked_by_issuer: bool, watched: bool) -> int:
     talk = watched and not asked_by_issuer
     if asked_by_issuer:
-        notes.put(ASKED, b"")                       # it has begun; that is what is noted there of one that could not
+        with contextlib.suppress(OSError):          # no file, or a full disk; without the lock, so by no file of its own that another may remove
+            os.truncate(f"{site.STATE}/keeper/{ASKED}", 0)     # it has begun; that is what is noted there of one that could not
     try:
         with lock.held(lock.ISSUERS if asked_by_issuer else lock.ALL):
             run = Run("certdrop-install", asked_by_issuer, talk)
