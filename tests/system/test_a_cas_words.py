@@ -37,6 +37,7 @@ EVIL = f"{MARK}\x1b]0;owned\x07\x1b[2J\x1b[31m\r\b\b\x00\x7f\x9b31m\x9d0;x\x9c\x
 CLEAN = EVIL.replace("\ud800", "")     # where no lone surrogate can stand
 HEADER = MARK + "\x1b]0;owned\x07\x1b[2J\b\x7f\x9b31m\u202e\u200b".encode().decode("latin-1")
 LIBRARY = "/usr/share/certdrop/certdrop"
+FIRST_WORD = re.compile(rb"^\x1b\[(?:31|32|33)m([a-z]+ *)\x1b\[0m", re.MULTILINE)
 COLOURS = re.compile(rb"\x1b\[(?:0|1|31|32|33)m")
 LOGS = "/var/log/certdrop"
 
@@ -72,9 +73,11 @@ def acts(text: str) -> str:
 
 
 def offences(argv: list[str], shown: bytes) -> str:
-    """The same of what a program showed: a terminal's own line ends, and certdrop-status's few colours, are no offence."""
+    """The same of what a program showed: a terminal's own line ends, certdrop-status's few colours, and that of certdrop-check's first word are no offence."""
     if argv[0] == "certdrop-status":
         shown = COLOURS.sub(b"", shown)
+    if argv[0] == "certdrop-check":
+        shown = FIRST_WORD.sub(rb"\1", shown)
     try:
         return acts(shown.replace(b"\r\n", b"\n").decode())
     except UnicodeDecodeError as error:
