@@ -41,9 +41,8 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
         run.note({name for name in run.unfinished if _is_configured(name)} - {found.name for found in wanted if _stands(run, found.name)})
         if not run.asked_by_issuer and (found_whole := integrity.news()):
             notes.put("examined", found_whole, 0o600)
-    if run.asked_by_issuer and not run.failures:
-        return notes.touch("last-run")         # how root's own run ended stays there: that one looked at all sites
-    notes.put("last-run", json.dumps({"time": int(time.time()), "exit": run.exit_code(), "sites": len(wanted)}).encode())
+    if not run.asked_by_issuer:                # that looked at few; when it ran stands elsewhere, and what failed in the sites' notes
+        notes.put("last-run", json.dumps({"time": int(time.time()), "exit": run.exit_code(), "sites": len(wanted)}).encode())
 
 
 def _is_configured(name: str) -> bool:

@@ -74,6 +74,8 @@ def apply(group: list[site.Site], build: Build, options: Options) -> int:
 
 def undo(name: str) -> int:
     """Take all of a site's lines out of nginx's files. Raises Refused, Absent."""
+    if not spool.is_site_name(name):               # the copies lie below it
+        raise Refused(f"{name!a:.80}: no site's name: certdrop-status lists the sites; nothing was changed")
     return as_root(lambda: _undo(name))
 
 
@@ -153,7 +155,8 @@ def _undo(name: str) -> int:
         else:
             _put(name, service, edits, lambda: "")
         for entry in os.listdir(f"{KEPT}/{name}"):
-            os.unlink(f"{KEPT}/{name}/{entry}")
+            if entry == "begun" or entry.startswith("%2F"):
+                os.unlink(f"{KEPT}/{name}/{entry}")
         return os.EX_OK
 
 

@@ -79,11 +79,11 @@ def found(path: str, text: str, name: str) -> Found:
         if _sum(match["inside"]) != match["sum"]:
             raise _edited(path, text[:match.start()].count("\n") + 2, name)
         inside.append(match["inside"])
-        return ""
+        return match["break"] if match["break"] and text[match.start() - 1:match.start()] != "{" else ""       # else a comment would take it in
 
     mark = re.escape(name)
     rest = re.sub(rf"\r?\n[ \t]*# certdrop {mark} (?P<sum>[0-9a-f]{{8}}): [^\n]*\n(?P<inside>(?:(?![ \t]*# certdrop {mark} )[^\n]*\n)*)"
-                  rf"[ \t]*# certdrop {mark} ends(?:{BEHIND}\r?\n)?", out, text)
+                  rf"[ \t]*# certdrop {mark} ends(?:{BEHIND}(?P<break>\r?\n))?", out, text)
     rest = re.sub(rf"^([ \t]*)# certdrop {mark} keeps: ", r"\1", rest, flags=re.M)
     left = re.search(rf"# certdrop {mark} ", rest)
     if left:

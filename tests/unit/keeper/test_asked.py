@@ -105,6 +105,19 @@ def test_damage_waits_for_roots_own_run(world: pathlib.Path, looked: list[str]) 
     assert f'"exit": {os.EX_IOERR}' in (world / "keeper/last-run").read_text()
 
 
+def test_no_run_that_the_issuer_asked_for_stands_for_roots_own(world: pathlib.Path, looked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its exit code nor its time: it looked at few sites, and who watches must see that nobody looks at the others."""
+    monkeypatch.setattr(intake, "_identity", lambda _: [])
+    keep()
+    path = world / "keeper/last-run"
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    before = path.read_bytes()
+    assert os.EX_OK == asked().exit_code()
+    reply(OTHER, b"no certificate\n")
+    assert os.EX_DATAERR == asked().exit_code()
+    assert (before, 1_700_000_000) == (path.read_bytes(), int(path.stat().st_mtime))
+
+
 @pytest.mark.parametrize("where", [(generations, "make_next"), (switch, "switch"), (generations, "move"), (install, "withdraw"), (install, "post")],
                          ids=lambda where: str(where[1]))
 @pytest.mark.parametrize("own", [True, False])

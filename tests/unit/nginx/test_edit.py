@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from certdrop.nginx import challenge, edit
+from certdrop.nginx import challenge, change, edit
 from certdrop.nginx.blocks import Build, Refused
 from certdrop.nginx.configuration import Configuration
 from certdrop.nginx.syntax import Source
@@ -172,3 +172,37 @@ def test_a_place_is_that_of_the_file_as_it_is():
     with pytest.raises(Refused, match=f"/etc/nginx/sites:{text.count(chr(10)) + 2}, then run"):
         edited(text + "server { listen 443 ssl default_server; server_name z.example; }\n" +
                "server { listen 80; listen 443 ssl; server_name b.example c.example; ssl_certificate /x; }\n", "a.example", "b.example")
+
+
+def servers(text):
+    """The names and places of the blocks of a file of sites."""
+    return [(one.names, sorted((place.address, place.port) for place in one.listens)) for one in configuration(text).servers]
+
+
+SHARED = "server { listen 80; server_name a.example b.example;\n    root /srv;\n}\n"
+
+
+@pytest.mark.parametrize("first, then", [("a.example", "b.example"), ("b.example", "a.example")])
+def test_two_sites_in_a_block_are_taken_out_in_any_order(first, then):
+    """What stood behind the brace never ends in the comment of another's lines."""
+    one = edited(SHARED, first, tls=False)
+    both = edited(one, then)
+    assert both not in (one, SHARED)
+    for name, other in ((first, then), (then, first)):
+        left = edit.found("/etc/nginx/sites", both, name).rest
+        assert servers(edited(SHARED, other, tls=other == then)) == servers(left)
+        assert servers(SHARED) == servers(edit.found("/etc/nginx/sites", left, other).rest)
+
+
+def test_a_comment_put_behind_the_brace_takes_nothing_in():
+    """Somebody's own hand: the directives stay directives."""
+    text = edited(SHARED, "a.example", tls=False).replace("server {", "server { # mine", 1)
+    assert servers(SHARED) == servers(edit.found("/etc/nginx/sites", text, "a.example").rest)
+
+
+@pytest.mark.parametrize("name", ["..", "../retired", "../../sites/a.example/0001", "", "a/b"])
+def test_undo_is_for_sites_alone(name, monkeypatch):
+    """What lies below keeper/nginx/NAME is removed: so nothing else is a name."""
+    monkeypatch.setattr(change, "as_root", lambda work: pytest.fail("it began"))
+    with pytest.raises(Refused, match="no site's name"):
+        change.undo(name)
