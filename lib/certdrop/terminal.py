@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 
@@ -104,13 +106,36 @@ def ask(question: str) -> str:
     """What a person answers, on one line. To be asked only by a process that nobody else has a hand in. Raises Declined."""
     try:
         put(2, clean(question).encode("utf-8", "replace"))
-        answer = sys.stdin.readline()
-    except (KeyboardInterrupt, OSError, UnicodeDecodeError):
-        answer = ""
-    if not answer.endswith("\n"):
+        answer = _line(sys.stdin.fileno())
+    except (KeyboardInterrupt, OSError):
+        answer = b""
+    if not answer.endswith(b"\n"):
         say("")                                # the terminal is still on the question's line
         raise Declined("not agreed")
-    return answer.strip()
+    return answer.decode("utf-8", "replace").strip()
+
+
+def _line(fd: int) -> bytes:
+    """A line, and nothing beyond it. A Ctrl-C just before read(2) would be kept until somebody types; select(2) sees its byte in a pipe. Raises
+    KeyboardInterrupt, OSError."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        line = b""
+        while not line.endswith(b"\n") and len(line) < LINE:
+            if fd in select.select([fd, reader], [], [])[0]:
+                part = os.read(fd, 1)
+                if not part:
+                    break
+                line += part
+            else:
+                os.read(reader, LINE)          # another signal; an interruption is raised by now
+        return line
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
 
 
 def agrees(question: str) -> bool:

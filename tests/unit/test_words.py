@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pty
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -100,20 +101,41 @@ words.say("lost")
                                            ("yellow\n", False), ("https://ca.example/dir\n", False)])
 def test_what_agrees(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], typed: str, answer: bool) -> None:
     """Only yes, on a line that was ended: Ctrl-D in the middle of one is none."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    assert terminal.agrees("Shall it be?") is answer
+    reader, writer = os.pipe()
+    os.write(writer, typed.encode())
+    os.close(writer)
+    with open(reader, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert terminal.agrees("Shall it be?") is answer
     assert capfd.readouterr().err.startswith("Shall it be? [y/N] ")
 
 
 def test_interrupted_at_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C agrees to nothing, and asks for nothing more."""
-    class Interrupted(io.StringIO):
-        def readline(self, *_: object) -> str:
-            raise KeyboardInterrupt
-    monkeypatch.setattr(sys, "stdin", Interrupted())
-    assert terminal.agrees("Shall it be?") is False
-    with pytest.raises(terminal.Declined):
-        terminal.ask("Mail address: ")
+    """Ctrl-C agrees to nothing, and asks for nothing more; also where the signal comes before read(2) does, which it then does not end."""
+    reader, writer = os.pipe()
+    with open(reader, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        for _ in range(2):
+            threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start()        # the thread's own: no call of ours ends early
+            help_ = threading.Timer(20, os.write, (writer, b"y\n"))
+            help_.start()
+            with pytest.raises(terminal.Declined):
+                terminal.ask("Mail address: ")
+            assert help_.is_alive()
+            help_.cancel()
+    os.close(writer)
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_two_answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was typed beyond the line is the next question's; a line may come in parts, and need not be UTF-8."""
+    reader, writer = os.pipe()
+    os.write(writer, b"first\nsec")
+    threading.Timer(0.2, os.write, (writer, b"ond\n\xff\n")).start()
+    with open(reader, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert [terminal.ask("?"), terminal.ask("?"), terminal.ask("?")] == ["first", "second", "\ufffd"]
+    os.close(writer)
 
 
 def test_a_program_whose_output_is_not_taken() -> None:
