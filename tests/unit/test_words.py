@@ -115,6 +115,7 @@ def test_interrupted_at_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     with open(reader, encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
+        was = signal.signal(signal.SIGINT, signal.default_int_handler)                 # a shell's background jobs ignore it
         for _ in range(2):
             threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start()        # the thread's own: no call of ours ends early
             help_ = threading.Timer(20, os.write, (writer, b"y\n"))
@@ -123,6 +124,7 @@ def test_interrupted_at_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
                 terminal.ask("Mail address: ")
             assert help_.is_alive()
             help_.cancel()
+        signal.signal(signal.SIGINT, was)
     os.close(writer)
     assert signal.set_wakeup_fd(-1) == -1
 

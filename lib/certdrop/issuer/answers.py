@@ -27,8 +27,15 @@ def answer(replies: int, name: str) -> bytes:
 
 def listed(replies: int) -> bytes:
     """The names of the replies that lie there, a line each, as many as root takes."""
-    names = "\n".join(entry for entry in os.listdir(replies) if entry.endswith(".pem") and spool.parse_entry(entry))
-    return REPLY + names.encode("ascii")[:spool.MAX_LISTED] if names else NOTHING
+    names, room = list[bytes](), spool.MAX_LISTED
+    with os.scandir(replies) as entries:       # it may hold millions
+        for found in entries:
+            if found.name.endswith(".pem") and spool.parse_entry(found.name):
+                names.append(found.name.encode("ascii"))
+                room -= len(found.name) + 1
+                if room < spool.MAX_NAME:
+                    break
+    return REPLY + b"\n".join(names) if names else NOTHING
 
 
 def _answer(replies: int, name: str) -> bytes:

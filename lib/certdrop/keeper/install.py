@@ -8,6 +8,7 @@ the replies that it posted requests for. Writes: requests/, and all that generat
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -18,6 +19,8 @@ from certdrop.keeper import generations, intake, integrity, notes, reader, revok
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
 
+FEW = 16                           # sites that a run that the issuer asked for examines wholly; of more it recalls what former runs found
+
 
 def reconcile(run: Run, names: list[str] | None = None) -> None:
     """Make the sites (all unless named) as their configuration wants them; in a run that the issuer asked for, those that something is to be done with.
@@ -25,21 +28,25 @@ def reconcile(run: Run, names: list[str] | None = None) -> None:
     finish_removals()
     if run.asked_by_issuer:
         names = sorted(filter(_is_configured, reader.answered(run) | run.unfinished))
+        if len(names) > FEW:
+            integrity.recall()
     else:
         tidy(run)
     names = site.site_names() if names is None else names
-    wanted = [found for found in (_settled(run, name) for name in names) if found]
+    in_time = itertools.takewhile(lambda _: not run.asked_by_issuer or time.monotonic() < run.end, names)        # the rest is there for the next
+    wanted, switched = [found for found in (_settled(run, name) for name in in_time) if found], False
     intake.take(run, wanted)
     with run.goes_on("services", "what they serve stays; the next run goes on from there"):
         switch.switch(run, wanted)
+        switched = True
     for found in wanted:
         with run.goes_on(found.name):
             revoke.post_owed(run, found.name)
             if found.name in run.stirred or run.burnt:
                 settle(run, found)
     with contextlib.suppress(OSError):         # a disk that is full costs the next run some milliseconds
-        run.note({name for name in run.unfinished if _is_configured(name)} - {found.name for found in wanted if _stands(run, found.name)})
-        if not run.asked_by_issuer and (found_whole := integrity.news()):
+        run.note({name for name in run.unfinished if _is_configured(name)} - {found.name for found in wanted if switched and _stands(run, found.name)})
+        if found_whole := integrity.news():
             notes.put("examined", found_whole, 0o600)
     if not run.asked_by_issuer:                # that looked at few; when it ran stands elsewhere, and what failed in the sites' notes
         notes.put("last-run", json.dumps({"time": int(time.time()), "exit": run.exit_code(), "sites": len(wanted)}).encode())

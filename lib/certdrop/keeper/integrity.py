@@ -27,7 +27,7 @@ FORMS: dict[str, dict[str, type]] = {
 }
 
 _DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EIO)      # what else an open meets, is the system's trouble
-_recalled: dict[str, int] = {}
+_recalled: dict[str, int] | None = None           # what former runs found whole; None where this one examines by itself
 _examined: dict[str, int] = {}     # the last of some files of a generation, and how they all looked when they were found whole
 
 
@@ -108,6 +108,8 @@ def clear(path: str) -> None:
 
 def recall() -> None:
     """What was found whole by former runs. Where that cannot be read, everything is examined again."""
+    global _recalled
+    _recalled = {}
     try:
         with open(f"{site.STATE}/keeper/examined", encoding="ascii") as stream:
             _recalled.update({path: int(seen) for path, seen in json.load(stream).items()})
@@ -117,8 +119,8 @@ def recall() -> None:
 
 
 def news() -> bytes | None:
-    """What the next run should recall, of the generations that are there; None where that is known already."""
-    if _examined == _recalled:
+    """What the next run should recall, of the generations that are there; None where that is known already, or nothing was recalled."""
+    if _recalled is None or _examined == _recalled:
         return None
     return json.dumps({path: seen for path, seen in _examined.items() if os.path.exists(path)}).encode()
 

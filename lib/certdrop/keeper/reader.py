@@ -32,6 +32,8 @@ ANSWER = rb"-|\+(.*)|!([a-z-]+)"   # nothing, a reply, or why it is not read
 def answered(run: Run) -> set[str]:
     """The sites that a reply lies in the spool for: of the names that are listed there, only what answers a request of root's."""
     (listed,) = replies(run, [LISTING])
+    if isinstance(listed, spool.Refused):
+        run.fail("replies", f"could not be listed ({listed}); the next run looks again", os.EX_TEMPFAIL)
     found = map(spool.parse_entry, listed.decode("ascii", "replace").split("\n") if isinstance(listed, bytes) else ())
     return {name for name, number, kind in filter(None, found) if kind == "pem" and (number, "csr") in run.posted.get(name, ())}
 
@@ -42,7 +44,7 @@ def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | N
     Where neither requests/ nor replies/ was changed since there was no reply to any request, nobody looks.
     """
     now = time.time_ns()                       # before anybody looks: what changes while a child reads may have the time of a change before
-    changed = [os.fstat(fd).st_ctime_ns for fd in (run.requests, run.replies)]
+    changed = [*(os.fstat(fd).st_ctime_ns for fd in (run.requests, run.replies)), os.stat(spool.SPOOL).st_ctime_ns]        # closed: nobody sees in
     with contextlib.suppress(OSError, integrity.Damaged):
         if integrity.read(f"{site.STATE}/keeper/looked") == repr(changed).encode():
             yield from [None] * len(entries)

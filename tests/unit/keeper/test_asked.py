@@ -204,7 +204,7 @@ def test_a_list_too_long_for_root_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
     from certdrop.keeper import reader
     assert spool.MAX_LISTED // 210 < len(reader.answered(one)) < 7000
     handing.change(monkeypatch, LIST.format(b"x" * (spool.MAX_LISTED + 1)))
-    assert set() == reader.answered(one)
+    assert set() == reader.answered(one) and os.EX_TEMPFAIL == one.exit_code()
 
 
 def test_what_is_looked_at_by_name_is_examined_wholly(accepts: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,3 +218,67 @@ def test_what_is_looked_at_by_name_is_examined_wholly(accepts: None, monkeypatch
     asked()
     assert {2, 3, 4} <= {int(place[-4:]) for place in examined if OTHER in place}
     assert not [place for place in examined if DAMAGED in place]
+
+
+def test_a_list_that_nobody_can_make_is_no_empty_list(looked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run says that it could not look, by its exit code."""
+    reply(OTHER)
+    looked.clear()
+    handing.change(monkeypatch, "def broken(_):\n    raise spool.Refused('busy')\nanswers.listed = broken")
+    one = run.Run("certdrop-install", True, True)
+    install.reconcile(one)
+    assert os.EX_TEMPFAIL == one.exit_code() and "replies" in one.said[0]
+    assert [] == looked
+
+
+def test_many_replies_are_not_examined_anew_each_time(accepts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where many sites are looked at, what former runs found is recalled, and what is found is noted: nobody has root read all keys again and again."""
+    monkeypatch.setattr(install, "FEW", 1)
+    monkeypatch.setattr(intake, "_identity", lambda _: [])
+    keep()
+    for name in (DAMAGED, OTHER):
+        reply(name, b"no certificate\n")
+
+    def examined() -> list[str]:
+        found: list[str] = []
+        examine = integrity._examine
+        with monkeypatch.context() as patch:
+            patch.setattr(integrity, "_examine", lambda place, files: (found.append(place[-4:]), examine(place, files)))
+            patch.setattr(integrity, "_examined", {})
+            patch.setattr(integrity, "_recalled", None)
+            asked()
+        return found
+    assert [] == examined()
+    for name in (DAMAGED, OTHER):
+        os.utime(state.directory(name, 3) + "/cert.pem")
+    assert {"0003"} == set(examined())
+    assert [] == examined()
+
+
+def test_a_run_whose_time_is_up_leaves_the_rest_to_the_next(accepts: None, looked: list[str]) -> None:
+    """Also where it looks at sites, before any reply is judged."""
+    for name in (DAMAGED, OTHER):
+        reply(name)
+    looked.clear()
+    one = run.Run("certdrop-install", True, False)
+    one.end = time.monotonic() - 1
+    install.reconcile(one)
+    assert [] == looked and {DAMAGED, OTHER} == {name for name in (DAMAGED, OTHER) if os.path.exists(f"{spool.replies()}/{spool.entry(name, 4, 'pem')}")}
+    asked()
+    assert 4 == state.Observed(OTHER).proven == state.Observed(DAMAGED).proven
+
+
+def test_a_switch_that_was_broken_off_is_gone_on_with(accepts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was moved and nobody saw it shown, it is still on the list of what was begun."""
+    reply(OTHER)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(switch, "_installed", full)
+        asked()
+    seen = state.Observed(OTHER)
+    assert 4 == seen.live and 4 != seen.proven
+    assert [OTHER] == unfinished()
+    asked()
+    assert 4 == state.Observed(OTHER).proven and [] == unfinished()
