@@ -20,6 +20,7 @@ from urllib.parse import urljoin, urlsplit
 PATIENCE = 10.0                    # seconds for one request
 MOST = 4 << 20                     # bytes of a page that are counted
 REDIRECTS = 5
+LONGEST = 2000                     # characters of a URL that are told
 
 Seen = dict[str, object]
 
@@ -28,25 +29,34 @@ def look(address: str, name: str, scheme: str, names: set[str]) -> Seen:
     """The first page of a name: `status` (0: none, and `why`), `length` and `sum` (https:// taken as http://), `chain` (where it leads), `shown`."""
     url, chain, shown, seen = f"{scheme}://{name}/", list[str](), "", {name + "/"}
     for _ in range(REDIRECTS + 1):
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             status, location, body, certificate = _once(address.strip("[]"), parts.hostname or "", parts.scheme == "https",
                                                         (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
         except (OSError, ValueError, http.client.HTTPException) as error:
             return {"status": 0, "length": 0, "sum": "", "chain": chain, "shown": shown, "why": str(error)[:100] or type(error).__name__}
         shown = shown or certificate
         if status in (301, 302, 303, 307, 308) and location:
-            url = urljoin(url, location)
-            bare = re.sub(r"^https?://", "", url)
+            try:
+                url, goes_on = _leads_to(url, location, names)
+            except ValueError:                                             # it is no URL
+                url, goes_on = location, False
+            bare = re.sub(r"^https?://", "", url)[:LONGEST]
             if bare not in seen or not url.startswith("https:"):           # the way from http to https alone is no other page
                 chain.append(bare)
             seen.add(bare)
-            to = urlsplit(url)
-            if to.hostname in names and to.port in (None, 80, 443):
+            if goes_on:
                 continue
         body = body.replace(b"https://", b"http://")
         return {"status": status, "length": len(body), "sum": hashlib.sha256(body).hexdigest(), "chain": chain, "shown": shown, "why": ""}
     return {"status": 0, "length": 0, "sum": "", "chain": chain, "shown": shown, "why": "redirected again and again"}
+
+
+def _leads_to(url: str, location: str, names: set[str]) -> tuple[str, bool]:
+    """Where a redirect leads, and whether that is one of our names still. Raises ValueError."""
+    url = urljoin(url, location)
+    to = urlsplit(url)
+    return url, to.hostname in names and to.port in (None, 80, 443)
 
 
 def _once(address: str, host: str, tls: bool, target: str) -> tuple[int, str, bytes, str]:

@@ -15,6 +15,7 @@ import difflib
 import fcntl
 import hashlib
 import os
+import pathlib
 import re
 import signal
 import stat
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
-from certdrop import spool
+from certdrop import spool, words
 from certdrop.config import site
 from certdrop.keeper import services
 from certdrop.keeper.command import as_root
@@ -55,8 +56,12 @@ def show(group: list[site.Site], build: Build, options: Options) -> int:
     changes = edit.changes(config, _wanted(group, build, options, True))
     for one in changes:
         path = os.path.realpath(one.path)
-        sys.stdout.writelines(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n"
-                              for line in difflib.unified_diff(_shown(one.old), _shown(one.new), path, path))
+        text = "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n"
+                       for line in difflib.unified_diff(_shown(one.old), _shown(one.new), path, path))
+        if words.at_terminal(1):
+            print(text.expandtabs(), end="")
+        else:
+            words.put(1, text.encode("utf-8", "surrogateescape"))       # for patch(1): each byte as it is
     if not changes:
         print(f"certdrop-nginx: {name}: its server blocks have all they need; nothing is to be changed")
     sys.stdout.flush()
@@ -96,7 +101,6 @@ def _apply(group: list[site.Site], build: Build, options: Options) -> int:
         if not first.tls and (code or _waiting(group)):
             return code
         second = _wanted(group, build, options, True)
-        edits = edit.changes(_configuration(), second)
 
         def look() -> str:
             schemes = {domain: "https" for domain in second.domains}
@@ -110,8 +114,8 @@ def _apply(group: list[site.Site], build: Build, options: Options) -> int:
                 _say(name, f"differs: {line}")
             return "the pages are not those of before (--anyway keeps the change)" if apart and not options.anyway else ""
         try:
-            _put(name, service, edits, look)
-        except Refused:
+            _put(name, service, edit.changes(_configuration(), second), look)
+        except (Refused, Absent, edit.NoBlock):
             if not first.tls:
                 _put(name, service, _taken_out(_configuration(), name), lambda: "")        # what was put in for the challenge, too
             raise
@@ -182,14 +186,14 @@ def taken_out(shown: str, name: str) -> list[str]:
 def _put(name: str, service: services.Service, edits: Sequence[Change], look: Callable[[], str]) -> None:
     """Write the files; test, reload, look; and put all back where one of these fails, or somebody ends this meanwhile. Raises Refused."""
     files = _checked(name, edits)
-    done: list[tuple[str, bytes]] = []
+    done: list[tuple[str, bytes, bytes]] = []
     signal.signal(signal.SIGTERM, _stop)                   # the terminal's signals do not reach this session
     try:
         if files:
             _note(f"{KEPT}/{name}", "begun", "\n".join(path for path, _, _ in files).encode())
         for path, old, new in files:
             _keep(name, path, old)
-            done.append((path, old))
+            done.append((path, old, new))
             _replace(path, old, new)
             _say(name, f"changed {path}")
         if files:
@@ -197,25 +201,41 @@ def _put(name: str, service: services.Service, edits: Sequence[Change], look: Ca
             service.reload()
         why = look()
         if why:
-            raise Refused(f"{name}: {why}; all files are as they were")
+            raise Refused(why)
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)      # what is begun is taken back, whoever is in a hurry
-        for path, old in reversed(done):
-            with contextlib.suppress(Refused):
-                _replace(path, None, old)
-        if done:
-            with contextlib.suppress(services.Failed):
-                service.test()
-                service.reload()
-        _forget_begun(name)
+        follows = _put_back(name, service, done)
         if isinstance(error, services.Failed):
-            raise Refused(f"{name}: nginx refuses the change: {error}; all files are as they were") from error
+            raise Refused(f"{name}: nginx refuses the change: {error}; {follows}") from error
         if isinstance(error, OSError):
-            raise Refused(f"{name}: {error.filename}: {error.strerror}; all files are as they were") from error
+            raise Refused(f"{name}: {error.filename or 'a file'}: {error.strerror or error}; {follows}") from error
+        if isinstance(error, Refused):
+            raise Refused(f"{name}: {error}; {follows}") from error
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _forget_begun(name)
+
+
+def _put_back(name: str, service: services.Service, done: Sequence[tuple[str, bytes, bytes]]) -> str:
+    """Take back what was written, each file by itself, and none that somebody has changed since; what became of it, in words."""
+    left = []
+    for path, old, new in reversed(done):
+        try:
+            if _bytes(path) != old:
+                _replace(path, new, old)
+        except (Refused, OSError) as error:
+            left.append(f"{path} was not put back ({getattr(error, 'strerror', None) or 'it was changed meanwhile'})")
+    if done:
+        try:
+            service.test()
+            service.reload()
+        except services.Failed as error:
+            left.append(f"nginx has not taken it back: {error}")
+    if left:
+        return f"{'; '.join(left)}; certdrop-nginx {name} --undo takes certdrop's lines out"
+    _forget_begun(name)
+    return "all files are as they were"
 
 
 def _checked(name: str, edits: Sequence[Change]) -> list[tuple[str, bytes, bytes]]:
@@ -225,12 +245,15 @@ def _checked(name: str, edits: Sequence[Change]) -> list[tuple[str, bytes, bytes
         path = os.path.realpath(one.path)
         if path in files:
             raise Refused(f"{name}: {path}: nginx reads it by two names ({one.path}); nothing was changed; take one of them away")
-        for part in (path, os.path.dirname(path)):
+        for part in (path, *map(str, pathlib.PurePath(path).parents)):
             at = os.stat(part)
-            if at.st_uid != 0 or at.st_mode & 0o022:
+            above = part not in (path, os.path.dirname(path)) and at.st_mode & stat.S_ISVTX          # nobody takes away there what is root's
+            if at.st_uid != 0 or (at.st_mode & 0o022 and not above):
                 raise Refused(f"{name}: {part}: others than root can write there; nothing was changed; chown root:root and chmod go-w it, then run this again")
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Refused(f"{name}: {path}: is no file; nothing was changed; put the lines in by hand")
+        at = os.stat(path)
+        if not stat.S_ISREG(at.st_mode) or at.st_nlink != 1:
+            what = "has another name (a hard link)" if stat.S_ISREG(at.st_mode) else "is no file"
+            raise Refused(f"{name}: {path}: {what}; nothing was changed; put the lines in by hand")
         old = _bytes(path)
         if old.decode("utf-8", "surrogateescape") != one.old:
             raise Refused(f"{name}: {path}: was changed meanwhile; nothing was changed; run this again")
@@ -238,11 +261,11 @@ def _checked(name: str, edits: Sequence[Change]) -> list[tuple[str, bytes, bytes
     return list(files.values())
 
 
-def _replace(path: str, old: bytes | None, new: bytes) -> None:
+def _replace(path: str, old: bytes, new: bytes) -> None:
     """Put a text in place of a file, whole or not at all: its mode and group stay. Raises Refused where it is not `old`."""
     at = os.stat(path, follow_symlinks=False)
-    if old is not None and (not stat.S_ISREG(at.st_mode) or _bytes(path) != old):
-        raise Refused(f"{path}: was changed meanwhile; all files are as they were; run this again")
+    if not stat.S_ISREG(at.st_mode) or _bytes(path) != old:
+        raise Refused(f"{path}: was changed meanwhile")
     fd = spool.open_directory(os.path.dirname(path))
     try:
         spool.write(fd, os.path.basename(path), new, stat.S_IMODE(at.st_mode), at.st_gid)
@@ -317,7 +340,10 @@ def _configuration() -> Configuration:
     """What nginx reads, each byte of it kept. Raises Absent."""
     done = subprocess.run(run.show(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=TIMEOUT,
                           env=users.ENVIRONMENT, cwd="/", start_new_session=True, check=False)
-    sources = configuration.sources(done.stdout[:write.LARGEST].decode("utf-8", "surrogateescape"))
+    if len(done.stdout) > write.LARGEST:
+        raise Absent(f"{' '.join(run.show())} shows more than {write.LARGEST >> 20} MiB; certdrop-nginx changes none of it; put the lines in by hand "
+                     "(certdrop-nginx NAME prints them)")
+    sources = configuration.sources(done.stdout.decode("utf-8", "surrogateescape"))
     if not sources:
         raise Absent(f"{' '.join(run.show())} shows no configuration{'' if os.geteuid() == 0 else ' to others than root; try sudo'}")
     return Configuration(sources)
@@ -364,4 +390,4 @@ def _say(name: str, text: str) -> None:
 
 
 def _stop(number: int, _: object) -> NoReturn:
-    raise Refused(f"ended by signal {number}; all files are as they were")
+    raise Refused(f"ended by signal {number}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from certdrop.walls import users
 
 LOOK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "doctor", "pages.py")
 PATIENCE = 300                     # seconds for all pages
+MOST = 64 << 10                    # bytes that are said of a page
 RELOADED = 15.0                    # seconds in which a reload shows
 
 Asked = tuple[str, str, str]       # address, name, "http" or "https"
@@ -44,18 +46,40 @@ def look(asked: Sequence[Asked]) -> list[Page]:
     if not asked:
         return []
     try:
-        done = subprocess.run([*users.as_user(*users.user_ids("_certdrop-watch")), "/usr/bin/python3", "-IS", LOOK], input=json.dumps(asked).encode(),
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", env=users.ENVIRONMENT, start_new_session=True,
-                              timeout=PATIENCE, check=False)
-        return [Page(int(one["status"]), int(one["length"]), str(one["sum"]), tuple(events.clean(word, 200) for word in one["chain"]),
-                     str(one["shown"]), events.clean(one["why"], 100)) for one in json.loads(done.stdout)]
-    except (KeyError, OSError, TypeError, ValueError, subprocess.TimeoutExpired) as error:
-        raise Refused(f"{asked[0][1]}: its page could not be looked at: {events.clean(error, 200)}; nothing was changed") from error
+        process = subprocess.Popen([*users.as_user(*users.user_ids("_certdrop-watch")), "/usr/bin/python3", "-IS", LOOK], stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", env=users.ENVIRONMENT, start_new_session=True)
+        said = _said(process, json.dumps(asked).encode(), MOST * len(asked))
+        found = [Page(int(one["status"]), int(one["length"]), str(one["sum"]), tuple(events.clean(word, 200) for word in one["chain"]),
+                      str(one["shown"]), events.clean(one["why"], 100)) for one in json.loads(said)]
+        if len(found) != len(asked):
+            raise ValueError("not an answer for each")
+        return found
+    except (KeyError, OSError, TypeError, ValueError, RecursionError) as error:
+        raise Refused(f"{asked[0][1]}: its page could not be looked at: {events.clean(error, 200)}") from error
+
+
+def _said(process: subprocess.Popen[bytes], asked: bytes, most: int) -> bytes:
+    """What it answers, in time and no more than so many bytes: it is killed then. Raises OSError."""
+    assert process.stdin and process.stdout
+    late = threading.Timer(PATIENCE, process.kill)
+    late.start()
+    try:
+        process.stdin.write(asked)
+        process.stdin.close()
+        return process.stdout.read(most)
+    finally:
+        late.cancel()
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def stable(asked: Sequence[Asked]) -> list[tuple[Page, Page]]:
-    """Each page twice: what differs between the two differs by itself."""
-    return [*zip(look(asked), look(asked))]
+    """Each page twice, before anything is changed: what differs between the two differs by itself. Raises Refused."""
+    try:
+        return [*zip(look(asked), look(asked))]
+    except Refused as error:
+        raise Refused(f"{error}; nothing was changed") from error
 
 
 def differences(asked: Sequence[Asked], before: Sequence[tuple[Page, Page]], after: Sequence[Page], schemes: Sequence[str]) -> list[str]:
