@@ -21,11 +21,6 @@ AGAIN = 10.0                       # seconds after which the same is said again
 SHOWN = 2                          # of several things at work, those that are named
 
 
-def colours(fd: int) -> bool:
-    """Whether a person is at this standard descriptor, and wants colours (no-color.org)."""
-    return words.at_terminal(fd) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
 def span(seconds: float) -> str:
     """So many seconds, as short as they can be said."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from certdrop import words
 from certdrop.words import at_terminal, clean, put, say
 
 KEPT = 1 << 16                     # bytes of standard output that are kept back where nobody watches
@@ -96,6 +97,19 @@ def program(main: Callable[[list[str]], int], argv: list[str], colours: bool = F
         except OSError:
             code = code or os.EX_IOERR
     return code
+
+
+HEADING, GOOD, BAD, DOUBTFUL = "1", "32", "31", "33"       # what colours mean, in every tool (ECMA-48 SGR); words.clean() lets these pass
+
+
+def colours(fd: int) -> bool:
+    """Whether a person is at this standard descriptor, and wants colours (no-color.org)."""
+    return words.at_terminal(fd) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, meaning: str, coloured: bool) -> str:
+    """Text in a colour, where there are colours."""
+    return f"\033[{meaning}m{text}\033[0m" if coloured else text
 
 
 class Declined(Exception):

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from certdrop import progress, words
-from certdrop.progress import Progress, colours, span
+from certdrop.progress import Progress, span
+from certdrop.terminal import colours
 
 
 @pytest.fixture

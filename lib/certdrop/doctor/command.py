@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from certdrop import events, spool, words
+from certdrop import events, spool, terminal, words
 from certdrop.commandline import Program, Syntax, Words
 from certdrop.config import general
 from certdrop.config import site as configuration
@@ -24,7 +24,7 @@ from certdrop.doctor import sites as check_sites
 from certdrop.doctor import token as check_token
 from certdrop.doctor.ask import Said
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
-from certdrop.progress import Progress, colours
+from certdrop.progress import Progress
 from certdrop.walls import jail, syscalls
 from certdrop.walls import users as walls_users
 from certdrop.watcher.principal import as_watcher, seen_by_root
@@ -43,7 +43,7 @@ sudo certdrop-check               everything
 sudo certdrop-check example.org   one site, and what all sites need
 """, "Exit status: 0 nothing failed, 78 something did."))
 MARKS = {OK: "ok     ", WARNING: "warning", FAILED: "failed "}
-COLOURS = {OK: "32", WARNING: "33", FAILED: "31"}
+COLOURS = {OK: terminal.GOOD, WARNING: terminal.DOUBTFUL, FAILED: terminal.BAD}
 
 Parts = dict[str, Any]             # what root saw, by part: lists of lines, and more
 
@@ -187,14 +187,14 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
 def show(parts: Iterator[list[Line]], options: Collection[str]) -> int:
     """Print the lines as they come; the exit code."""
     lines: list[Line] = []
-    coloured = colours(1)
+    coloured = terminal.colours(1)
     for part in parts:
         lines += part
         if "--json" not in options:
             for line in part:
                 if line.level != OK or "--quiet" not in options:
                     text = words.clean(f" {line.what}: {line.why}" + (f"; {line.mend}" if line.mend else ""))      # the only colour is the mark's
-                    print((f"\033[{COLOURS[line.level]}m{MARKS[line.level]}\033[0m" if coloured else MARKS[line.level]) + text)
+                    print(terminal.paint(MARKS[line.level], COLOURS[line.level], coloured) + text)
             sys.stdout.flush()
     if "--json" in options:
         print(json.dumps([line._asdict() for line in lines if line.level != OK or "--quiet" not in options], indent=1))

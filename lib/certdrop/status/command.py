@@ -13,11 +13,11 @@ import sys
 import time
 from typing import TextIO
 
-from certdrop import events
+from certdrop import events, terminal
 from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import dane
 from certdrop.config import site as configuration
-from certdrop.progress import Progress, colours
+from certdrop.progress import Progress
 from certdrop.status import report, table
 from certdrop.watcher import phrases, verdict
 from certdrop.watcher.evidence import Reader, Run, read_only
@@ -208,7 +208,7 @@ def _width(out: TextIO) -> int:
 
 def _is_coloured(out: TextIO) -> bool:
     try:
-        return colours(out.fileno())
+        return terminal.colours(out.fileno())
     except (OSError, ValueError):
         return False
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from certdrop import events, renewal
+from certdrop import events, renewal, terminal
 from certdrop.walls import jail, syscalls
 from certdrop.watcher import verdict
 from certdrop.watcher.evidence import MailHealth, Run
@@ -19,7 +19,7 @@ NARROW = 80
 LONGEST_ERROR = 500                # characters
 SAYS = "the CA says "              # what the issuer writes before the CA's own words
 
-_COLOURS = {verdict.OK: "32", verdict.WARNING: "33", verdict.CRITICAL: "31"}
+_COLOURS = {verdict.OK: terminal.GOOD, verdict.WARNING: terminal.DOUBTFUL, verdict.CRITICAL: terminal.BAD}
 _SHORT = {verdict.NOT_SERVED: "not served"}
 _WHY = {renewal.BY_WINDOW: "ARI", renewal.BY_SHARE: "lifetime", renewal.BY_END: "end is near", renewal.HELD: "retry", renewal.WANTED: "wanted now",
         renewal.HURRIED: "too often", renewal.FOREIGN: "other CA", renewal.TLSA: "TLSA"}
@@ -31,7 +31,7 @@ def render(sites: list[Verdict], now: float, width: int, colour: bool) -> list[s
     width = max(NARROW, width)
     name = width - STATE - BAR - LEFT - RENEWS - KEY - 5
     head = f"{'SITE':{name}} {'STATE':{STATE}} {'LIFETIME':{BAR}} {'LEFT':>{LEFT}} {'RENEWS':{RENEWS}} KEY"
-    lines = [paint(head, "1", colour)]
+    lines = [terminal.paint(head, terminal.HEADING, colour)]
     above = ""
     for site in sites:
         found = site.evidence
@@ -39,7 +39,7 @@ def render(sites: list[Verdict], now: float, width: int, colour: bool) -> list[s
         begin = "= " if above in found.beside else ""                  # for the same names as the one above
         above = found.name
         shown = begin + shorten(found.name, name - len(begin + more)) + more
-        state = paint(f"{_SHORT.get(site.state, site.state):{STATE}}", _COLOURS[site.severity], colour)
+        state = terminal.paint(f"{_SHORT.get(site.state, site.state):{STATE}}", _COLOURS[site.severity], colour)
         left = "" if site.days_left is None else span(site.days_left * verdict.DAY) if site.days_left > 0 else "ended"
         key = f"{_KEYS.get(found.key, found.key[:4])} {span(max(0, now - found.key_created))}" if found.key_created else ""
         lines.append(f"{shown:{name}} {state} {bar(site, now):{BAR}} {left:>{LEFT}} {renews(site, now):{RENEWS}} {key[:KEY]}".rstrip())
@@ -138,11 +138,6 @@ def shorten(text: str, width: int) -> str:
         return text
     front = (width - 2) // 2
     return text[:front] + ".." + text[len(text) - (width - 2 - front):]
-
-
-def paint(text: str, code: str, colour: bool) -> str:
-    """Text in a colour (ECMA-48 SGR), where there are colours."""
-    return f"\033[{code}m{text}\033[0m" if colour else text
 
 
 def _number(number: int | None) -> str:
