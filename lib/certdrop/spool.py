@@ -134,8 +134,8 @@ def read(dir_fd: int, name: str, owner: int, limit: int = MAX_REPLY) -> bytes:
     return data
 
 
-def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -1, owner: int = -1) -> None:
-    """Put a file in place whole or not at all: temporary in the same directory, fsync, rename, fsync the directory.
+def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -1, owner: int = -1, named: bool = True) -> None:
+    """Put a file in place whole or not at all: temporary in the same directory, fsync, rename, fsync the directory (not `named`: the caller does, later).
 
     `mode` holds from the first byte, whatever the umask; `group` (a gid) and `owner` (a uid) are set where given.
     """
@@ -157,7 +157,8 @@ def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=dir_fd)
         raise
-    os.fsync(dir_fd)
+    if named:
+        os.fsync(dir_fd)
 
 
 def pem_blocks(data: bytes) -> list[bytes]:

@@ -11,7 +11,6 @@ import json
 import os
 import time
 
-from certdrop import spool
 from certdrop.config import site as configuration
 from certdrop.keeper import integrity, keys
 from certdrop.keeper.judges import Accepted
@@ -45,8 +44,7 @@ def make_next(wanted: configuration.Site, number: int, carry: int | None, now: b
 
 def complete(name: str, number: int, blocks: list[bytes], accepted: Accepted) -> None:
     """Write an accepted chain into its generation; whole only when nginx.conf is there."""
-    for entry, data in certified(name, number, blocks[0], b"".join(blocks[1:]), accepted).items():
-        _put(directory(name, number), entry, data, 0o644)
+    integrity.fill(directory(name, number), certified(name, number, blocks[0], b"".join(blocks[1:]), accepted), last="nginx.conf")
 
 
 def move(link: str, name: str, number: int) -> None:
@@ -89,7 +87,7 @@ def destroy(name: str, number: int) -> None:
 
 def mark(name: str, number: int, marker: str) -> None:
     """Put a marker on a generation: `now`, `withdrawn`."""
-    _put(directory(name, number), marker, b"", 0o644)
+    integrity.fill(directory(name, number), {marker: b""})
 
 
 def sweep(name: str, leftovers: list[str]) -> None:
@@ -100,11 +98,7 @@ def sweep(name: str, leftovers: list[str]) -> None:
 
 def sync(path: str) -> None:
     """fsync a directory."""
-    fd = spool.open_directory(path)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    integrity.fill(path, {})
 
 
 def _requested(wanted: configuration.Site, key: bytes, kind: str, created: int) -> dict[str, bytes]:
@@ -130,8 +124,7 @@ def _make(name: str, number: int, files: dict[str, bytes]) -> None:
     temporary = f"{parent}/.new-{number:04d}"
     integrity.clear(temporary)
     os.mkdir(temporary, 0o700)
-    for entry, data in files.items():
-        _put(temporary, entry, data, 0o600 if entry == "privkey.pem" else 0o644)
+    integrity.fill(temporary, files)
     os.chmod(temporary, 0o755)
     os.rename(temporary, directory(name, number))
     sync(parent)
@@ -142,13 +135,3 @@ def _into(link: str, path: str) -> None:
         integrity.clear(path)
     os.rename(link, path)
     sync(os.path.dirname(path))
-
-
-def _put(path: str, entry: str, data: bytes, mode: int) -> None:
-    if os.path.isdir(f"{path}/{entry}"):
-        integrity.clear(f"{path}/{entry}")
-    fd = spool.open_directory(path)
-    try:
-        spool.write(fd, entry, data, mode)
-    finally:
-        os.close(fd)

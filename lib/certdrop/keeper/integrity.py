@@ -1,11 +1,11 @@
-"""Whether what root wrote is still what root wrote: reads root's own small files, and looks at whole generations.
+"""Whether what root wrote is still what root wrote: writes and reads root's own small files, and looks at whole generations.
 
 A disk that fails, or a careless hand, damages a file of one site: that must stay this site's trouble, and no service may meet it.
 So a generation counts as complete only while its files belong together. They are read where one of them was touched (inode, size or a time
 of change is another); that nothing was is seen by stat(2) alone, in each run. No certificate is parsed for that, and no key but root's own.
 
 Runs as: root. Trusts: nothing that it reads but that root wrote it, if it is whole. Reads: sites/ and keeper/ below
-/var/lib/certdrop. Writes: keeper/examined.
+/var/lib/certdrop. Writes: what it is given to write there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import stat
 
+from certdrop import spool
 from certdrop.config import site
 
 LIMIT = 64 * 1024                  # bytes of a generation's file, or of notes
@@ -104,6 +105,25 @@ def clear(path: str) -> None:
     except IsADirectoryError:
         import shutil                          # here, because nearly no run meets one
         shutil.rmtree(path)
+
+
+def fill(path: str, files: dict[str, bytes], mode: int = 0o644, last: str = "") -> None:
+    """Write files into a directory of root's, each whole or not at all, and their names onto the disk at once.
+
+    A file gets its name when its content is on the disk, so no name stands for half a file. Names can reach the disk in any order until all are
+    there: where that matters, the one that says that all are there comes after, `last`, or by a rename of the directory.
+    """
+    fd = spool.open_directory(path)
+    try:
+        for entry, data in files.items():
+            if os.path.isdir(f"{path}/{entry}"):       # somebody's hand
+                clear(f"{path}/{entry}")
+            if entry == last:
+                os.fsync(fd)
+            spool.write(fd, entry, data, 0o600 if entry == "privkey.pem" else mode, named=False)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def recall() -> None:

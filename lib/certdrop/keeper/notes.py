@@ -89,13 +89,7 @@ class Notes:
 
 def put(entry: str, data: bytes, mode: int = 0o644, below: str = "keeper") -> None:
     """Write one of root's state files, whole or not at all."""
-    fd = spool.open_directory(f"{site.STATE}/{below}")
-    if os.path.isdir(f"{site.STATE}/{below}/{entry}"):       # somebody's hand
-        integrity.clear(f"{site.STATE}/{below}/{entry}")
-    try:
-        spool.write(fd, entry, data, mode)
-    finally:
-        os.close(fd)
+    integrity.fill(f"{site.STATE}/{below}", {entry: data}, mode)
 
 
 def unfinished() -> set[str]:
