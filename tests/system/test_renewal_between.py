@@ -45,8 +45,9 @@ def test_a_short_wait_is_waited(host: Host, between: Between, status: int, when:
     """Retry-After, as seconds and as a date (RFC 9110 section 10.2.3): within the same run, not before, and the certificate comes."""
     name = host.add(host.name())
     between.odd["order-plz"] = [(status, "rateLimited", {"Retry-After": when})]
+    before = len(between.times("order-plz"))
     renew(host, name)
-    first, second = between.times("order-plz")[-2:]
+    first, second = between.times("order-plz")[before:before + 2]      # a third where Pebble does not find what is to be replaced
     assert second - first >= 1 and is_issued(host, name)
 
 
