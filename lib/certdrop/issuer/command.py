@@ -248,13 +248,7 @@ def _do_daily() -> None:
     os.utime(stamp, follow_symlinks=False)
     if 0 <= age < DAY + LATE:                  # else certdrop is new, or the host slept: then it is not known
         _tell_silences(now)
-    import subprocess
-
-    from certdrop.walls import users
-    try:
-        subprocess.run(ACCOUNT, stdin=subprocess.DEVNULL, env=users.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        pass                                   # tomorrow again
+    _call(ACCOUNT)                             # where that fails, tomorrow again
 
 
 def _tell_silences(now: float) -> None:
@@ -271,13 +265,41 @@ def _tell_silences(now: float) -> None:
 
 
 def _have_root_look() -> None:
-    import subprocess
+    _call(SUDO)                                # where that fails, root's own run takes it within the hour
+
+
+def _call(argv: list[str], seconds: float = INSTALL) -> bool:
+    """Run a program of ours from / to its end; whether that came in so many seconds. One that does not end is left behind: root's cannot be killed."""
+    import signal
 
     from certdrop.walls import users
+    try:                                       # subprocess would look every 50 ms whether it has ended, and takes 10 ms to be loaded
+        child = os.posix_spawn(argv[0], argv, users.ENVIRONMENT, file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)],
+                               setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
+    except OSError:
+        return False
+    if _has_ended(child, seconds):
+        os.waitpid(child, 0)
+        return True
+    with contextlib.suppress(OSError):
+        os.kill(child, signal.SIGKILL)
+    return False
+
+
+def _has_ended(child: int, seconds: float) -> bool:
+    """Wait so many seconds for a child to end, and no moment longer than it takes (pidfd_open(2), where there is that)."""
+    import select
+    end = time.monotonic() + seconds
     try:
-        subprocess.run(SUDO, stdin=subprocess.DEVNULL, env=users.ENVIRONMENT, cwd="/", timeout=INSTALL, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        pass                                   # root's own run takes it within the hour
+        ended = os.pidfd_open(child)
+    except OSError:                            # a kernel before 5.3, no descriptor
+        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < end:
+            time.sleep(0.02)
+        return time.monotonic() < end
+    try:
+        return bool(select.select([ended], [], [], seconds)[0])
+    finally:
+        os.close(ended)
 
 
 def _plainly(error: Exception) -> str:
