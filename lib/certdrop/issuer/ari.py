@@ -8,15 +8,19 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-
-from cryptography import x509
+from typing import TYPE_CHECKING
 
 from certdrop.events import clean
 from certdrop.issuer.transport import Transport
 from certdrop.issuer.failure import UNREACHABLE, Failure, from_answer, seconds_of
 
+if TYPE_CHECKING:
+    from cryptography import x509
+
 _MOMENT = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII)
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,100}\.[A-Za-z0-9_-]{1,100}")
 
 
 class Window:
@@ -35,8 +39,14 @@ class Absent(Exception):
 
 
 def identifier(pem: bytes) -> str:
+    """A certificate's unique identifier. Raises Absent where it has no authority key identifier, ValueError."""
+    from cryptography import x509              # which a run can spare that finds all identifiers noted
+    return identifier_of(x509.load_pem_x509_certificate(pem))
+
+
+def identifier_of(leaf: x509.Certificate) -> str:
     """The certificate's unique identifier (RFC 9773 section 4.1). Raises Absent where it has no authority key identifier, ValueError."""
-    leaf = x509.load_pem_x509_certificate(pem)
+    from cryptography import x509
     try:
         key = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
     except x509.ExtensionNotFound:
@@ -48,12 +58,17 @@ def identifier(pem: bytes) -> str:
     return f"{_b64(key)}.{_b64(serial)}"
 
 
-def fetch(transport: Transport, directory: dict[str, object], pem: bytes) -> Window:
-    """The CA's window for a certificate. Raises Absent, Failure, ValueError."""
+def is_identifier(text: str) -> bool:
+    """Whether a text has the form of a certificate's unique identifier."""
+    return bool(_IDENTIFIER.fullmatch(text))
+
+
+def fetch(transport: Transport, directory: dict[str, object], noted: Callable[[], str]) -> Window:
+    """The CA's window for the certificate with this identifier, which only a CA that has windows is asked with. Raises Absent, Failure, ValueError."""
     place = directory.get("renewalInfo")
     if not isinstance(place, str):
         raise Absent()
-    url = f"{place.rstrip('/')}/{identifier(pem)}"
+    url = f"{place.rstrip('/')}/{noted()}"
     answer = transport.request("GET", url)
     wait = seconds_of(answer.headers.get("Retry-After"))
     if answer.status != 200:

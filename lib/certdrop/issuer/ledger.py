@@ -16,6 +16,7 @@ from certdrop.issuer.failure import LOCAL, REFUSED, UNREACHABLE, Failure
 _NUMBERS = ("count", "own", "cut_off", "since", "failed_at", "next_try", "retry_after", "issued_at", "hurries",
             "window_start", "window_end", "poll_at", "polls_failed", "renew_at", "tlsa_seen", "tlsa_ttl", "tlsa_since")
 _TEXTS = ("class", "last_error", "window_of", "window_url", "renew_why", "answered_by", "answered_with", "refused_reply", "unreplaced", "tlsa_of",
+          "renewal_id", "renewal_id_of",
           "tlsa_lacks")
 LONGEST = 2000                     # characters of a text
 
@@ -35,6 +36,8 @@ class Ledger(due.Record):
         self.answered_with = ""                # the leaf's SHA-256
         self.refused_reply = ""                # the SHA-256 of the last reply that root refused
         self.unreplaced = ""                   # the certificate (SHA-256) that the CA does not take an order as a replacement of
+        self.renewal_id = ""                   # the unique identifier by which the CA is asked for the renewal window of
+        self.renewal_id_of = ""                # this certificate (SHA-256)
         self.tlsa_of = ""                      # the next key, whose TLSA record is waited for (tlsa.py)
         self.tlsa_since = 0                    # since when an order waits; 0: none does
         self.tlsa_seen = 0                     # since when the record was seen wherever it has to be

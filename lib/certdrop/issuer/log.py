@@ -1,5 +1,6 @@
 """The issuer's words: one JSON line per event in its log (structlog), the same in words for a person.
 
+structlog is loaded with the first line: it takes as long as all else that a run needs which only asks for renewal windows, and such a run writes none.
 Runs as: _certdrop. Writes: /var/log/certdrop/issuer.log, which must exist; a log that cannot be written fails no run.
 """
 
@@ -8,8 +9,6 @@ from __future__ import annotations
 import os
 import time
 from typing import Any
-
-from structlog import PrintLogger, processors, wrap_logger
 
 from certdrop import events, happened, words
 from certdrop.issuer import due
@@ -44,12 +43,26 @@ def _clean(_: Any, __: str, fields: Any) -> Any:
     return {key: value if isinstance(value, (int, float, bool)) else events.clean(value, LIMIT) for key, value in fields.items()}
 
 
+class _Logger:
+    """A structlog logger that is not loaded yet."""
+
+    def __init__(self) -> None:
+        self._run = f"{int(time.time()):x}-{os.getpid():x}"
+        self._loaded: Any = None
+
+    def __getattr__(self, method: str) -> Any:
+        if self._loaded is None:
+            from structlog import PrintLogger, processors, wrap_logger
+            bound = wrap_logger(
+                PrintLogger(_File()),  # type: ignore[arg-type]
+                processors=[processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True, key="time"), _clean, processors.JSONRenderer()])
+            self._loaded = bound.bind(run=self._run)
+        return getattr(self._loaded, method)
+
+
 def logger() -> Any:
     """A structlog logger whose lines share this run's id."""
-    bound = wrap_logger(
-        PrintLogger(_File()),  # type: ignore[arg-type]
-        processors=[processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True, key="time"), _clean, processors.JSONRenderer()])
-    return bound.bind(run=f"{int(time.time()):x}-{os.getpid():x}")
+    return _Logger()
 
 
 def say_when(task: Task, now: float) -> None:

@@ -5,41 +5,34 @@ Runs as: _certdrop, shut in. Trusts: see orders.py. Reads: requests/, sites/, no
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import ipaddress
 import os
 import random
 import threading
 import time
 import types
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from certdrop import events, happened, spool
 from certdrop.config import general, site
-from certdrop.issuer import ari, budget, log, plan, ports, revoke
+from certdrop.issuer import ari, budget, log, plan, revoke
 from certdrop.issuer.account import DOUBTFUL, FORBIDS, LOST, Account, Session
 from certdrop.issuer.warm_up import WarmUp
 from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
 from certdrop.issuer.proxy import Proxy
-from certdrop.issuer.rehearsal import Judge
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.failure import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, in_two, of_this_host
 from certdrop.progress import Progress, span
-from certdrop.signer.keyring import Key, make_key
 from certdrop.signer.process import Signer
 from certdrop.trust import roots
 from certdrop.words import at_terminal
 
 CODES = {REFUSED: os.EX_DATAERR}       # what another try will hardly heal; everything else: later
 Some = TypeVar("Some")
+ORDER = 600.0                      # seconds for one order, or one question
 IN_VAIN = 3                        # orders that could not reach the CA, one after the other, after which the run leaves it alone
 
 
@@ -80,6 +73,8 @@ class Network:
         for task in curious:
             task.decide(time.time())
         wanted = [task for task in tasks if task.when <= time.time()]
+        if wanted:
+            load()
         self._each(wanted, self._look_at_tlsa)
         wanted = [task for task in wanted if not task.held]
         random.shuffle(wanted)                 # no site is always the last one
@@ -117,6 +112,8 @@ class Network:
 
     def rehearse(self, tasks: list[Task]) -> int:
         """Place whole orders with the CA's staging, for a key, a request and an account to throw away."""
+        from certdrop.issuer.rehearsal import Judge
+        from certdrop.signer.keyring import Key, make_key
         self._account = Account(self.config.staging_url, self.config.contact, Key(make_key()), keep=False)
         self._judge = Judge(self.config)
         log.say(f"dry run with {self.config.staging_url}", self.options.loud)
@@ -131,6 +128,7 @@ class Network:
     def _each(self, tasks: list[Some], work: Callable[[Some], None]) -> None:
         if not tasks:
             return
+        from concurrent.futures import ThreadPoolExecutor
         with ThreadPoolExecutor(min(self.config.workers, len(tasks))) as pool:
             try:
                 started = [pool.submit(work, task) for task in tasks]
@@ -158,7 +156,7 @@ class Network:
         if not isinstance(found, Session):
             found = self._mine.session = self._idle_session() or Session(self.account, Transport(self.context, 0.0, self.gate, self.proxy))
             self._sessions.append(found)
-        found.transport.deadline = time.monotonic() + ports.ORDER
+        found.transport.deadline = time.monotonic() + ORDER
         return found
 
     def _idle_session(self) -> Session | None:
@@ -169,6 +167,7 @@ class Network:
     def _module(self) -> types.ModuleType:
         found = getattr(self._mine, "module", None)
         if not isinstance(found, types.ModuleType):
+            from certdrop.issuer import ports
             found = self._mine.module = ports.load()
         return found
 
@@ -181,10 +180,8 @@ class Network:
         try:
             if self.down:
                 raise self.down
-            with open(task.standing.place + "/cert.pem", "rb") as stream:
-                pem = stream.read(spool.MAX_REPLY)
             session = self._session()
-            window = ari.fetch(session.transport, session.directory(), pem)
+            window = ari.fetch(session.transport, session.directory(), lambda: _identifier(task))
             ledger.note_window(certificate, window.start, window.end, window.retry_after, time.time(), chance)
             if window.url and window.url != ledger.window_url:
                 log.say(f"{task.name}: the CA explains its renewal window at {window.url}", self.options.loud)
@@ -279,6 +276,7 @@ class Network:
 
     def _order(self, task: Task) -> None:
         """From the request to the reply. Raises Failure, OSError."""
+        from certdrop.issuer import ports, reply as replies
         session, request, ledger = self._session(), task.request, task.ledger
         wanted = site.load_site(request.name, self.config) if os.path.exists(f"{site.ETC}/sites.d/{request.name}.toml") else None
         extra = {}
@@ -297,7 +295,7 @@ class Network:
         self._registered(session)
         self.budget.note(budget.BEGUN, task.name, time.time())
         try:
-            reply = order.place(self._module()).encode("ascii", "replace")
+            sent = order.place(self._module()).encode("ascii", "replace")
         except Failure as failure:
             for name in failure.names if failure.kind == VALIDATION else ():
                 self.budget.note(budget.FAILED, name, time.time())
@@ -309,12 +307,14 @@ class Network:
             raise
         finally:
             task.placed = order.placed
-        leaf = examine(reply, order.csr)
+        leaf = replies.examine(sent, order.csr)
         self.budget.note(budget.ISSUED, budget.set_of(order.names), time.time())
-        put_reply(request.reply, reply)
+        replies.put_reply(request.reply, sent)
         self.arrived()
         by_time = None if request.now or task.forced or task.foreign else task.certificate
-        ledger.issued(self.config.directory_url, leaf.fingerprint(hashes.SHA256()).hex(), by_time, time.time())
+        ledger.issued(self.config.directory_url, replies.sha256(leaf), by_time, time.time())
+        with contextlib.suppress(ari.Absent, ValueError):
+            ledger.renewal_id, ledger.renewal_id_of = ari.identifier_of(leaf), ledger.answered_with
         request.answered = True
         task.standing.refusal, task.standing.look_at = "", 0.0
         self.log.info(happened.ISSUED, site=task.name, number=request.number, why=task.why, requests=session.transport.requests - before,
@@ -342,24 +342,24 @@ class Network:
         if not ledger.has_window(certificate) and (ledger.answered_with, ledger.answered_by) != (certificate.sha256, self.config.directory_url):
             return ""
         try:
-            with open(task.standing.place + "/cert.pem", "rb") as stream:
-                return ari.identifier(stream.read(spool.MAX_REPLY))
+            return _identifier(task)
         except (OSError, ValueError, KeyError, ari.Absent):
             return ""
 
     def _rehearse(self, task: Task) -> None:
+        from certdrop.issuer import ports, reply as replies
         try:
             session = self._session()
             profile = site.load_site(task.name, self.config).profile
             if profile:
                 session.check_profile(profile)
-            csr = throwaway_request(ports.names_of(x509.load_pem_x509_csr(task.request.csr())))
+            csr = replies.throwaway_request(ports.names_of(ports.request(task.request.csr())))
             before = session.transport.requests
             self._ask_whether_it_replaces(task, session, csr)
             order = ports.Order(session, csr, {"profile": profile} if profile else {}, self.config.self_check)
-            reply = order.place(self._module()).encode("ascii", "replace")
-            leaf = examine(reply, order.csr)
-            refusal = self._judge.refusal(reply, order.csr, order.names, task.certificate)
+            sent = order.place(self._module()).encode("ascii", "replace")
+            leaf = replies.examine(sent, order.csr)
+            refusal = self._judge.refusal(sent, order.csr, order.names, task.certificate)
             if refusal and not (refusal == "untrusted" and self._judge.knows_no_root):
                 raise spool.Refused(refusal)
             for warning in order.warnings:
@@ -367,8 +367,7 @@ class Network:
             if refusal:
                 log.say(f"{task.name}: dry run: the roots of the directory that was asked are not among trust_roots, as is to be expected of a CA's staging; "
                         "all else about the reply is as root wants it", True)
-            issuer = ", ".join(str(part.value) for part in leaf.issuer.get_attributes_for_oid(NameOID.COMMON_NAME))
-            log.say(f"{task.name}: dry run: issued by {events.clean(issuer, 80)} for {' '.join(order.names)}, "
+            log.say(f"{task.name}: dry run: issued by {events.clean(replies.issuer(leaf), 80)} for {' '.join(order.names)}, "
                     f"with {session.transport.requests - before} requests; thrown away", True)
         except spool.Refused as refused:
             with self.lock:
@@ -385,7 +384,8 @@ class Network:
         """What a dry run cannot try: an order by the account at hand that replaces the live certificate. Such an order is placed, and not gone on with."""
         replaces = self._replaces(task, session) if self.config.staging_url == self.config.directory_url else ""
         if replaces:
-            names = [{"type": "ip" if site.is_address(name) else "dns", "value": name} for name in ports.names_of(x509.load_pem_x509_csr(csr))]
+            from certdrop.issuer import ports
+            names = [{"type": "ip" if site.is_address(name) else "dns", "value": name} for name in ports.names_of(ports.request(csr))]
             try:
                 session.post(session.url("newOrder"), {"identifiers": names, "replaces": replaces})
             except Failure as failure:
@@ -442,35 +442,16 @@ class Network:
         log.failed(self.log, task, failure, self.options)
 
 
-def examine(reply: bytes, csr: x509.CertificateSigningRequest) -> x509.Certificate:
-    """The leaf, and what the issuer can tell by itself of a reply: so that nonsense is its own failure. Raises Failure."""
-    try:
-        if len(reply) > spool.MAX_REPLY:
-            raise Failure(REFUSED, "what the CA sent is longer than the spool takes")
-        blocks = [x509.load_pem_x509_certificate(block) for block in spool.pem_blocks(reply)]
-        keys = [key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-                for key in (blocks[0].public_key(), csr.public_key())]
-    except (spool.Refused, ValueError, KeyError) as error:         # KeyError: a kind of string that cryptography does not know
-        raise Failure(REFUSED, f"what the CA sent is no certificate chain ({error})") from error
-    if keys[0] != keys[1]:
-        raise Failure(REFUSED, "what the CA sent is for another key")
-    return blocks[0]
+def load() -> None:
+    """What orders need, and a run that only asks for renewal windows does not: half of the time that either takes to begin. Raises ImportError, ports.Moved."""
+    from certdrop.issuer import ports, reply  # noqa: F401
+    ports.load()
 
 
-def put_reply(entry: str, reply: bytes) -> None:
-    """Put a reply into the spool, whole or not at all. Raises OSError, which names the place."""
-    fd = spool.open_directory(spool.replies())
-    try:
-        spool.write(fd, entry, reply, 0o640)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, spool.replies()) from error
-    finally:
-        os.close(fd)
-
-
-def throwaway_request(names: list[str]) -> bytes:
-    """A CSR for these names, by a key that nobody keeps; PEM."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    alternatives = [x509.IPAddress(ipaddress.ip_address(name)) if site.is_address(name) else x509.DNSName(name) for name in names]
-    builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), False)
-    return builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+def _identifier(task: Task) -> str:
+    """By what the CA is asked for the window of a site's certificate; found out once for each certificate. Raises ari.Absent, OSError, ValueError."""
+    ledger, sha256 = task.ledger, task.certificate.sha256 if task.certificate else ""
+    if ledger.renewal_id_of != sha256 or not ari.is_identifier(ledger.renewal_id):
+        with open(task.standing.place + "/cert.pem", "rb") as stream:
+            ledger.renewal_id, ledger.renewal_id_of = ari.identifier(stream.read(spool.MAX_REPLY)), sha256
+    return ledger.renewal_id

@@ -115,8 +115,9 @@ def _network(options: Options, orders: int = 0) -> Network:
     if orders and holder:
         from certdrop.issuer.warm_up import WarmUp
         opened = WarmUp(config, holder, min(orders, config.workers), through)     # while it waits for the CA,
-    from certdrop.issuer import network, ports                            # the rest is loaded
-    ports.load()
+    from certdrop.issuer import network                                   # the rest is loaded
+    if orders or options.dry_run:
+        network.load()
     made = network.Network(options, config, opened, holder, through)
     for wall in lacking:
         made.unconfined(wall)

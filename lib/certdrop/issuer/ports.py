@@ -32,7 +32,6 @@ from certdrop.issuer.transport import Answer
 from certdrop.issuer.failure import (RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, Failure, from_answer, names_in, of_this_host,
                                      seconds_of, told)
 
-ORDER = 600.0                      # seconds for one order
 SELF_CHECK = 10.0                  # seconds to fetch a token from ourselves
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two polls, where the CA does not say
 NOT_FOR_IT = ("rateLimited", "badNonce", "accountDoesNotExist", "userActionRequired")     # refusals that are not for what an order replaces
@@ -334,6 +333,11 @@ class Order:
         modulus = f"00{numbers.n:x}" if len(f"{numbers.n:x}") % 2 == 0 else f"000{numbers.n:x}"
         pairs = ":".join(modulus[i:i + 2] for i in range(0, len(modulus), 2))
         return f"modulus:\n    {pairs}\npublicExponent: {numbers.e} ({numbers.e:#x})\n"
+
+
+def request(csr: bytes) -> x509.CertificateSigningRequest:
+    """A request in PEM. Raises ValueError."""
+    return x509.load_pem_x509_csr(csr)
 
 
 def names_of(csr: x509.CertificateSigningRequest) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import types
 
 import pytest
 from cryptography import x509
@@ -11,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certdrop.issuer import ari
+from certdrop.config import site
+from certdrop.issuer import ari, due, ledger, network
 from certdrop.issuer.failure import Failure
 
 
@@ -38,6 +40,24 @@ def test_a_certificate_without_authority_has_none():
     """Then the CA has nothing to say about it."""
     with pytest.raises(ari.Absent):
         ari.identifier(made(5, None))
+
+
+def test_the_identifier_is_noted(tmp_path, monkeypatch):
+    """It is found out once for each certificate: afterwards nobody reads it. What is noted of another one, or is none, does not count."""
+    monkeypatch.setattr(site, "STATE", str(tmp_path))
+    (tmp_path / "issuer").mkdir()
+    (tmp_path / "cert.pem").write_bytes(made(0x87654321, b"12345678"))
+    asked = types.SimpleNamespace(ledger=ledger.Ledger("a.test"), certificate=due.Certificate("one", 0.0, 1.0),
+                                  standing=types.SimpleNamespace(place=str(tmp_path)))
+    first = network._identifier(asked)
+    asked.ledger.save()
+    (tmp_path / "cert.pem").unlink()
+    asked.ledger = ledger.Ledger("a.test")
+    assert network._identifier(asked) == first == ari.identifier(made(0x87654321, b"12345678"))
+    for certificate, noted in (("another", first), ("one", "../../directory?"), ("one", "")):
+        asked.certificate, asked.ledger.renewal_id = due.Certificate(certificate, 0.0, 1.0), noted
+        with pytest.raises(FileNotFoundError):
+            network._identifier(asked)
 
 
 def test_a_window_is_read():

@@ -17,13 +17,13 @@ from forger import DAY, HOUR, Forger, armour, now, pem, usage  # noqa: E402
 
 from certdrop import spool  # noqa: E402
 from certdrop.config import general, site  # noqa: E402
-from certdrop.issuer import network, ports  # noqa: E402
+from certdrop.issuer import ports, reply  # noqa: E402
 from certdrop.issuer.due import Certificate  # noqa: E402
 from certdrop.issuer.rehearsal import Judge  # noqa: E402
 from certdrop.judge import chain  # noqa: E402
 
 CA = Forger()
-CSR = network.throwaway_request(["a.example.org"])
+CSR = reply.throwaway_request(["a.example.org"])
 
 
 def judge(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, roots: bytes = pem(CA.root[0]), staging: str = "", own: bytes = b"") -> Judge:
@@ -87,6 +87,6 @@ def test_another_directorys_roots(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
 
 def test_addresses_in_a_throwaway_request() -> None:
     """Are addresses (RFC 8738)."""
-    found = x509.load_pem_x509_csr(network.throwaway_request(["192.0.2.1", "2001:db8::1", "a.example.org"]))
+    found = x509.load_pem_x509_csr(reply.throwaway_request(["192.0.2.1", "2001:db8::1", "a.example.org"]))
     kinds = [type(name) for name in found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value]
     assert kinds == [x509.IPAddress, x509.IPAddress, x509.DNSName]

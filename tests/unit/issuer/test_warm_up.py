@@ -35,6 +35,16 @@ def test_it_loads_little():
     assert not [name for name in ("cryptography", "structlog", "acme_tiny", "asyncio") if f"'{name}'" in done.stdout]
 
 
+def test_a_run_that_only_asks_for_windows_loads_little():
+    """Most runs that talk to the CA place no order: what orders need is not loaded for them, nor what writes the log."""
+    program = ("import sys; from certdrop.issuer import orders, network, log; from certdrop.signer import process; "
+               "log.logger(); print({name.partition('.')[0] for name in sys.modules})")
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": sys.path[0] + os.pathsep + os.pathsep.join(sys.path)},
+                          capture_output=True, text=True, check=True)
+    assert "'ssl'" in done.stdout
+    assert not [name for name in ("cryptography", "OpenSSL", "structlog", "acme_tiny", "asyncio", "logging", "inspect") if f"'{name}'" in done.stdout]
+
+
 class Answers(http.server.BaseHTTPRequestHandler):
     """A directory, and nonces that count."""
     protocol_version = "HTTP/1.1"
