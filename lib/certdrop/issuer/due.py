@@ -29,6 +29,7 @@ URGENCY = 1 / 8                    # while the CA cannot be reached, share of th
 POLL = 6 * HOUR                    # between two looks at the CA's window, where it does not say
 LEAST_POLL, MOST_POLL = MINUTE, 12 * HOUR      # what a Retry-After may ask for (RFC 9773 section 4.3.1); twice a day at least
 ABSENT_POLL = 10 * HOUR            # where the CA has no window for this certificate
+SELDOM = 4 * HOUR                  # polls that are at least so far apart wait for the host's own moment in an hour, and so come together
 
 
 def gathered(moments: list[float]) -> float:
@@ -106,19 +107,20 @@ class Record:
         """All is well again."""
         self.count = self.own = self.cut_off = self.since = self.failed_at = self.next_try = self.retry_after = 0
 
-    def note_window(self, certificate: Certificate, start: float, end: float, retry_after: float, now: float, chance: float) -> None:
-        """The CA's window for this certificate, and when to ask again."""
+    def note_window(self, certificate: Certificate, start: float, end: float, retry_after: float, now: float, chance: float,
+                    moment: float | None = None) -> None:
+        """The CA's window for this certificate, and when to ask again. For `moment` see together()."""
         self.window_of, self.window_start, self.window_end = certificate.sha256, int(start), int(end)
         self.polls_failed = 0
-        self.poll_at = int(now + poll_pause(retry_after, chance))
+        self.poll_at = int(together(poll_pause(retry_after, chance), now, moment))
 
-    def note_no_window(self, certificate: Certificate, retry_after: float, absent: bool, now: float, chance: float) -> None:
+    def note_no_window(self, certificate: Certificate, retry_after: float, absent: bool, now: float, chance: float, moment: float | None = None) -> None:
         """The CA has no window (`absent`), or could not be asked: then the one that is known stays."""
         if absent or self.window_of != certificate.sha256:
             self.window_of, self.window_start, self.window_end = certificate.sha256, 0, 0
         self.polls_failed += 1
         pause = ABSENT_POLL if absent else min(POLL, BACK_OFF[1] * 2.0 ** min(self.polls_failed, 10))
-        self.poll_at = int(now + max(min(retry_after, MOST_POLL), pause * (0.8 + 0.4 * chance)))
+        self.poll_at = int(together(max(min(retry_after, MOST_POLL), pause * (0.8 + 0.4 * chance)), now, moment))
 
     def put_off_window(self, certificate: Certificate, when: float) -> None:
         """The CA's window is asked for at this moment; until then the one that is known stays."""
@@ -195,6 +197,17 @@ def poll_due(certificate: Certificate | None, record: Record, now: float) -> boo
     if certificate is None or now >= certificate.not_after:
         return False                               # expired, it is due anyway
     return record.window_of != certificate.sha256 or now >= record.poll_at or not spool.is_credible(record.poll_at, clock.POLL, now)
+
+
+def together(pause: float, now: float, moment: float | None) -> float:
+    """When to ask again after a pause, at least: where that is long, the host's own `moment` in an hour (from 0 to 1; None for none) is waited for.
+
+    Which hour it is, chance has said. So one process asks for many sites, not one in each of the day's 144 runs; and hosts do not come together.
+    """
+    if moment is None or pause < SELDOM:
+        return now + pause
+    found = now + pause + (moment * HOUR - now - pause) % HOUR
+    return found if found <= now + MOST_POLL else now + pause
 
 
 def poll_pause(retry_after: float, chance: float) -> float:

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable
 from typing import TypeVar
 
-from certdrop import events, happened, spool
+from certdrop import events, happened, renewal, spool
 from certdrop.config import general, site
 from certdrop.issuer import ari, budget, log, plan, revoke
 from certdrop.issuer.account import DOUBTFUL, FORBIDS, LOST, Account, Session
@@ -176,22 +176,22 @@ class Network:
         certificate, ledger = task.certificate, task.ledger
         if certificate is None:
             return
-        chance = random.random()
+        chance, ours = random.random(), renewal.own_moment(os.uname().nodename)
         try:
             if self.down:
                 raise self.down
             session = self._session()
             window = ari.fetch(session.transport, session.directory(), lambda: _identifier(task))
-            ledger.note_window(certificate, window.start, window.end, window.retry_after, time.time(), chance)
+            ledger.note_window(certificate, window.start, window.end, window.retry_after, time.time(), chance, ours)
             if window.url and window.url != ledger.window_url:
                 log.say(f"{task.name}: the CA explains its renewal window at {window.url}", self.options.loud)
             ledger.window_url = window.url
             self.reached()
         except ari.Absent as absent:
-            ledger.note_no_window(certificate, absent.retry_after, True, time.time(), chance)
+            ledger.note_no_window(certificate, absent.retry_after, True, time.time(), chance, ours)
         except (Failure, OSError, MemoryError, ValueError, KeyError) as error:
             retry_after = error.retry_after if isinstance(error, Failure) else 0.0
-            ledger.note_no_window(certificate, retry_after, False, time.time(), chance)
+            ledger.note_no_window(certificate, retry_after, False, time.time(), chance, ours)
             self.log.warning(happened.FAILED, site=task.name, kind="renewal information", error=str(error))
             if isinstance(error, Failure):
                 self.learn(error)

@@ -18,7 +18,7 @@ from certdrop.issuer.posted import Request, Standing
 from certdrop.trust import roots
 
 REPLY_WAITS = "a reply waits for root"
-MOST_POLLS = 1000                  # of the CA's windows in one run; ten thousand sites that poll every six hours make 280
+MOST_POLLS = 500                   # of the CA's windows in one run, which is 50 a minute; ten thousand sites that poll every six hours make 28
 
 
 class Task:

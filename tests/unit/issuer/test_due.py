@@ -215,6 +215,32 @@ def test_polls_that_were_together_come_apart(retry_after):
     assert moments[-1] - moments[0] >= 0.19 * moments[0]
 
 
+@given(st.floats(60, 1e7), chances, chances, st.floats(0, 1e6))
+def test_polls_of_a_host_come_together(retry_after, chance, moment, later):
+    """Where they are seldom they all wait for one moment in an hour, so that one process does for all; never longer than the CA may be left unasked."""
+    now = NOW + later
+    pause = due.poll_pause(retry_after, chance)
+    found = due.together(pause, now, moment)
+    assert now + pause <= found + 1e-3 and found <= now + DAY / 2 + 1e-3
+    if pause < 4 * HOUR:
+        assert found == now + pause
+    elif pause <= 11 * HOUR:
+        assert abs((found - moment * HOUR + 1) % HOUR - 1) < 1e-3 and found < now + pause + HOUR + 1e-3
+    assert due.together(pause, now, None) == now + pause
+
+
+def test_a_hundred_sites_are_asked_about_by_few_runs():
+    """A day of a hundred sites that were asked about at a hundred different moments: a run an hour, not one each ten minutes."""
+    found, moments = certificate(90 * DAY), set()
+    for at in range(100):
+        record, now = due.Record(), NOW + 200 * at
+        while now < NOW + 2 * DAY:
+            record.note_window(found, NOW + 50 * DAY, NOW + 51 * DAY, 21600.0, now, at / 99, 0.3)
+            now = record.poll_at
+            moments |= {now // 600} if NOW + DAY <= now < NOW + 2 * DAY else set()
+    assert len(moments) <= 25
+
+
 def test_a_poll_that_fails_keeps_the_window():
     """Unreachable: the window stays, and is asked for later, at most every twenty minutes. Absent: it is forgotten, and looked for twice a day."""
     found = certificate(90 * DAY)
