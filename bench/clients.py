@@ -10,6 +10,7 @@ import contextlib
 import glob
 import json
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -36,6 +37,12 @@ DAY = 86400
 
 def shell(*words: object) -> str:
     return shlex.join(str(word) for word in words)
+
+
+def ids(user: str) -> tuple[int, int]:
+    """(uid, gid)"""
+    found = pwd.getpwnam(user)
+    return found.pw_uid, found.pw_gid
 
 
 def call(*argv: str) -> None:
@@ -357,21 +364,23 @@ class Certdrop(Client):
     def has(self, name: str) -> str:
         return f"/var/spool/certdrop/replies/{name}@{state.Observed(name).next or 0:04d}.pem"
 
-    def forge(self, names: Sequence[str], made: Forge) -> None:
-        """By the keeper's own code, each site with keys of its own, but for the judge; and the renewal windows that the issuer would have asked for."""
+    def forge(self, names: Sequence[str], made: Forge, kept: int = 1) -> None:
+        """By the keeper's own code, each site with keys of its own, but for the judge; and the renewal windows that the issuer would have asked for.
+        `kept` are the complete generations: after half a year every site has three."""
         os.umask(0o022)
         config = site.load_config()
         for name in names:
             put(f"/etc/certdrop/sites.d/{name}.toml", f'domains = ["{name}"]\n')
-            generations.make_next(site.load_site(name, config), 1, None, now=False)
-            with open(state.directory(name, 1) + "/request.csr", "rb") as stream:
-                request = x509.load_pem_x509_csr(stream.read())
-            leaf = made.leaf(name, request.public_key())      # type: ignore[arg-type]
-            sha256 = x509.load_pem_x509_certificate(leaf).fingerprint(hashes.SHA256()).hex()
-            begin = int(made.now.timestamp()) - DAY
-            generations.complete(name, 1, [leaf, made.root_pem], Accepted(sha256, begin, begin + 90 * DAY))
+            begin, sha256 = int(made.now.timestamp()) - DAY, ""
+            for number in range(1, kept + 1):
+                generations.make_next(site.load_site(name, config), number, None, now=False)
+                with open(state.directory(name, number) + "/request.csr", "rb") as stream:
+                    request = x509.load_pem_x509_csr(stream.read())
+                leaf = made.leaf(name, request.public_key())      # type: ignore[arg-type]
+                sha256 = x509.load_pem_x509_certificate(leaf).fingerprint(hashes.SHA256()).hex()
+                generations.complete(name, number, [leaf, made.root_pem], Accepted(sha256, begin, begin + 90 * DAY))
             for place in ("live", "proven"):
-                generations.move(place, name, 1)
+                generations.move(place, name, kept)
             put(f"/var/lib/certdrop/issuer/{name}.json", json.dumps({
                 "window_of": sha256, "window_start": begin + 58 * DAY, "window_end": begin + 60 * DAY, "poll_at": int(time.time()) + DAY,
                 "answered_by": self.url, "answered_with": sha256}))

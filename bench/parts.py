@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "stage"))
 import world as stage  # noqa: E402
 
 import clients  # noqa: E402
+from certdrop.issuer import plan  # noqa: E402
 import measure  # noqa: E402
 from forge import Forge  # noqa: E402
 from setting import Place, placed  # noqa: E402
@@ -268,6 +270,82 @@ def rotate(extent: Extent) -> Iterator[dict[str, Any]]:
                 say(failure)
             clients.call("sh", "-c", "rm -f " + " ".join(f"/etc/nginx/sites-enabled/{name}" for name in names))
             yield numbers
+
+
+def day(extent: Extent) -> Iterator[dict[str, Any]]:
+    """What certdrop's programs cost in a day, each of them once: the report adds them up. All sites are served, and have three generations."""
+    sizes = SIZES[:-1] if extent.quick else SIZES
+    numbers: dict[str, Any] = {"sizes": list(sizes), "most": plan.MOST_POLLS, "costs": {}}
+    with placed() as place:
+        forge = Forge()
+        roots = "/tmp/world/day.pem"
+        pathlib.Path(roots).write_bytes(pathlib.Path(place.world.pebble.root()).read_bytes() + forge.root_pem)
+        certdrop = clients.Certdrop(place.url, roots)
+        certdrop.prepare()
+        serve_all(place)
+        unused = iter(f"s{number:05d}.example.org" for number in range(100000))
+        for size, before in zip(sizes, (0, *sizes)):
+            names = [f"s{number:05d}.example.org" for number in range(size)]
+            certdrop.forge(names[before:], forge, 3)
+            call_root()
+            polled = min(max(size // 6, 1), plan.MOST_POLLS)       # four times a day each, once an hour
+            say(f"day: {size} sites, {polled} polled together")
+            commands: dict[str, Callable[[bool], measure.Cost]] = {
+                "tick": functools.partial(_quiet, place, ["certdrop-issue", "--cron"], "_certdrop"),
+                "root": functools.partial(measure.run, ["/usr/sbin/certdrop-install"], ""),
+                "watcher": functools.partial(measure.run, ["/usr/sbin/certdrop-watch"], "_certdrop-watch"),
+                "poll": functools.partial(_polled, place, names[:polled]),
+                "poll one": functools.partial(_polled, place, names[:1]),
+                "renewal": functools.partial(_renewed, unused if size > 1 else itertools.repeat(names[0]))}
+            for name, cost in measure.rounds(commands, extent.rounds, extent.patience).items():
+                numbers["costs"].setdefault(name, {})[str(size)] = {**cost_of(cost), **({"sites": polled} if name == "poll" else {})}
+            if '"problems": 0' not in stage.read("/var/log/certdrop/watcher.log").splitlines()[-1]:
+                say("day: the watcher found problems: " + subprocess.run(["certdrop-watch"], stdout=subprocess.PIPE, text=True, check=False).stdout[:300])
+            say(f"day: {size} sites: " + ", ".join(f"{name} {costs[str(size)]['cpu']:.3f}" for name, costs in numbers["costs"].items()))
+            yield numbers
+
+
+def serve_all(place: Place) -> None:
+    """One block of nginx's for all forged sites, which reads certificate and key at each handshake: ten thousand blocks would be nginx's time, not ours."""
+    text = pathlib.Path("/etc/nginx/nginx.conf").read_text()
+    clients.put("/etc/nginx/nginx.conf", re.sub(r"(?m)^user .*;", "user root;", text))
+    live = "/var/lib/certdrop/live/$ssl_server_name"
+    place.world.nginx.add_site("all", "server { listen 443 ssl default_server; listen [::]:443 ssl default_server; server_name _; "
+                               f"ssl_certificate {live}/fullchain.pem; ssl_certificate_key {live}/privkey.pem; root {clients.WEBROOT}; }}\n")
+    clients.call("nginx", "-t")
+    place.world.nginx.stop()
+    place.world.nginx.start(80, 443)
+
+
+def _polled(place: Place, names: Sequence[str], with_memory: bool) -> measure.Cost:
+    """A run that asks for the renewal windows of these sites, whose time has come."""
+    for name in names:
+        path = f"/var/lib/certdrop/issuer/{name}.json"
+        found = json.loads(stage.read(path))
+        clients.put(path + ".new", json.dumps({**found, "poll_at": 1}))
+        os.chown(path + ".new", *clients.ids("_certdrop"))
+        os.rename(path + ".new", path)
+    before = len(place.requests())
+    cost = measure.run(["certdrop-issue", "--cron"], "_certdrop", with_memory)
+    asked = sum("renewal-info" in request or "renewalInfo" in request or "/draft-ietf" in request for request in place.requests()[before:])
+    if asked < len(names):
+        say(f"{len(names)} were to be polled, and {asked} were")
+    return cost
+
+
+def _renewed(names: Iterator[str], with_memory: bool) -> measure.Cost:
+    """One renewal, from the order to what nginx serves, by the issuer and the command that sudo allows it."""
+    name = next(names)
+    path = f"/var/lib/certdrop/keeper/{name}.json"
+    if os.path.exists(path):                   # else the same site once an hour at most
+        clients.put(path, json.dumps({**json.loads(stage.read(path)), "installed_at": 0}))
+    before = os.readlink(f"/var/lib/certdrop/live/{name}")
+    cost = measure.run(["certdrop-issue", "--quiet", "--force", name], "_certdrop", with_memory)
+    if os.readlink(f"/var/lib/certdrop/live/{name}") == before:
+        say(f"{name} was not renewed")
+        return measure.Cost(float("nan"), float("nan"))
+    call_root()
+    return cost
 
 
 def _reloads() -> int:

@@ -23,7 +23,7 @@ same Pebble, in the same run.  All of it is real: nothing here is computed from 
 
 def render(found: dict[str, Any]) -> str:
     parts = [HEAD]
-    for name, write in (("tick", _tick), ("issue", _issue), ("rotate", _rotate), ("profile", _profile)):
+    for name, write in (("tick", _tick), ("issue", _issue), ("day", _day), ("rotate", _rotate), ("profile", _profile)):
         if name in found:
             parts += [*write(found[name]), _about(found[name]["about"])]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
@@ -85,6 +85,44 @@ def _issue(part: dict[str, Any]) -> list[str]:
     return [*texts, "`~`: measured with 5 certificates, one after the other, and multiplied by 10."]
 
 
+DAYS = 60                          # from one renewal of a site to the next
+WORDS = {"tick": "a run of the issuer's that finds nothing to do", "poll": "one that asks for renewal windows",
+         "poll one": "one that asks for that of a new certificate", "root": "root's hourly run",
+         "watcher": "a look of the watcher's", "renewal": "a renewal, installed and served"}
+
+
+def times_a_day(size: int, most: int) -> dict[str, float]:
+    """How often each of certdrop's programs runs in a day: by cron's lines, by four questions a site for its renewal window, `most` in a
+    run, and a renewal in 60 days."""
+    new = size / DAYS
+    polls = min(24, 4 * size) * math.ceil(size / 6 / most)
+    return {"tick": max(0.0, 144 - polls - new), "poll": polls, "poll one": new, "root": 24, "watcher": 24, "renewal": new}
+
+
+def day_of(part: dict[str, Any], size: str) -> float:
+    """Seconds of CPU in a day, of all programs together."""
+    return sum(count * float(part["costs"][name][size]["cpu"]) for name, count in times_a_day(int(size), part["most"]).items())
+
+
+def rivals_day(found: dict[str, Any], rival: str, size: str) -> float:
+    """The same of another client, by its tick and its certificate: twice a day, as certbot's timer has it, or once; NaN where that was not measured."""
+    ticks, rows = found["tick"]["costs"].get(rival, {}), found["issue"]["one"].get("0.0", {})
+    if size not in ticks or rival not in rows:
+        return math.nan
+    return (2 if rival == "certbot" else 1) * float(ticks[size]["cpu"]) + int(size) / DAYS * float(rows[rival]["cpu"])
+
+
+def _day(part: dict[str, Any]) -> list[str]:
+    sizes = [str(size) for size in part["sizes"] if all(str(size) in costs for costs in part["costs"].values())]
+    often = {size: times_a_day(int(size), part["most"]) for size in sizes}
+    rows = [[WORDS[name], *(f"{seconds(costs[size]['cpu'])} x {often[size][name]:.4g}" for size in sizes)] for name, costs in part["costs"].items()]
+    rows.append(["a day", *(f"~{seconds(day_of(part, size))}" for size in sizes)])
+    return ["## What a day costs, all programs together", table(["CPU, s, and how often a day", *map(_sites, sizes)], rows),
+            f"All sites are served by nginx and have three generations. Each is renewed once in {DAYS} days, and asked about four times a day: "
+            + ", ".join(f"{part['costs']['poll'][size]['sites']} in a run with {_sites(size)}" for size in sizes)
+            + ". The sum is computed. nginx's own time for handshakes is not in it."]
+
+
 def _rotate(part: dict[str, Any]) -> list[str]:
     rows = [[kind, f"{row['changed']} of {row['sites']}", seconds(row["wall"]), seconds(row["cpu"]), str(row["reloads"]), str(row["requests"]),
              str(row["connections"]), str(row["handshakes"]), str(row["failed"]), f"{row['slowest'] * 1000:.0f}"]
@@ -113,6 +151,9 @@ def quoted(readme: str, found: dict[str, Any]) -> str:
             for size in ("1", "100", "1000", "10000")]
     rows += [["root's hourly run that finds nothing to do, " + _sites(size), _spent(ticks[ROOTS].get(size)), *[""] * len(BESIDE)]
              for size in ("1", "1000", "10000")]
+    rows += [["a day with " + _sites(size) + ", all programs (CPU alone)", f"~({seconds(day_of(found['day'], size))})",
+              *("" if math.isnan(spent := rivals_day(found, rival, size)) else f"~({seconds(spent)})" for rival in BESIDE)]
+             for size in map(str, found.get("day", {}).get("sizes", ())) if size != "100"]
     for what, title in (("one", "one certificate"), ("many", "50 certificates")):
         for trip, measured in found["issue"][what].items():
             where = f"{title}, the CA {float(trip) * 1000:.0f} ms away"
