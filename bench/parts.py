@@ -310,7 +310,7 @@ def serve_all(place: Place) -> None:
     text = pathlib.Path("/etc/nginx/nginx.conf").read_text()
     clients.put("/etc/nginx/nginx.conf", re.sub(r"(?m)^user .*;", "user root;", text))
     live = "/var/lib/certdrop/live/$ssl_server_name"
-    place.world.nginx.add_site("all", "server { listen 443 ssl default_server; listen [::]:443 ssl default_server; server_name _; "
+    place.world.nginx.add_site("all", "server { listen 80; listen 443 ssl; listen [::]:443 ssl; server_name ~^s[0-9]+; include snippets/certdrop-challenge.conf; "
                                f"ssl_certificate {live}/fullchain.pem; ssl_certificate_key {live}/privkey.pem; root {clients.WEBROOT}; }}\n")
     clients.call("nginx", "-t")
     place.world.nginx.stop()

@@ -6,12 +6,12 @@ Runs as: whoever imports it; never root. Trusts: the files of roots that it is g
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 
 from OpenSSL import crypto
 
 END = b"-----END CERTIFICATE-----"
+Certificate = crypto.X509
 MOST = 20                          # certificates of a chain that are looked at
 
 
@@ -21,16 +21,8 @@ class Store:
     def __init__(self, path: str) -> None:
         self.path = path
         self.store = crypto.X509Store()
-        self._known: dict[bytes, str] = {}
         for root in load(path):
             self.store.add_cert(root)
-
-    def refusal(self, pem: bytes) -> str:
-        """What refusal() says of a chain in PEM, looked at once a run. Raises ValueError."""
-        key = hashlib.sha256(pem).digest()
-        if key not in self._known:
-            self._known[key] = refusal(certificates(pem)[:MOST], self.store)
-        return self._known[key]
 
 
 def refusal(chain: list[crypto.X509], store: crypto.X509Store) -> str:
@@ -50,12 +42,22 @@ def load(path: str) -> list[crypto.X509]:
 
 def certificates(pem: bytes) -> list[crypto.X509]:
     """The certificates of a text in PEM, at least one. Raises ValueError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                # of old roots' odd numbers, which are the system's business
-        try:
-            found = [crypto.load_certificate(crypto.FILETYPE_PEM, block[block.index(b"-----BEGIN"):] + END + b"\n") for block in pem.split(END)[:-1]]
-        except crypto.Error as error:
-            raise ValueError("a certificate in PEM that cannot be read") from error
+    return [certificate(block) for block in blocks(pem)]
+
+
+def blocks(pem: bytes) -> list[bytes]:
+    """The certificates of a text in PEM, at least one, each in PEM. Raises ValueError."""
+    found = [block[block.index(b"-----BEGIN"):] + END + b"\n" for block in pem.split(END)[:-1]]
     if not found:
         raise ValueError("no certificates in PEM")
     return found
+
+
+def certificate(block: bytes) -> crypto.X509:
+    """A certificate in PEM. Raises ValueError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                # of old roots' odd numbers, which are the system's business
+        try:
+            return crypto.load_certificate(crypto.FILETYPE_PEM, block)
+        except crypto.Error as error:
+            raise ValueError("a certificate in PEM that cannot be read") from error

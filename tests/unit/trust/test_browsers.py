@@ -133,6 +133,22 @@ def test_roots_are_read_anew_in_each_run_and_once_in_it(host: Host, monkeypatch:
     assert run.refusal(given) and host.refusal(given) == ""
 
 
+def test_what_many_sites_have_above_is_parsed_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each leaf is, however often it is looked at, and what stands above it for all of them together; a chain without any certificate is said."""
+    run, parsed = Browsers(host.config), list[bytes]()
+    run.load()
+    below = [pem(PUBLIC.leaf(new_key().public_key(), NAMES)) for _ in range(3)]
+    real = verify.certificate
+    monkeypatch.setattr(verify, "certificate", lambda block: parsed.append(block) or real(block))
+    for leaf in below:
+        given = leaf + pem(PUBLIC.intermediate[0])
+        assert run.refusal(given) == run.refusal(given) == "" and not run.is_foreign(given, None)
+    assert len(parsed) == len(set(parsed)) == 4
+    for nothing in (b"", b"no certificate"):
+        with pytest.raises(ValueError):
+            run.refusal(nothing)
+
+
 def test_files_of_roots_that_cannot_be_used(host: Host) -> None:
     """None, an empty one, and nonsense are said, not passed over."""
     host.config.trust_roots = str(host.top / "none.pem")
