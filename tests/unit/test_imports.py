@@ -43,6 +43,7 @@ OURS = {
     "nginx": {"commandline", "spool", "events", "terminal", "words", "config"},
     "nginx/write": {"keeper", "walls"},
     "nginx/change": {"keeper", "walls"},
+    "nginx/several": {"keeper", "walls"},
     "nginx/pages": {"walls"},
     "nginx/own": {"by_hand", "keeper"},
     "nginx/fetched": {"walls"},
@@ -51,6 +52,7 @@ OURS = {
     "importer/examiner": {"answering", "judge"},       # what parses for the administrator's tools runs as the judge, with the judge's own code
     "admin": {"by_hand", "commandline", "listening", "spool", "events", "happened", "progress", "terminal", "words", "config", "walls", "trust", "keeper",
               "nginx/own", "nginx/vacancy", "nginx/fetched"},
+    "admin/candidates": {"nginx"},
     "config": {"spool"},
     "trust": {"config"},
     "walls": {"terminal", "words"},

@@ -10,7 +10,7 @@ import re
 import sys
 
 from certdrop import terminal
-from certdrop.admin import dhparam, first_use, revoke, sites
+from certdrop.admin import candidates, dhparam, first_use, revoke, sites
 from certdrop.admin import names as site_names
 from certdrop.by_hand import Refused, guard
 from certdrop.commandline import Program, Syntax, Usage, Words
@@ -21,13 +21,19 @@ from certdrop.trust import roots
 
 LINE = Program("certdrop", "certdrop(8)", Syntax(
     (), "Gets and renews certificates from an ACME CA, for nginx and others.", {}, """\
-certdrop add example.org www.example.org --contact hostmaster@example.org
-certdrop-nginx example.org          prints the server blocks for it
+certdrop add                        lists what nginx answers for, and has HTTPS served for it
+certdrop add example.org            a certificate for one name
 certdrop-status                     shows how all is
 """), {
     "add": Syntax((
-        "DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]\n[--ca CA | --staging] [--contact ADDRESS] [--yes] [--no-issue] [--dry-run]",
-    ), "a new site: one certificate for these domains, its first domain its name", {
+        "DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]\n[--ca CA | --staging] [--contact ADDRESS] [--yes]"
+        "\n[--apply | --no-apply | --no-issue] [--dry-run]",
+        "[--from-nginx] [DOMAIN...] [--ca CA | --staging] [--contact ADDRESS]\n[--yes] [--dry-run]",
+    ), "a new site: one certificate for these domains, its first domain its name; without domains, sites for what nginx answers for", {
+        "--from-nginx": "a site for each server block on port 80 that has no certificate, or for those of these domains; the blocks are changed to "
+                        "serve HTTPS, in one go. Without --yes it asks which",
+        "--apply": "change the server block that nginx has for the domains, so that it serves HTTPS, as certdrop-nginx NAME --apply does",
+        "--no-apply": "leave nginx's server blocks alone, and do not ask",
         "--name NAME": "the site's name; by default, its first domain",
         "--key KIND": f"the kind of key: {', '.join(site.KEYS)}",
         "--profile PROFILE": "one of the CA's profiles, such as shortlived",
@@ -37,8 +43,8 @@ certdrop-status                     shows how all is
         "--yes": "ask no questions",
         "--no-issue": "do not ask the CA now; a placeholder serves until certdrop renew or cron asks",
         "--dry-run": "only say what would be done",
-    }, "certdrop add example.org www.example.org --contact hostmaster@example.org",
-        "The first time, it asks for the CA and a contact unless options give them."),
+    }, "certdrop add example.org www.example.org --contact hostmaster@example.org\ncertdrop add --from-nginx --yes",
+        "The first time, it asks for the CA and a contact unless options give them. At a terminal it asks whether to change the server block that nginx has."),
     "renew": Syntax(("NAME... [--force]",), "get a certificate now", {
         "--force": "even if the live certificate is less than a day old, a new one could not be served, or its key's TLSA record is not there",
     }, "certdrop renew example.org"),
@@ -80,15 +86,21 @@ def main(argv: list[str]) -> int:
 def _checked(words: Words) -> int:
     verb, names, options = words
     _refuse(words)
+    if verb == "add" and ("--from-nginx" in options or not names):
+        return _from_nginx([sites.a_label(name) for name in names], options)
     if verb == "add":
         names = [sites.a_label(name) for name in names]
         if ":" in names[0]:
             options.setdefault("--name", "ip6-" + names[0].replace(":", "-"))      # no site's name has a colon
         sites.refuse(names, options.get("--name", names[0]))
+        name = options.get("--name", names[0])
+        here = candidates.offered(name, names, options) if os.geteuid() == 0 else None
         settings = first_use.settle(options) if os.geteuid() == 0 else ""
         if "--dry-run" in options:
             return _foretell(names, options)
-        return as_root(lambda: sites.add(names, options.get("--name", names[0]), options.get("--key", ""), options.get("--profile", ""), settings,
+        if here:
+            return as_root(candidates.taking(here, name, names, settings, options))
+        return as_root(lambda: sites.add(names, name, options.get("--key", ""), options.get("--profile", ""), settings,
                                          "--no-issue" not in options))
     if verb == "remove" and os.geteuid() == 0 and "--yes" not in options and sys.stdin.isatty() and sys.stderr.isatty():
         block = sites.own_block(names[0])
@@ -100,6 +112,15 @@ def _checked(words: Words) -> int:
         number = int(options["--number"]) if "--number" in options else None
         options["--number"] = str(revoke.ask(names[0], number, options.setdefault("--reason", "unspecified"), "--yes" in options))
     return as_root(lambda: _do(verb, names, options))
+
+
+def _from_nginx(names: list[str], options: dict[str, str]) -> int:
+    if not names and "--from-nginx" not in options and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Usage("add needs a domain; or --from-nginx, which takes what nginx answers for (at a terminal, certdrop add lists it)")
+    for option in ("--name", "--key", "--profile", "--apply", "--no-apply", "--no-issue"):
+        if option in options:
+            raise Usage(f"{option} goes with domains, and without --from-nginx")
+    return candidates.from_nginx(names, options)
 
 
 def _foretell(names: list[str], options: dict[str, str]) -> int:
@@ -125,8 +146,10 @@ def _refuse(words: Words) -> None:
             raise Usage(f"{verb} needs the name of a site, and the domains that it is to {'have, too' if verb == 'add-name' else 'lose'}")
         return
     everything = "--all" in options or "--due" in options
-    if bool(names) == everything or (verb in ("rollback", "revoke", "remove") and len(names) != 1):
-        raise Usage(f"{verb} needs {'a domain' if verb == 'add' else 'the name of a site'}{', or --all or --due, not both' if verb == 'rotate' else ''}")
+    if len({"--apply", "--no-apply", "--no-issue"} & options.keys()) > 1:
+        raise Usage("--apply, --no-apply and --no-issue exclude each other")
+    if (bool(names) == everything and verb != "add") or (verb in ("rollback", "revoke", "remove") and len(names) != 1):
+        raise Usage(f"{verb} needs the name of a site{', or --all or --due, not both' if verb == 'rotate' else ''}")
     if len({"--next", "--cancel", "--compromised"} & options.keys()) > 1 or {"--due", "--compromised"} <= options.keys():
         raise Usage("--next, --cancel and --compromised exclude each other, and --compromised goes with names or --all")
     first_use.refuse_contact(options.get("--contact", "a@b"))

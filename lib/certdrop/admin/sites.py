@@ -38,7 +38,7 @@ SHORT = "shortlived"               # Let's Encrypt's profile of 160 hours
 def add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool) -> int:
     """Add a site, ask for its certificate where `ask` says so, and tell what would go wrong unseen. Raises Refused and site.ConfigError."""
     code = _add(domains, name, key, profile, settings, ask)
-    _warn_of_silence()
+    warn_of_silence()
     return code
 
 
@@ -47,31 +47,10 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
     refuse(domains, name)
     with lock.held():
         config = general.load_config()
-        if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Observed(name).numbers:
-            raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}")
-        twin = _twin(domains, key or config.key, config) if name == domains[0] else ""
-        if twin:
-            raise Refused(f"{name}: the site {twin} is for the same names, with the same kind of key; nothing was added; certdrop renew {twin} renews it "
-                          "(--name adds a second site for them)")
-        for service in config.services:
-            try:
-                services.find(service).test()
-            except services.Failed as error:
-                why = re.sub(r"\S+ \S+ \[emerg\] \d+#\d+: ", "", str(error))       # nginx's time and numbers
-                raise site.ConfigError(f"{service} cannot use a certificate now: {why}; nothing was added; mend that, then run this again") from error
-        if settings:
-            if os.path.lexists(first_use.CONFIG):
-                raise Refused(f"{first_use.CONFIG} was written meanwhile, by somebody else; nothing was added; try again")
-            first_use.write(first_use.CONFIG, settings.encode(), 0o644)
-            config = general.load_config()
-        if not (profile or config.profile) and config.directory.startswith("letsencrypt") and any(map(site.is_address, domains)):
-            profile = SHORT                                # the only one that may name an address there
-        text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n"
-        text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile)) if value)
-        first_use.write(f"{site.ETC}/sites.d/{name}.toml", text.encode(), 0o644)
+        _refuse_site(domains, name, key, config)
+        config = _ready(settings, config)
         run = Run(PROGRAM, False, True)
-        run.log.write(happened.ADDED, site=name, domains=" ".join(domains))
-        run.tell(name, f"added; its names: {' '.join(domains)}")
+        _describe(run, name, domains, key, profile, config)
         install.reconcile(run, [name])
         wanted = {name: Observed(name).next}
     run.flush()
@@ -84,6 +63,65 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
     code = issue(wanted)
     words.say(*[f"{PROGRAM}: {name}: {line}" for line in ([] if code else _what_next(name))])
     return code
+
+
+def add_several(groups: Mapping[str, list[str]], key: str, profile: str, settings: str) -> dict[str, str]:
+    """Sites by their names, each for its domains; nothing is ordered yet. Those that could not be added, and why. Raises Refused, site.ConfigError."""
+    failed = dict[str, str]()
+    if not groups:
+        return failed
+    with lock.held():
+        config, run, is_ready = general.load_config(), Run(PROGRAM, False, True), False
+        for name, domains in groups.items():
+            try:
+                refuse(domains, name)
+                _refuse_site(domains, name, key, config)
+            except Refused as refused:
+                failed[name] = str(refused).removeprefix(f"{name}: ")
+                continue
+            if not is_ready:
+                config, is_ready = _ready(settings, config), True
+            _describe(run, name, domains, key, profile, config)
+        install.reconcile(run, [name for name in groups if name not in failed])
+    run.flush()
+    return failed
+
+
+def _refuse_site(domains: list[str], name: str, key: str, config: general.Config) -> None:
+    """Raise Refused where there is such a site."""
+    if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Observed(name).numbers:
+        raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}")
+    twin = _twin(domains, key or config.key, config) if name == domains[0] else ""
+    if twin:
+        raise Refused(f"{name}: the site {twin} is for the same names, with the same kind of key; nothing was added; certdrop renew {twin} renews it "
+                      "(--name adds a second site for them)")
+
+
+def _ready(settings: str, config: general.Config) -> general.Config:
+    """The configuration, made where there was none, of services that pass their tests. Raises Refused, site.ConfigError."""
+    for service in config.services:
+        try:
+            services.find(service).test()
+        except services.Failed as error:
+            why = re.sub(r"\S+ \S+ \[emerg\] \d+#\d+: ", "", str(error))       # nginx's time and numbers
+            raise site.ConfigError(f"{service} cannot use a certificate now: {why}; nothing was added; mend that, then run this again") from error
+    if settings:
+        if os.path.lexists(first_use.CONFIG):
+            raise Refused(f"{first_use.CONFIG} was written meanwhile, by somebody else; nothing was added; try again")
+        first_use.write(first_use.CONFIG, settings.encode(), 0o644)
+        config = general.load_config()
+    return config
+
+
+def _describe(run: Run, name: str, domains: list[str], key: str, profile: str, config: general.Config) -> None:
+    """Write a site's file."""
+    if not (profile or config.profile) and config.directory.startswith("letsencrypt") and any(map(site.is_address, domains)):
+        profile = SHORT                                # the only one that may name an address there
+    text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n"
+    text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile)) if value)
+    first_use.write(f"{site.ETC}/sites.d/{name}.toml", text.encode(), 0o644)
+    run.log.write(happened.ADDED, site=name, domains=" ".join(domains))
+    run.tell(name, f"added; its names: {' '.join(domains)}")
 
 
 def _twin(domains: list[str], key: str, config: general.Config) -> str:
@@ -104,7 +142,7 @@ def _what_next(name: str) -> list[str]:
     return [f"next: certdrop-nginx {name} --write has nginx serve it by a new server block; certdrop-nginx {name} --apply, by the one that is there"]
 
 
-def _warn_of_silence() -> None:
+def warn_of_silence() -> None:
     """Say so where nobody would hear of trouble: mail has no way out, nobody notices that cron stopped (certdrop-watch becomes its user by itself)."""
     if os.path.exists(WATCH):
         done = subprocess.run([WATCH, "--check"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/",

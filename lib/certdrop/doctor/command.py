@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from certdrop import events, spool, terminal, words
-from certdrop.commandline import Program, Syntax, Words
+from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.doctor import ca, clients, cron, dane, host, kernel, keys, mail, nginx
@@ -30,11 +30,12 @@ from certdrop.walls import users as walls_users
 from certdrop.watcher.principal import as_watcher, seen_by_root
 
 LINE = Program("certdrop-check", "certdrop-check(8)", Syntax(
-    ("[NAME...] [--issuing] [--offline] [--quiet] [--json]",), """\
+    ("[NAME...] [--issuing] [--offline] [--quiet] [--json]", "DOMAIN... --new [--quiet] [--json]"), """\
 Examines everything that makes issuing or renewing fail, for these sites or all of them: one line each, ok, warning or failed, with why it matters
 and how to mend it. Changes nothing; as root, a token lies among the challenges while it runs, and is fetched over every address of every name,
 as the CA would.""", {
         "--issuing": "only what keeps the CA from issuing: as certdrop add and renew show it",
+        "--new": "the words are domains that no site need have yet: whether they lead here, and challenges come through; certdrop add goes by it",
         "--offline": "leave the network alone: no DNS, no CA, no token",
         "--quiet": "only warnings and failures",
         "--json": "a list of objects: level, what, why, mend",
@@ -55,7 +56,15 @@ def main(argv: list[str]) -> int:
 
 def _look(typed: Words, argv: list[str]) -> int:
     names, options = typed.names, typed.options
-    unknown = [name for name in names if name not in _site_names()]
+    try:
+        for name in names if "--new" in options else []:
+            configuration.refuse_domain(name)
+    except configuration.ConfigError as error:
+        print(f"certdrop-check: {events.clean(error, 200)}", file=sys.stderr)
+        return os.EX_DATAERR
+    if "--new" in options and (not names or not {"--issuing", "--offline"}.isdisjoint(options)):
+        raise Usage("--new needs domains" if not names else "--new excludes --issuing and --offline")
+    unknown = [name for name in names if "--new" not in options and name not in _site_names()]
     if unknown:
         print(f"certdrop-check: {unknown[0]!a:.80}: no such site; certdrop-status lists them", file=sys.stderr)
         return os.EX_DATAERR
@@ -65,10 +74,10 @@ def _look(typed: Words, argv: list[str]) -> int:
         if os.geteuid() == 0 and walls_users.lacking(walls_users.BECOMING):
             return show(iter([kernel.capabilities()]), options)            # nothing more can be seen as another user
         if os.geteuid() == 0:
-            sites, config = usable(names)
-            parts = seen_as_root(sites, "--issuing" in options)
-            parts["account"] = ca.as_root(config) if config and {"--offline", "--issuing"}.isdisjoint(options) else []
-            parts["by proxy"] = ca.by_proxy(config) if config and "--offline" not in options else None
+            sites, config = not_yet(names) if "--new" in options else usable(names)
+            parts = seen_as_root(sites, not {"--issuing", "--new"}.isdisjoint(options))
+            parts["account"] = ca.as_root(config) if config and {"--offline", "--issuing", "--new"}.isdisjoint(options) else []
+            parts["by proxy"] = ca.by_proxy(config) if config and {"--offline", "--new"}.isdisjoint(options) else None
             token, parts["no token"] = check_token.put() if "--offline" not in options else (None, [])
             parts["token"] = [token.name, token.content] if token else None
             seen = json.dumps(parts).encode()
@@ -101,6 +110,8 @@ def _work(names: list[str], options: Collection[str]) -> int:
         except jail.Unconfined:
             pass                               # said by the line "sandbox"
     with Progress("certdrop-check", shown={"--quiet", "--json"}.isdisjoint(options)) as progress:
+        if "--new" in options:
+            return show(before(names, parts, progress), options)
         return show(everything(names, parts, "--offline" in options, "--issuing" in options, progress), options)
 
 
@@ -124,6 +135,30 @@ def usable(names: list[str]) -> tuple[list[configuration.Site], general.Config |
         except configuration.ConfigError:
             continue
     return found, config
+
+
+def not_yet(domains: list[str]) -> tuple[list[configuration.Site], general.Config | None]:
+    """Each domain as if it were a site, and the configuration, if there is one already."""
+    _, config = usable([])
+    found = []
+    for domain in dict.fromkeys(domains):
+        found.append(configuration.Site(domain, config or general.Config()))
+        found[-1].domains = [domain]
+    return found, config
+
+
+def before(domains: list[str], parts: Parts | None, progress: Progress | None = None) -> Iterator[list[Line]]:
+    """What is to be said of domains that are no site's yet: does each lead here, and does a token come through? The CA is not asked."""
+    sites, config = not_yet(domains)
+    seen = nginx.Seen(*parts["seen"]) if parts and parts["seen"] else None
+    yield [line for line in map(lambda line: Line(*line), (parts or {}).get("nginx", [])) if line.what == "nginx"]
+    if progress:
+        progress.at("now", f"asking the DNS, and for a token over each address of {len(domains)} name{'' if len(domains) == 1 else 's'}")
+    token = (parts or {}).get("token")
+    public = config is not None and os.path.exists(f"{configuration.ETC}/certdrop.toml") and config.directory_url in configuration.DIRECTORIES.values()
+    identities = ["letsencrypt.org"] if public and config is not None and config.directory.startswith("letsencrypt") else []
+    doing = check_names.Doing(check_names.Authority(identities, "", public), (token[0], token[1]) if token else None, seen, {}, True)
+    yield check_names.look(sites, doing, [Line(*line) for line in (parts or {}).get("no token", [])])
 
 
 def seen_as_root(sites: list[configuration.Site], issuing: bool) -> Parts:

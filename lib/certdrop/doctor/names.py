@@ -59,6 +59,7 @@ class Doing(NamedTuple):
     token: tuple[str, str] | None = None
     nginx: Seen | None = None
     failures: dict[str, str] = {}
+    is_new: bool = False           # no site has the names yet: nginx need not let challenges through so far
 
 
 def look(sites: list[configuration.Site], doing: Doing, no_token: Sequence[Line] = ()) -> list[Line]:
@@ -154,7 +155,11 @@ def reach(site: str, domain: str, address: str, doing: Doing) -> Obstacles:
         return []
     if fetch.is_ours(address):
         return [_at_home(site, domain, address, came, doing)]
-    return [_elsewhere(domain, address, record, came, doing), *here(site, domain, doing, [address])]
+    at_home = here(site, domain, doing, [address])
+    if doing.is_new and at_home and came.status:           # this host would not answer it either, so what came may be its own answer, by way of a router
+        return [Obstacle(WARNING, f"{domain}: {address} is not an address of this host; whether it leads here is seen once nginx lets challenges through",
+                         f"where it does not, make {record} lead to this host"), *at_home]
+    return [_elsewhere(domain, address, record, came, doing), *at_home]
 
 
 def here(site: str, domain: str, doing: Doing, addresses: list[str]) -> Obstacles:

@@ -52,7 +52,7 @@ class Options(NamedTuple):
 
 def show(group: list[site.Site], build: Build, options: Options) -> int:
     """Print what --apply would change, as a unified difference of the very files. Raises Refused, Absent, edit.NoBlock."""
-    name, config = group[0].name, _configuration()
+    name, config = group[0].name, configuration_now()
     changes = edit.changes(config, _wanted(group, build, options, True))
     for one in changes:
         path = os.path.realpath(one.path)
@@ -85,17 +85,17 @@ def undo(name: str) -> int:
 
 
 def _apply(group: list[site.Site], build: Build, options: Options) -> int:
-    name, service = group[0].name, _service()
-    with _at_work(name):
-        _tell_of_begun(name)
-        config = _tested(service)
+    name, service = group[0].name, service_here()
+    with at_work(name):
+        tell_of_begun(name)
+        config = tested(service)
         first = _wanted(group, build, options, not _waiting(group))
         made = edit.changes(config, first)     # refuses before anything is done
         whole = edit.changes(config, first._replace(tls=True))
         if not whole and first.tls:
-            _say(name, "its server blocks have all they need; nothing was changed")
+            say(name, "its server blocks have all they need; nothing was changed")
             return os.EX_OK
-        asked, others = _to_be_asked(config, first.domains)
+        asked, others = to_be_asked(config, first.domains)
         before, others_before = pages.stable(asked), pages.stable(others)
         code = _first(group, service, made, options) if not first.tls else os.EX_OK
         if not first.tls and (code or _waiting(group)):
@@ -105,26 +105,26 @@ def _apply(group: list[site.Site], build: Build, options: Options) -> int:
         def look() -> str:
             schemes = {domain: "https" for domain in second.domains}
             after = [(address, domain, schemes[domain]) for address, domain, _ in asked]
-            shown = pages.until_shown(after, {_fingerprint(found.name) for found in group})
+            shown = pages.until_shown(after, {fingerprint(found.name) for found in group})
             if shown:
                 return f"{shown[0]}, not the live one"
             apart = pages.differences(asked, before, pages.look(after), [scheme for _, _, scheme in after])
             apart += pages.differences(others, others_before, pages.look(others), [scheme for _, _, scheme in others])
             for line in apart:
-                _say(name, f"differs: {line}")
+                say(name, f"differs: {line}")
             return "the pages are not those of before (--anyway keeps the change)" if apart and not options.anyway else ""
         try:
-            _put(name, service, edit.changes(_configuration(), second), look)
+            put(name, service, edit.changes(configuration_now(), second), look)
         except (Refused, Absent, edit.NoBlock):
             if not first.tls:
-                _put(name, service, _taken_out(_configuration(), name), lambda: "")        # what was put in for the challenge, too
+                put(name, service, lines_taken_out(configuration_now(), name), lambda: "")        # what was put in for the challenge, too
             raise
         subprocess.run([INSTALL], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False)
         if second.hsts:
-            _say(name, BINDS)
+            say(name, BINDS)
         for address, domain, _ in asked:
-            _say(name, f"https://{domain}/ at {address} is the page that http://{domain}/ was")
-        _say(name, f"certdrop-nginx {name} --undo takes it back; the files as they were are in {KEPT}/{name}")
+            say(name, f"https://{domain}/ at {address} is the page that http://{domain}/ was")
+        say(name, f"certdrop-nginx {name} --undo takes it back; the files as they were are in {KEPT}/{name}")
         return os.EX_OK
 
 
@@ -135,36 +135,36 @@ def _first(group: list[site.Site], service: services.Service, made: list[Change]
     def look() -> str:
         failures = fetched.at_port_80(names)
         return f"a token that was put did not come: {failures[0]}" if failures else ""
-    _put(name, service, made, look)
+    put(name, service, made, look)
     if not options.ask:
-        _say(name, f"challenges come through; next: certdrop renew {' '.join(names)}, then certdrop-nginx {name} --apply puts HTTPS in")
+        say(name, f"challenges come through; next: certdrop renew {' '.join(names)}, then certdrop-nginx {name} --apply puts HTTPS in")
         return os.EX_OK
-    _say(name, f"certdrop renew {' '.join(names)}: asks the CA for a certificate now; nginx serves HTTPS once it is there")
+    say(name, f"certdrop renew {' '.join(names)}: asks the CA for a certificate now; nginx serves HTTPS once it is there")
     sys.stdout.flush()
     subprocess.run([write.CERTDROP, "renew", *names], stdin=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False)
     if not _waiting(group):                    # what renew says of a certificate that is not served yet is not the end
         return os.EX_OK
-    _say(name, f"no certificate came; nginx goes on as before, and lets challenges through, so that cron can go on; then certdrop-nginx {name} --apply "
-               f"does the rest (certdrop-nginx {name} --undo takes it back)")
+    say(name, f"no certificate came; nginx goes on as before, and lets challenges through, so that cron can go on; then certdrop-nginx {name} --apply "
+              f"does the rest (certdrop-nginx {name} --undo takes it back)")
     return os.EX_TEMPFAIL
 
 
 def _undo(name: str) -> int:
-    service = _service()
-    with _at_work(name):
-        _tell_of_begun(name)
-        edits = _taken_out(_configuration(), name)
+    service = service_here()
+    with at_work(name):
+        tell_of_begun(name)
+        edits = lines_taken_out(configuration_now(), name)
         if not edits:
-            _say(name, "nginx's files have no lines of certdrop's for it; nothing was changed")
+            say(name, "nginx's files have no lines of certdrop's for it; nothing was changed")
         else:
-            _put(name, service, edits, lambda: "")
+            put(name, service, edits, lambda: "")
         for entry in os.listdir(f"{KEPT}/{name}"):
             if entry == "begun" or entry.startswith("%2F"):
                 os.unlink(f"{KEPT}/{name}/{entry}")
         return os.EX_OK
 
 
-def _taken_out(config: Configuration, name: str) -> list[Change]:
+def lines_taken_out(config: Configuration, name: str) -> list[Change]:
     """The files with a site's lines, and their texts without them; where nginx does not even show them, those that were changed. Raises Refused."""
     texts = dict(config.texts)
     for entry in os.listdir(f"{KEPT}/{name}") if os.path.isdir(f"{KEPT}/{name}") else []:
@@ -178,24 +178,30 @@ def _taken_out(config: Configuration, name: str) -> list[Change]:
 def taken_out(shown: str, name: str) -> list[str]:
     """The files from which --undo would take a site's lines; none where somebody edited one."""
     try:
-        return [os.path.realpath(one.path) for one in _taken_out(Configuration(configuration.sources(shown)), name)]
+        return [os.path.realpath(one.path) for one in lines_taken_out(Configuration(configuration.sources(shown)), name)]
     except Refused:
         return []
 
 
-def _put(name: str, service: services.Service, edits: Sequence[Change], look: Callable[[], str]) -> None:
-    """Write the files; test, reload, look; and put all back where one of these fails, or somebody ends this meanwhile. Raises Refused."""
+def put(name: str, service: services.Service, edits: Sequence[Change], look: Callable[[], str], more: Sequence[str] = ()) -> None:
+    """Write the files; test, reload, look; and put all back where one of these fails, or somebody ends this meanwhile. Raises Refused.
+
+    `more` are other sites that are changed together with this one.
+    """
     files = _checked(name, edits)
     done: list[tuple[str, bytes, bytes]] = []
     signal.signal(signal.SIGTERM, _stop)                   # the terminal's signals do not reach this session
     try:
         if files:
-            _note(f"{KEPT}/{name}", "begun", "\n".join(path for path, _, _ in files).encode())
+            for one in (name, *more):
+                _note(f"{KEPT}/{one}", "begun", "\n".join(path for path, _, _ in files).encode())
         for path, old, new in files:
-            _keep(name, path, old)
+            for one in (name, *more):
+                if f"# certdrop {one} ".encode() in new:
+                    _keep(one, path, old)
             done.append((path, old, new))
             _replace(path, old, new)
-            _say(name, f"changed {path}")
+            say(name, f"changed {path}")
         if files:
             service.test()
             service.reload()
@@ -204,7 +210,7 @@ def _put(name: str, service: services.Service, edits: Sequence[Change], look: Ca
             raise Refused(why)
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)      # what is begun is taken back, whoever is in a hurry
-        follows = _put_back(name, service, done)
+        follows = _put_back(name, service, done, more)
         if isinstance(error, services.Failed):
             raise Refused(f"{name}: nginx refuses the change: {error}; {follows}") from error
         if isinstance(error, OSError):
@@ -214,10 +220,10 @@ def _put(name: str, service: services.Service, edits: Sequence[Change], look: Ca
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _forget_begun(name)
+    _forget_begun(name, *more)
 
 
-def _put_back(name: str, service: services.Service, done: Sequence[tuple[str, bytes, bytes]]) -> str:
+def _put_back(name: str, service: services.Service, done: Sequence[tuple[str, bytes, bytes]], more: Sequence[str] = ()) -> str:
     """Take back what was written, each file by itself, and none that somebody has changed since; what became of it, in words."""
     left = []
     for path, old, new in reversed(done):
@@ -234,7 +240,7 @@ def _put_back(name: str, service: services.Service, done: Sequence[tuple[str, by
             left.append(f"nginx has not taken it back: {error}")
     if left:
         return f"{'; '.join(left)}; certdrop-nginx {name} --undo takes certdrop's lines out"
-    _forget_begun(name)
+    _forget_begun(name, *more)
     return "all files are as they were"
 
 
@@ -287,12 +293,13 @@ def _note(folder: str, entry: str, data: bytes) -> None:
         os.close(fd)
 
 
-def _forget_begun(name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{KEPT}/{name}/begun")
+def _forget_begun(*names: str) -> None:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{KEPT}/{name}/begun")
 
 
-def _tell_of_begun(name: str) -> None:
+def tell_of_begun(name: str) -> None:
     """Say what a run that was killed has left."""
     try:
         paths = _bytes(f"{KEPT}/{name}/begun").decode("utf-8", "replace").split("\n")
@@ -300,13 +307,13 @@ def _tell_of_begun(name: str) -> None:
         return
     for path in paths:
         has = os.path.isfile(path) and f"# certdrop {name} ".encode() in _bytes(path)
-        _say(name, f"an earlier run was ended in the middle: {path} {'has' if has else 'does not have'} certdrop's lines; this run goes on from there")
+        say(name, f"an earlier run was ended in the middle: {path} {'has' if has else 'does not have'} certdrop's lines; this run goes on from there")
 
 
 @contextlib.contextmanager
-def _at_work(name: str) -> Iterator[None]:
+def at_work(name: str, *more: str) -> Iterator[None]:
     """Be the only one who changes nginx's files. Raises Refused."""
-    for folder in (KEPT, f"{KEPT}/{name}"):
+    for folder in (KEPT, f"{KEPT}/{name}", *(f"{KEPT}/{one}" for one in more)):
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o700)
     fd = os.open(KEPT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -321,22 +328,24 @@ def _at_work(name: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _service() -> services.Service:
+def service_here() -> services.Service:
+    """nginx, as it is described here. Raises Absent."""
     try:
         return services.find("nginx")
     except services.Failed as error:
         raise Absent(str(error)) from error
 
 
-def _tested(service: services.Service) -> Configuration:
+def tested(service: services.Service) -> Configuration:
+    """What nginx reads, where it passes its own test. Raises Absent."""
     try:
         service.test()
     except services.Failed as error:
         raise Absent(f"nginx does not pass its own test now: {error}; nothing was changed; mend that first (nginx -t)") from error
-    return _configuration()
+    return configuration_now()
 
 
-def _configuration() -> Configuration:
+def configuration_now() -> Configuration:
     """What nginx reads, each byte of it kept. Raises Absent."""
     done = subprocess.run(run.show(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=TIMEOUT,
                           env=users.ENVIRONMENT, cwd="/", start_new_session=True, check=False)
@@ -361,7 +370,7 @@ def _waiting(group: list[site.Site]) -> bool:
     return any(os.path.exists(f"{site.STATE}/live/{found.name}/placeholder") for found in group)
 
 
-def _to_be_asked(config: Configuration, domains: Sequence[str]) -> tuple[list[pages.Asked], list[pages.Asked]]:
+def to_be_asked(config: Configuration, domains: Sequence[str]) -> tuple[list[pages.Asked], list[pages.Asked]]:
     """The pages of the site's names, by http; and those of others, as they are served."""
     def at(port: int, scheme: str, names: Sequence[str]) -> list[pages.Asked]:
         return [(address, name, scheme) for address in config.answers.addresses(port) for name in names
@@ -370,7 +379,7 @@ def _to_be_asked(config: Configuration, domains: Sequence[str]) -> tuple[list[pa
     return [one for one in at(80, "http", domains) if edit.has_own(config, *one[:2])], [*at(80, "http", others), *at(443, "https", others)]
 
 
-def _fingerprint(name: str) -> str:
+def fingerprint(name: str) -> str:
     """The SHA-256 of a live certificate."""
     text = _bytes(f"{site.STATE}/live/{name}/cert.pem").decode("ascii")
     return hashlib.sha256(base64.b64decode("".join(re.findall("-----BEGIN CERTIFICATE-----(.*?)-----END", text, re.S)[0].split()))).hexdigest()
@@ -385,7 +394,8 @@ def _text(path: str) -> str:
     return _bytes(path).decode("utf-8", "surrogateescape")
 
 
-def _say(name: str, text: str) -> None:
+def say(name: str, text: str) -> None:
+    """One thing that was done, or seen, for a site."""
     print(f"certdrop-nginx: {name}: {text}")
 
 

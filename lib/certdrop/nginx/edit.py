@@ -18,7 +18,7 @@ from typing import NamedTuple
 from certdrop.config import site
 from certdrop.nginx import challenge, expression
 from certdrop.nginx.blocks import Build, Refused
-from certdrop.nginx.configuration import Configuration, Server, listened
+from certdrop.nginx.configuration import Configuration, Server, listened, rank
 from certdrop.nginx.syntax import Directive, Source
 
 CHALLENGE = "/etc/nginx/snippets/certdrop-challenge.conf"
@@ -420,12 +420,18 @@ def _refuse_what_changes(before: Configuration, after: Configuration, wanted: Wa
         for address in before.answers.addresses(port):
             for name in sorted(names - {*wanted.domains}):
                 was, now = _which(before, number[0], address, port, name), _which(after, number[1], address, port, name)
-                if was != now and was is not None and not (name == STRANGER and _is_ours(before.servers[was], port)):
+                if was != now and was is not None and not (was >= 0 and _is_by_default(before.servers[was], name) and _is_ours(before.servers[was], port)):
                     place, other = (before.servers[at].directive.place for at in (was, was if now is None else now))
-                    what = "names that no block has" if name == STRANGER else name
+                    is_no_name = name in (STRANGER, "_", "localhost")
+                    what = "names that no block has" if is_no_name else name
                     raise Refused(f"{wanted.name}: {place}: answers at {address}:{port} for {what}, and {other} would; nothing was changed; "
-                                  + (f"add default_server to the listen of {place}" if name == STRANGER else
+                                  + (f"add default_server to the listen of {place}" if is_no_name else
                                      f"give {name} a server block of its own on port {port}") + ", then run this again")
+
+
+def _is_by_default(server: Server, name: str) -> bool:
+    """Whether a block is for this name only where no other is."""
+    return not server.has_name(name) and not any(rank(one, name) is not None or one.startswith("~") for one in server.names)
 
 
 def _is_ours(server: Server, port: int) -> bool:

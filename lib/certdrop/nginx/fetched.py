@@ -30,17 +30,28 @@ class Failure(NamedTuple):
 
 def in_the_way(names: Iterable[str]) -> list[Failure]:
     """What keeps the CA from issuing for these sites: one for each thing to mend. Nothing where it could not be looked at."""
-    try:
-        done = subprocess.run([CHECK, "--issuing", "--quiet", "--json", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              cwd="/", env=users.ENVIRONMENT, start_new_session=True, timeout=PATIENCE, check=False)
-        lines = json.loads(done.stdout)
-        found = [Failure(*(events.clean(str(line[key]), 600).strip() for key in ("what", "why", "mend"))) for line in lines if line["level"] == "failed"]
-    except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError):
-        return []                              # what the CA said is said in any case
     said: dict[str, Failure] = {}
-    for one in found:
+    for one in _failures("--issuing", names):
         said.setdefault(one.mend or one.why, one)
     return [*said.values()]
+
+
+def of_new(domains: Iterable[str]) -> dict[str, list[Failure]]:
+    """The same for domains that no site has yet, by domain: those with nothing in the way are not in it."""
+    found: dict[str, list[Failure]] = {}
+    for one in _failures("--new", domains):
+        found.setdefault(one.what.rpartition(": ")[0], []).append(one)
+    return found
+
+
+def _failures(how: str, names: Iterable[str]) -> list[Failure]:
+    try:
+        done = subprocess.run([CHECK, how, "--quiet", "--json", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              cwd="/", env=users.ENVIRONMENT, start_new_session=True, timeout=PATIENCE, check=False)
+        lines = json.loads(done.stdout)
+        return [Failure(*(events.clean(str(line[key]), 600).strip() for key in ("what", "why", "mend"))) for line in lines if line["level"] == "failed"]
+    except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError):
+        return []                              # what the CA said is said in any case
 
 
 def at_port_80(names: Iterable[str]) -> list[Failure]:

@@ -49,7 +49,7 @@ def _nginx(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Nginx:
 
 
 def put(nginx: Nginx, tmp_path: pathlib.Path, look: Callable[[], str] = lambda: "") -> None:
-    change._put(NAME, nginx, [Change(str(tmp_path / entry), OLD, NEW) for entry in ("one", "two")], look)      # type: ignore[arg-type]
+    change.put(NAME, nginx, [Change(str(tmp_path / entry), OLD, NEW) for entry in ("one", "two")], look)      # type: ignore[arg-type]
 
 
 def texts(tmp_path: pathlib.Path) -> list[str]:
@@ -131,7 +131,7 @@ def test_a_configuration_that_is_too_long_is_not_cut(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(change.write, "LARGEST", 100)
     monkeypatch.setattr(run, "show", lambda: ["/usr/bin/printf", "# configuration file /etc/nginx/nginx.conf:\\n%200s", "x"])
     with pytest.raises(Absent, match="changes none of it"):
-        change._configuration()
+        change.configuration_now()
 
 
 @pytest.mark.parametrize("said", ["import os\nwhile 1: os.write(1, b'[' * 65536)", "print('[' * 60000)", "print('[]')",
@@ -157,7 +157,7 @@ def test_a_redirect_to_no_url_is_a_page(location: str, monkeypatch: pytest.Monke
 
 def test_a_difference_is_for_patch(nginx: Nginx, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """Where no person reads it, each byte is as in the file: tabs, and what is no UTF-8."""
-    monkeypatch.setattr(change, "_configuration", lambda: None)
+    monkeypatch.setattr(change, "configuration_now", lambda: None)
     monkeypatch.setattr(change, "_wanted", lambda *_: None)
     monkeypatch.setattr(change.edit, "changes", lambda *_: [Change("/etc/x", "\tserver \udce4\n", "\tserver \udce4 x\n")])
     change.show([type("", (), {"name": NAME})()], None, change.Options())      # type: ignore[arg-type]

@@ -1,0 +1,90 @@
+"""certdrop add on an nginx that serves ordinary sites already: what it answers for is listed, and taken in one command."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from typing import Iterator
+
+import pytest
+from conftest import Host
+from test_change import NGINX, Three
+
+
+@pytest.fixture
+def three(host: Host) -> Iterator[Three]:
+    """nginx with three sites, and a file that this host's other tests left no block in; taken out again."""
+    found = Three(host)
+    yield found
+    for name in found.first:
+        for folder in ("sites-enabled", "sites-available"):
+            (NGINX / folder / name).unlink(missing_ok=True)
+    host.world.nginx.reload()
+    for name in (found.php, found.proxy, found.default):
+        if os.path.exists(f"/etc/certdrop/sites.d/{name}.toml"):
+            host.run("certdrop", "remove", name, "--yes")
+
+
+def names(three: Three) -> list[str]:
+    """All five."""
+    return [three.php, three.php2, three.proxy, three.default, three.default2]
+
+
+def test_one_command_serves_https_for_all(three: Three) -> None:
+    """Five names of three server blocks: one order each, all pages as they were, http leads to https; again, there is nothing to do."""
+    host, before = three.host, three.texts()
+    pages = {name: three.page(f"http://{name}/", name) for name in names(three)}
+    done = host.run("certdrop", "add", "--from-nginx", *names(three), "--yes", code=0)
+    print(done.text)
+    assert "3 of 3 server blocks serve HTTPS, for 5 names" in done.text, done
+    for name in names(three):
+        assert three.page(f"https://{name}/", name).replace("https://", "http://") == pages[name], name
+        assert three.page(f"http://{name}/", name).endswith(f"301 https://{name}/"), name
+    assert (pathlib.Path("/etc/certdrop/sites.d") / f"{three.php}.toml").read_text().count(three.php2) == 1
+    applied = three.texts()
+    again = host.run("certdrop", "add", "--from-nginx", three.php, code=os.EX_DATAERR)
+    assert "is a name of the site" in again.text and "nothing is to be done" in again.text, again
+    again = host.run("certdrop", "add", "--from-nginx", "--yes")
+    assert not any(name in again.text for name in names(three)), again
+    assert three.texts() == applied
+    for name in (three.php, three.proxy, three.default):
+        host.run("certdrop-nginx", name, "--undo", code=0)
+    assert three.texts() == before
+
+
+def test_what_cannot_be_done_is_said_and_stops_nothing(three: Three) -> None:
+    """A name that does not resolve is left out of its certificate; a block whose page differs is put back; the others are served."""
+    host = three.host
+    dead = f"dead.{three.php2}.invalid"
+    host.world.nginx.add_site("php", three.first["php"].replace(three.php2 + ";", f"{three.php2} {dead} *.example.org;"))
+    host.world.nginx.add_site("proxy", three.first["proxy"].replace(
+        "proxy_pass http://127.0.0.1:8099;", 'if ($scheme = https) { return 503; } return 200 "plain\\n";'))
+    host.world.nginx.reload()
+    listed = host.run("certdrop", "add", "--from-nginx", "--dry-run")
+    assert re.search(rf"left out: {re.escape(dead)}: does not exist", listed.text) and "a wildcard" in listed.text, listed
+    done = host.run("certdrop", "add", "--from-nginx", *names(three), "--yes", code=os.EX_DATAERR)
+    assert "2 of 3 server blocks serve HTTPS" in done.text and "the pages are not those of before" in done.text, done
+    assert three.page(f"http://{three.proxy}/", three.proxy) == "plain\n200 "
+    host.fetch(three.php)
+    host.fetch(three.default)
+
+
+def test_without_a_terminal_nothing_is_changed(three: Three) -> None:
+    """Nobody is there to be asked: what could be done is listed, and the command said that does it."""
+    before = three.texts()
+    done = three.host.run("certdrop", "add", "--from-nginx", three.proxy, code=os.EX_DATAERR)
+    assert f"{three.proxy}   ({NGINX}/sites-enabled/proxy:1)" in done.text and "--yes takes all" in done.text, done
+    assert "--from-nginx, which takes" in three.host.run("certdrop", "add", code=os.EX_USAGE).text
+    assert three.texts() == before
+
+
+def test_the_block_of_one_name(three: Three) -> None:
+    """certdrop add NAME --apply: the block that is there serves it, by one command; without a block it is refused, and nothing added."""
+    host = three.host
+    page = three.page(f"http://{three.proxy}/", three.proxy)
+    host.run("certdrop", "add", three.proxy, "--apply", "--yes", code=0)
+    assert three.page(f"https://{three.proxy}/", three.proxy) == page
+    lone = host.name()
+    done = host.run("certdrop", "add", lone, "--apply", code=os.EX_DATAERR)
+    assert "no server block on port 80" in done.text and not os.path.exists(f"/etc/certdrop/sites.d/{lone}.toml"), done
