@@ -21,7 +21,8 @@ from terminal import PROMPT, Terminal
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXTS = ["README.md", "docs/tutorial.md", "docs/how-to.md", "docs/when-it-fails.md"]
 NAME = "example.org"
-ASKED = re.compile(r"\[y/N\] $")
+INSTALL = "Install it: from the package to HTTPS in two commands"
+QUESTION = r"(?:\[y/N\] |\[Y/n\]: |\[all\]: )"
 NOT_HERE = {"make ": "this is what they do", "apt install ": "no network; all is installed", "systemctl ": "no systemd"}
 OWN = {"--staging": "--ca {directory}", "--number 6": "--number {older}",
        "203.0.113.7 2001:db8::7": "203.0.113.7"}          # Pebble sorts the addresses of an order otherwise than those of a request, and misses one
@@ -122,25 +123,34 @@ def certspotter(host: Host) -> None:
     os.makedirs("/etc/certspotter/hooks.d", exist_ok=True)
 
 
+def ordinary(host: Host) -> None:
+    """nginx serves the names over http."""
+    stage.write("/etc/nginx/sites-available/ordinary", f"server {{\n    listen 80;\n    server_name {NAME} www.{NAME};\n    root /var/www/html;\n}}\n")
+    os.symlink("../sites-available/ordinary", "/etc/nginx/sites-enabled/ordinary")
+    host.world.nginx.reload()
+
+
 def none(host: Host) -> None:
-    """Nothing is configured."""
+    """Nothing is configured, and nginx serves the names over http."""
+    ordinary(host)
     os.unlink(CONFIG)
 
 
 BEFORE: dict[tuple[str, int], Callable[[Host], None]] = {
-    ("5. Look at it", 0): served, ("6. Get mail", 0): served, ("4. Have nginx serve it", 2): none, ("RSA beside ECDSA", 0): served,
+    ("5. Look at it", 0): served, ("6. Get mail", 0): served, ("4. Staging first", 0): none, ("certdrop", 0): ordinary,
+    (INSTALL, 0): ordinary, ("3. Have HTTPS served", 0): ordinary, ("RSA beside ECDSA", 0): served,
     ("A certificate for an IP address", 0): with_addresses,
     ("Hear of certificates that others got for your names", 0): certspotter,
     ("A key is compromised", 0): served, ("A key is compromised", 1): old, ("Remove a site", 0): served,
     ("DANE: the TLSA record before the key", 0): served, ("DANE: the TLSA record before the key", 1): served,
     ("Move to another host", 0): served, ("Come from another client", 0): left_by_certbot,
     ("Go back to certbot", 0): served, ("When it fails", 0): served}
-GOES_ON = {("4. Have nginx serve it", 0), ("4. Have nginx serve it", 1)}        # the blocks before are its beginning
+GOES_ON = {("3. Have HTTPS served", 1)}        # the block before is its beginning
 
 
 def after(host: Host, heading: str) -> None:
     """That what the text promises came true."""
-    if heading in ("Install it: from the package to HTTPS in three commands", "4. Have nginx serve it", "A key is compromised", "RSA beside ECDSA"):
+    if heading in ("certdrop", INSTALL, "3. Have HTTPS served", "4. Staging first", "A key is compromised", "RSA beside ECDSA"):
         assert host.status(NAME)["state"] == "serving"
     elif heading == "A certificate for an IP address":
         assert host.status("203.0.113.7")["state"] == "serving"
@@ -166,10 +176,10 @@ def type_out(host: Host, lines: list[str]) -> None:
             for text, ours in OWN.items():
                 line = line.replace(text, ours.format(**own))
             terminal.type(line + "\n")
-            shown = terminal.wait(rf"\n(?s:.*)(?:{re.escape(PROMPT)}|\[y/N\] )$", 180)
-            while ASKED.search(shown):
+            shown = terminal.wait(rf"\n(?s:.*)(?:{re.escape(PROMPT)}|{QUESTION})$", 180)
+            while re.search(f"{QUESTION}$", shown):
                 terminal.type("y\n")
-                shown = terminal.wait(rf"(?:{re.escape(PROMPT)}|\[y/N\] )$", 180)
+                shown = terminal.wait(rf"(?:{re.escape(PROMPT)}|{QUESTION})$", 180)
             code = terminal.code()
             allowed = next((codes for start, codes in CODES.items() if line.startswith(start)), (0,))
             assert code in allowed and "Traceback" not in shown, f"{line}: {code}: {shown}"
@@ -183,11 +193,9 @@ def test_commands_of_the_documents(host: Host, path: str, heading: str, number: 
     text = parts((ROOT / path).read_text())
     BEFORE.get((heading, number), lambda _: None)(host)
     type_out(host, text[heading][number])
-    if heading == "3. Add the site":                       # the next part goes on from here
-        for lines in text["4. Have nginx serve it"][:2]:
-            type_out(host, lines)
-        after(host, "4. Have nginx serve it")
     after(host, heading)
+    if (heading, number + 1) in GOES_ON:
+        type_out(host, text[heading][number + 1])
 
 
 def test_no_block_is_passed_over() -> None:

@@ -56,13 +56,14 @@ def test_one_command_serves_https_for_all(three: Three) -> None:
 def test_what_cannot_be_done_is_said_and_stops_nothing(three: Three) -> None:
     """A name that does not resolve is left out of its certificate; a block whose page differs is put back; the others are served."""
     host = three.host
-    dead = f"dead.{three.php2}.invalid"
+    dead = host.name()
+    host.world.dns.set_servfail(dead)
     host.world.nginx.add_site("php", three.first["php"].replace(three.php2 + ";", f"{three.php2} {dead} *.example.org;"))
     host.world.nginx.add_site("proxy", three.first["proxy"].replace(
         "proxy_pass http://127.0.0.1:8099;", 'if ($scheme = https) { return 503; } return 200 "plain\\n";'))
     host.world.nginx.reload()
     listed = host.run("certdrop", "add", "--from-nginx", "--dry-run")
-    assert re.search(rf"left out: {re.escape(dead)}: does not exist", listed.text) and "a wildcard" in listed.text, listed
+    assert re.search(rf"left out: {re.escape(dead)}: ", listed.text) and "a wildcard" in listed.text, listed
     done = host.run("certdrop", "add", "--from-nginx", *names(three), "--yes", code=os.EX_DATAERR)
     assert "2 of 3 server blocks serve HTTPS" in done.text and "the pages are not those of before" in done.text, done
     assert three.page(f"http://{three.proxy}/", three.proxy) == "plain\n200 "
@@ -88,3 +89,37 @@ def test_the_block_of_one_name(three: Three) -> None:
     lone = host.name()
     done = host.run("certdrop", "add", lone, "--apply", code=os.EX_DATAERR)
     assert "no server block on port 80" in done.text and not os.path.exists(f"/etc/certdrop/sites.d/{lone}.toml"), done
+
+
+def test_a_name_more_and_fewer(three: Three) -> None:
+    """add-name and drop-name change the lines that certdrop put into the block, and remove takes them out: the files are what they were."""
+    host, before = three.host, three.texts()
+    more = host.name()
+    host.run("certdrop", "add", three.proxy, "--apply", "--yes", code=0)
+    done = host.run("certdrop", "add-name", three.proxy, more, code=0)
+    assert "proxy: changed, too" in done.text, done
+    assert three.page(f"https://{more}/", more) == three.page(f"https://{three.proxy}/", three.proxy)
+    host.fetch(more)
+    host.run("certdrop", "drop-name", three.proxy, more, code=0)
+    assert more not in (NGINX / "sites-available" / "proxy").read_text()
+    host.fetch(three.proxy)
+    assert "takes them out, too" in host.run("certdrop", "remove", three.proxy, code=os.EX_DATAERR).text
+    host.run("certdrop", "remove", three.proxy, "--yes", code=0)
+    assert three.texts() == before
+
+
+def test_lines_that_were_edited_are_left_alone(three: Three) -> None:
+    """By add-name and by remove: both name the line, and change nothing."""
+    host, path = three.host, NGINX / "sites-available" / "proxy"
+    host.run("certdrop", "add", three.proxy, "--apply", "--yes", code=0)
+    ours = path.read_text()
+    path.write_text(ours.replace("listen 443 ssl", "listen 443 default_server ssl"))
+    host.world.nginx.reload()
+    before, site = three.texts(), pathlib.Path(f"/etc/certdrop/sites.d/{three.proxy}.toml").read_text()
+    done = host.run("certdrop", "add-name", three.proxy, host.name(), code=os.EX_DATAERR)
+    assert re.search(r"proxy:\d+: these lines are certdrop's, and were edited since", done.text), done
+    done = host.run("certdrop", "remove", three.proxy, "--yes", code=os.EX_DATAERR)
+    assert "still in use" in done.text and "--undo" in done.text, done
+    assert three.texts() == before and pathlib.Path(f"/etc/certdrop/sites.d/{three.proxy}.toml").read_text() == site
+    path.write_text(ours)
+    host.world.nginx.reload()

@@ -53,6 +53,8 @@ OURS = {
     "admin": {"by_hand", "commandline", "listening", "spool", "events", "happened", "progress", "terminal", "words", "config", "walls", "trust", "keeper",
               "nginx/own", "nginx/vacancy", "nginx/fetched"},
     "admin/candidates": {"nginx"},
+    "admin/names": {"nginx"},
+    "admin/sites": {"nginx"},
     "config": {"spool"},
     "trust": {"config"},
     "walls": {"terminal", "words"},

@@ -65,11 +65,12 @@ certdrop-status                     shows how all is
         "If the key is compromised, use certdrop rotate --compromised: it gets another certificate first."),
     "add-name": Syntax(("SITE DOMAIN... [--no-issue]",), "more names for a site: its file, its own server block, and one new certificate", {
         "--no-issue": "do not ask the CA now; cron does",
-    }, "certdrop add-name example.org www.example.org", "The server block is changed only where certdrop-nginx wrote it and nobody edited it since."),
+    }, "certdrop add-name example.org www.example.org",
+        "The server block is changed only where certdrop-nginx wrote or changed it and nobody edited that since."),
     "drop-name": Syntax(("SITE DOMAIN... [--no-issue]",), "fewer names for a site: its file, its own server block, and one new certificate", {
         "--no-issue": "do not ask the CA now; cron does",
     }, "certdrop drop-name example.org www.example.org"),
-    "remove": Syntax(("NAME [--yes]",), "forget a site, its keys and certificates; and the server block that certdrop-nginx wrote, if nobody changed it", {
+    "remove": Syntax(("NAME [--yes]",), "forget a site, its keys and certificates; and what certdrop-nginx wrote for it, if nobody edited that", {
         "--yes": "do not ask",
     }, "certdrop remove example.org", "Refused while a service still needs them."),
     "dhparam": Syntax(("[2048 | 3072 | 4096] [--own]",), "install Diffie-Hellman parameters for old clients: RFC 7919's, of this many bits (3072)", {
@@ -104,7 +105,7 @@ def _checked(words: Words) -> int:
                                          "--no-issue" not in options))
     if verb == "remove" and os.geteuid() == 0 and "--yes" not in options and sys.stdin.isatty() and sys.stderr.isatty():
         block = sites.own_block(names[0])
-        if not terminal.agrees(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted{', and its server block in ' * bool(block)}{block}. "
+        if not terminal.agrees(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted{', and ' * bool(block)}{block}. "
                                "Remove it?"):
             raise Refused(f"{names[0]!a:.80}: not agreed; nothing was changed")
         options["--yes"] = "yes"

@@ -1,6 +1,6 @@
 """certdrop add-name and drop-name: a site gets more names, or fewer. Its file, its own server block, and one order.
 
-The file is changed in its one list, and nowhere else; a server block only where certdrop-nginx wrote it and nobody changed it since. Nginx tests
+The file is changed in its one list, and nowhere else; a server block only where certdrop-nginx wrote or changed it and nobody edited that since. Nginx tests
 both before anything is asked of the CA; where it refuses them, both are as they were.
 Runs as: root. Trusts: the administrator's words, after checking them, and root's files. Reads and writes: sites.d/NAME.toml, the block, and through
 install.py the rest.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Callable
 
 from certdrop import happened, spool, words
 from certdrop.admin import first_use, sites
@@ -19,7 +20,7 @@ from certdrop.config import general, site
 from certdrop.keeper import install, lock, services
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
-from certdrop.nginx import own
+from certdrop.nginx import blocks, change, own
 
 LIST = re.compile(r"^domains[ \t]*=[ \t]*\[[^\]]*\]", re.M)
 
@@ -78,6 +79,9 @@ def _write(found: site.Site, path: str, domains: list[str]) -> list[str]:
     old, files, said = _read(path), dict[str, tuple[str, str]](), list[str]()
     new = edited(path, old, domains)
     if "nginx" in found.services:
+        changed = _applied(found, domains, lambda: first_use.write(path, new.encode(), 0o644))
+        if changed is not None:
+            return changed
         files, what = _block(found.name, found.domains, domains)
         said = [what] if what else []
     files[path] = old, new                     # last: who is killed before it says the same command again
@@ -99,6 +103,17 @@ def _write(found: site.Site, path: str, domains: list[str]) -> list[str]:
         except services.Failed as error:
             said.append(f"nginx was not reloaded: {error}")
     return said
+
+
+def _applied(found: site.Site, domains: list[str], write_site: Callable[[], None]) -> list[str] | None:
+    """Change the server blocks that certdrop-nginx --apply changed, and the site's file. None where there are none. Raises Refused."""
+    wanted = site.Site(found.name, general.Config())
+    wanted.domains = domains
+    try:
+        files = change.renamed([wanted], blocks.detect(), write_site)
+    except (blocks.Refused, blocks.Absent) as error:
+        raise Refused(str(error)) from error
+    return [f"{path}: changed, too" for path in files] or None
 
 
 def edited(path: str, text: str, domains: list[str]) -> str:

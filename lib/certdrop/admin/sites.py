@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from certdrop import events, happened, listening, progress, spool, words
 from certdrop.admin import first_use
@@ -20,7 +20,8 @@ from certdrop.config import general, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
-from certdrop.nginx import fetched, own
+from certdrop.nginx import blocks, change, fetched, own
+from certdrop.nginx.edit import Change
 from certdrop.trust import roots
 from certdrop.walls import become, users
 
@@ -253,12 +254,15 @@ def rollback(name: str) -> int:
 
 
 def own_block(name: str) -> str:
-    """The file of the server block that certdrop-nginx wrote for this site, where nothing else names its live pair, and nobody changed it; else ""."""
+    """What of nginx's configuration goes with this site: the server block that certdrop-nginx wrote for it, or the lines that it put into others, where nothing
+    else names its live pair, and nobody edited them; else ""."""
     if not spool.is_site_name(name):
         return ""
     try:
-        return own.own(own.uses(configuration_of(services.find("nginx")), name), name)
-    except services.Failed:
+        block = own.own(own.uses(configuration_of(services.find("nginx")), name), name)
+        lines = [] if block else [f"its lines in {os.path.realpath(one.path)}" for one in change.can_be_taken_out(name)]
+        return f"its server block in {block}" if block else " and ".join(lines)
+    except (services.Failed, blocks.Absent):
         return ""
 
 
@@ -273,15 +277,17 @@ def remove(name: str, agreed: bool) -> int:
         used = _used(run, name)
         for service in used:
             shown = configuration_of(service)                # seen without touching anything: a kill leaves nothing aside that is in use
-            if f"{live}/{name}/" in shown:
+            if f"{live}/{name}/" in shown or f"# certdrop {name} " in shown:
                 places = own.uses(shown, name)
                 block = own.own(places, name)
-                if not block or not agreed:
-                    what = (f"certdrop-nginx wrote {block}, and nobody changed it: certdrop remove {name} --yes takes it away, too" if block else
-                            f"certdrop-nginx {name} --undo takes it out" if f"# certdrop {name} " in shown else "take the site out of it first")
-                    where = f" at {', '.join(places[:5])}{' ...' if len(places) > 5 else ''}" if places else ""
-                    raise Refused(f"{name}: still in use: {service.name}'s configuration names {live}/{name}/{where}; {what}")
-                run.tell(name, f"{block}: removed; {service.name} {own.take_away(block, service)}")
+                edits = change.can_be_taken_out(name) if not block and service.name == "nginx" else []
+                if agreed and edits:
+                    _take_out(name, edits)
+                elif agreed and block:
+                    run.tell(name, f"{block}: removed; {service.name} {own.take_away(block, service)}")
+                elif places or edits:
+                    raise Refused(f"{name}: still in use: {service.name}'s configuration names {live}/{name}/{_where(places)}; "
+                                  f"{_freed(name, block, edits, shown)}")
         if os.path.lexists(f"{live}/{name}"):
             os.rename(f"{live}/{name}", f"{live}/.{name}.aside")
             try:
@@ -305,6 +311,28 @@ def remove(name: str, agreed: bool) -> int:
         run.tell(name, "removed, with its keys and certificates")
     run.flush()
     return os.EX_OK
+
+
+def _where(places: list[str]) -> str:
+    return f" at {', '.join(places[:5])}{' ...' if len(places) > 5 else ''}" if places else ""
+
+
+def _freed(name: str, block: str, edits: Sequence[Change], shown: str) -> str:
+    """What frees a site that is in use."""
+    if block:
+        return f"certdrop-nginx wrote {block}, and nobody changed it: certdrop remove {name} --yes takes it away, too"
+    if edits:
+        return f"these lines are certdrop's, and nobody edited them: certdrop remove {name} --yes takes them out, too"
+    if f"# certdrop {name} " in shown:
+        return f"certdrop-nginx {name} --undo takes certdrop's lines out, or says which were edited"
+    return "take the site out of it first"
+
+
+def _take_out(name: str, edits: Sequence[Change]) -> None:
+    try:
+        change.take_out(name, edits)
+    except (blocks.Refused, blocks.Absent) as error:
+        raise Refused(str(error)) from error
 
 
 def issue(wanted: Mapping[str, int | None], no_wait: bool = False) -> int:

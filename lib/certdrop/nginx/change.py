@@ -175,12 +175,50 @@ def lines_taken_out(config: Configuration, name: str) -> list[Change]:
     return [one for one in found if one.old != one.new]
 
 
-def taken_out(shown: str, name: str) -> list[str]:
-    """The files from which --undo would take a site's lines; none where somebody edited one."""
+def can_be_taken_out(name: str) -> list[Change]:
+    """The same, where nothing names the site's live pair then; none where somebody edited certdrop's lines, or has lines of his own. Raises Absent."""
+    config = configuration_now()
     try:
-        return [os.path.realpath(one.path) for one in lines_taken_out(Configuration(configuration.sources(shown)), name)]
+        edits = lines_taken_out(config, name)
     except Refused:
         return []
+    texts = {**config.texts, **{one.path: one.new for one in edits}}
+    named = any(f"{site.STATE}/live/{name}/" in line.partition("#")[0] for text in texts.values() for line in text.splitlines())
+    return [] if named else edits
+
+
+def take_out(name: str, edits: Sequence[Change]) -> None:
+    """Have nginx go on without these lines, before the site is removed. Raises Refused, Absent."""
+    with at_work(name):
+        put(name, service_here(), edits, lambda: "")
+    for entry in os.listdir(f"{KEPT}/{name}"):
+        os.unlink(f"{KEPT}/{name}/{entry}")
+    os.rmdir(f"{KEPT}/{name}")
+
+
+def renamed(group: list[site.Site], build: Build, write_site: Callable[[], None]) -> list[str]:
+    """Change the blocks that have a site's lines for other domains of the site, and have its file written then; the files. None where no block has lines.
+
+    Raises Refused, where somebody edited the lines, too; then all is as it was.
+    """
+    name, config = group[0].name, configuration_now()
+    lines = edit.without(config, name)[1]
+    if not lines:
+        return []
+    hosts = [site.as_host(domain) for domain in group[0].domains]
+    more = [host for host in hosts if not any(server.has_name(host) and 80 in server.ports() for server in config.servers)]
+    wanted = Wanted([name], hosts, build, f"{site.STATE}/live/" in lines, more=more)
+    try:
+        edits = edit.changes(config, wanted)
+    except edit.NoBlock:
+        edits = lines_taken_out(config, name)
+
+    def look() -> str:
+        write_site()
+        return ""
+    with at_work(name):
+        put(name, service_here(), edits, look)
+    return [os.path.realpath(one.path) for one in edits]
 
 
 def put(name: str, service: services.Service, edits: Sequence[Change], look: Callable[[], str], more: Sequence[str] = ()) -> None:
