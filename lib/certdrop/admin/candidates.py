@@ -8,6 +8,8 @@ sites.d/. Writes: through the others.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import sys
@@ -16,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from certdrop import events, progress, spool, terminal, words
-from certdrop.admin import first_use, sites
+from certdrop.admin import first_use, sites, telling
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper.command import as_root
@@ -155,11 +157,13 @@ def from_nginx(names: list[str], options: dict[str, str]) -> int:
     code = os.EX_DATAERR if absent or cannot else os.EX_OK
     if not can:
         _list(can, cannot)
-        words.say("certdrop: nothing is to be done" + (": nothing else that nginx answers for on port 80 can be taken" if cannot else
-                                                       ": every name that nginx answers for on port 80 has its certificate" if not names else ""))
+        telling.say("certdrop: nothing is to be done" + (": nothing else that nginx answers for on port 80 can be taken" if cannot else
+                                                         ": every name that nginx answers for on port 80 has its certificate" if not names else ""))
         return code
     at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
-    _list(can, cannot)
+    quiet = "--quiet" in options and "--yes" in options
+    _list([] if quiet else can, cannot)
+    words.say(*[f"certdrop: {one.name}: left out: {events.clean(note, 400)}" for one in can for note in one.notes if quiet])
     if "--dry-run" in options:
         return code
     if "--yes" not in options:
@@ -226,14 +230,15 @@ def take(here: Known, chosen: Sequence[Candidate], settings: str, key: str = "",
             sites.renew(waiting, False)        # what it says of certificates that are not served yet is not the end
         return {name: several.Failure(why) for name, why in failed.items()}
     try:
-        failed = several.take([wanted(here, one.name, one.domains) for one in chosen], order)
+        with contextlib.redirect_stdout(io.StringIO() if telling.is_quiet() else sys.stdout):
+            failed = several.take([wanted(here, one.name, one.domains) for one in chosen], order)
     except (blocks.Absent, blocks.Refused) as error:
         raise Refused(str(error)) from error
     for name, failure in failed.items():
         words.say(f"certdrop: {name}: {failure.why}")
     names = sum(len(one.domains) for one in chosen if one.name not in failed)
-    words.say(f"certdrop: {len(chosen) - len(failed)} of {len(chosen)} server blocks serve HTTPS, for {names} name{'' if names == 1 else 's'}, "
-              f"{progress.span(time.monotonic() - began)}")
+    telling.say(f"certdrop: {len(chosen) - len(failed)} of {len(chosen)} server blocks serve HTTPS, for {names} name{'' if names == 1 else 's'}, "
+                f"{progress.span(time.monotonic() - began)}")
     sites.warn_of_silence()
     return next((code for code in (os.EX_DATAERR, os.EX_TEMPFAIL) if any(one.code == code for one in failed.values())), os.EX_OK)
 

@@ -10,7 +10,7 @@ import re
 import sys
 
 from certdrop import terminal
-from certdrop.admin import candidates, dhparam, first_use, revoke, sites
+from certdrop.admin import candidates, dhparam, first_use, revoke, sites, telling
 from certdrop.admin import names as site_names
 from certdrop.by_hand import Refused, guard
 from certdrop.commandline import Program, Syntax, Usage, Words
@@ -19,12 +19,7 @@ from certdrop.keeper.command import as_root
 from certdrop.keeper.revoke import REASONS
 from certdrop.trust import roots
 
-LINE = Program("certdrop", "certdrop(8)", Syntax(
-    (), "Gets and renews certificates from an ACME CA, for nginx and others.", {}, """\
-certdrop add                        lists what nginx answers for, and has HTTPS served for it
-certdrop add example.org            a certificate for one name
-certdrop-status                     shows how all is
-"""), {
+VERBS = {
     "add": Syntax((
         "DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]\n[--ca CA | --staging] [--contact ADDRESS] [--yes]"
         "\n[--apply | --no-apply | --no-issue] [--dry-run]",
@@ -48,7 +43,7 @@ certdrop-status                     shows how all is
     "renew": Syntax(("NAME... [--force]",), "get a certificate now", {
         "--force": "even if the live certificate is less than a day old, a new one could not be served, or its key's TLSA record is not there",
     }, "certdrop renew example.org"),
-    "rotate": Syntax(("NAME... | --all | --due   [--next | --cancel | --compromised] [--force]",), "get a certificate with a new key", {
+    "rotate": Syntax(("NAME... | --all | --due\n[--next | --cancel | --compromised] [--force]",), "get a certificate with a new key", {
         "--all": "for all sites",
         "--due": "for the sites whose key is older than key_max_age; root's hourly run does this automatically",
         "--next": "only post the new key, and print its SHA-256, for a TLSA record",
@@ -76,7 +71,20 @@ certdrop-status                     shows how all is
     "dhparam": Syntax(("[2048 | 3072 | 4096] [--own]",), "install Diffie-Hellman parameters for old clients: RFC 7919's, of this many bits (3072)", {
         "--own": "search for a group of your own instead; this takes minutes",
     }, "certdrop dhparam 4096"),
-})
+}
+
+
+def quietly(syntax: Syntax) -> Syntax:
+    """What each verb takes besides."""
+    return syntax._replace(usage=tuple(f"{form} [--quiet]" for form in syntax.usage), options={**syntax.options, "--quiet": "say only what went wrong"})
+
+
+LINE = Program("certdrop", "certdrop(8)", Syntax(
+    (), "Gets and renews certificates from an ACME CA, for nginx and others.", {}, """\
+certdrop add                        lists what nginx answers for, and has HTTPS served for it
+certdrop add example.org            a certificate for one name
+certdrop-status                     shows how all is
+"""), {name: quietly(syntax) for name, syntax in VERBS.items()})
 
 
 def main(argv: list[str]) -> int:
@@ -87,6 +95,7 @@ def main(argv: list[str]) -> int:
 def _checked(words: Words) -> int:
     verb, names, options = words
     _refuse(words)
+    telling.begin("--quiet" in options)
     if verb == "add" and ("--from-nginx" in options or not names):
         return _from_nginx([sites.a_label(name) for name in names], options)
     if verb == "add":

@@ -16,7 +16,7 @@ import sys
 import time
 
 from certdrop import spool, words
-from certdrop.admin import sites
+from certdrop.admin import sites, telling
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import lock, notes, services
@@ -45,8 +45,8 @@ def make(bits: int, own: bool) -> int:
             _put_back(before)
             raise Refused(f"dhparam.pem: with the new parameters {error}; the ones before stay") from error
         notes.put("dhparam.json", json.dumps({"bits": bits, "own": own, "made": int(time.time())}).encode())
-        said = [f"certdrop: dhparam.pem: {'our own group' if own else f'ffdhe{bits}'} of {bits} bits is in place", *warnings(bits)]
-        said += [f"certdrop: dhparam.pem: {text}" for text in _unused(used)]
+        telling.say(f"certdrop: dhparam.pem: {'our own group' if own else f'ffdhe{bits}'} of {bits} bits is in place")
+        said = [*warnings(bits), *(f"certdrop: dhparam.pem: {text}" for text in _unused(used))]
         for service in used:
             try:
                 service.reload()
@@ -125,8 +125,8 @@ def prime_of(text: bytes, bits: int) -> int:
 
 def search(bits: int) -> int:
     """A safe prime of our own, with progress for whoever watches: openssl finds it, without privileges. Raises Refused."""
-    words.say(f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then")
-    shows = words.at_terminal(2)
+    telling.say(f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then")
+    shows = words.at_terminal(2) and not telling.is_quiet()
     try:
         with subprocess.Popen([*users.as_user(*users.user_ids(USER)), OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, cwd="/", env=users.ENVIRONMENT, start_new_session=True,

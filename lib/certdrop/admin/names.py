@@ -13,12 +13,11 @@ import re
 import tomllib
 from collections.abc import Callable
 
-from certdrop import happened, spool, words
-from certdrop.admin import first_use, sites
+from certdrop import happened, spool
+from certdrop.admin import first_use, sites, telling
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import install, lock, services
-from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
 from certdrop.nginx import blocks, change, own
 
@@ -54,14 +53,14 @@ def _change(name: str, more: list[str], fewer: list[str], ask: bool) -> int:
         if len(domains) > site.MAX_DOMAINS:
             raise Refused(f"{name}: {len(domains)} names; at most {site.MAX_DOMAINS} fit in one certificate; nothing was changed")
         if domains == before:
-            words.say(f"{sites.PROGRAM}: {name}: its names are {' '.join(before)} already; nothing was changed")
+            telling.say(f"{sites.PROGRAM}: {name}: its names are {' '.join(before)} already; nothing was changed")
             return os.EX_OK
         for service in found.services:
             try:
                 services.find(service).test()
             except services.Failed as error:
                 raise Refused(f"{name}: {error}; nothing was changed; mend that, then run this again") from error
-        run = Run(sites.PROGRAM, False, True)
+        run = telling.Run()
         for line in _write(found, path, domains):
             run.tell(name, line)
         run.log.write(happened.NAMES, site=name, domains=" ".join(domains))

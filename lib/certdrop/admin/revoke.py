@@ -13,7 +13,7 @@ import sys
 import time
 
 from certdrop import events, happened, spool, terminal, words
-from certdrop.admin import sites
+from certdrop.admin import sites, telling
 from certdrop.by_hand import Refused
 from certdrop.config import site
 from certdrop.keeper import install, intake, lock, notes, revoke, state
@@ -56,7 +56,7 @@ def find(name: str, number: int | None) -> int:
 def carry_out(name: str, number: int, reason: str) -> int:
     """Post root's word, and have the issuer see to it now. 0 where the issuer says that the CA did it."""
     with lock.held():
-        run = Run(sites.PROGRAM, False, True)
+        run = telling.Run()
         find(name, number)
         if reason == "keyCompromise":
             burn(run, [(name, number)])
@@ -77,7 +77,7 @@ def compromised(names: list[str]) -> int:
     sites.known(names)
     wanted: dict[str, int | None] = {}
     with lock.held():
-        run = Run(sites.PROGRAM, False, True)
+        run = telling.Run()
         known, burning = [site.load_site(name, run.config) for name in names], []
         for name in names:
             observed = Observed(name)
@@ -90,7 +90,7 @@ def compromised(names: list[str]) -> int:
             wanted[found.name] = Observed(found.name).next
     run.flush()
     code = sites.issue(wanted)
-    run = Run(sites.PROGRAM, False, True)      # what is posted now
+    run = telling.Run()      # what is posted now
     for name in names:
         if state.owed(Observed(name), run.posted.get(name, set())):
             run.fail(name, "what was issued for the compromised key is revoked once another certificate is served; later runs do that", os.EX_TEMPFAIL)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from certdrop import events, happened, listening, progress, spool, words
-from certdrop.admin import first_use
+from certdrop.admin import first_use, telling
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
@@ -50,7 +50,7 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
         config = general.load_config()
         _refuse_site(domains, name, key, config)
         config = _ready(settings, config)
-        run = Run(PROGRAM, False, True)
+        run = telling.Run()
         _describe(run, name, domains, key, profile, config)
         install.reconcile(run, [name])
         wanted = {name: Observed(name).next}
@@ -60,9 +60,9 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
         words.say(f"{PROGRAM}: note: {unknown}")
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
-    words.say(f"{PROGRAM}: {name}: asking {roots.ca_named(config)}")
+    telling.say(f"{PROGRAM}: {name}: asking {roots.ca_named(config)}")
     code = issue(wanted)
-    words.say(*[f"{PROGRAM}: {name}: {line}" for line in ([] if code else _what_next(name))])
+    telling.say(*[f"{PROGRAM}: {name}: {line}" for line in ([] if code else _what_next(name))])
     return code
 
 
@@ -72,7 +72,7 @@ def add_several(groups: Mapping[str, list[str]], key: str, profile: str, setting
     if not groups:
         return failed
     with lock.held():
-        config, run, is_ready = general.load_config(), Run(PROGRAM, False, True), False
+        config, run, is_ready = general.load_config(), telling.Run(), False
         for name, domains in groups.items():
             try:
                 refuse(domains, name)
@@ -206,7 +206,7 @@ def rotate(names: list[str], only_post: bool, force: bool) -> int:
 def rotate_due() -> int:
     """Rotate the keys that are older than their site's key_max_age: the keeper's every run wants that (state.step); have it done now."""
     with lock.held():
-        run = Run(PROGRAM, False, True)
+        run = telling.Run()
         install.reconcile(run)
         nexts = [Observed(name) for name in site.site_names()]
         wanted = {observed.name: observed.next for observed in nexts if observed.has(observed.next, "now")}
@@ -217,7 +217,7 @@ def rotate_due() -> int:
 def cancel(names: list[str]) -> int:
     """Withdraw the wish for a certificate now; the next generation stays posted."""
     with lock.held():
-        run = Run(PROGRAM, False, True)
+        run = telling.Run()
         for name in known(names):
             observed = Observed(name)
             if observed.next is not None and observed.has(observed.next, "now"):
@@ -232,7 +232,7 @@ def rollback(name: str) -> int:
     """Go back to the generation before the live one, and post a fresh next. Raises Refused where there is none that serves."""
     known([name])
     with lock.held():
-        run = Run(PROGRAM, False, True)
+        run = telling.Run()
         wanted, observed = site.load_site(name, run.config), Observed(name)
         older = [number for number in observed.complete if number < (observed.live or 0) and not observed.has(number, "placeholder")]
         if not older:
@@ -272,7 +272,7 @@ def remove(name: str, agreed: bool) -> int:
         install.finish_removals()
         if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") and not (spool.is_site_name(name) and Observed(name).numbers):
             raise Refused(f"{name!a:.80}: no such site; certdrop-status lists them")
-        run, live = Run(PROGRAM, False, True), site.STATE + "/live"
+        run, live = telling.Run(), site.STATE + "/live"
         observed = Observed(name)
         used = _used(run, name)
         for service in used:
@@ -344,7 +344,7 @@ def issue(wanted: Mapping[str, int | None], no_wait: bool = False) -> int:
         words.say(*[f"{PROGRAM}: {line}" for line in fetched.in_the_way(wanted)], *said)
     absent = []
     with lock.held():
-        run = Run(PROGRAM, False, True)
+        run = telling.Run()
         for name, number in wanted.items():
             proven = Observed(name).proven
             if number is not None and proven is not None and proven >= number:
@@ -361,7 +361,7 @@ def issue(wanted: Mapping[str, int | None], no_wait: bool = False) -> int:
         words.say(*[f"{PROGRAM}: {line}" for line in fetched.in_the_way(absent)])
     run.flush()
     if len(wanted) > 1 and words.at_terminal(2):
-        words.say(f"{PROGRAM}: {len(wanted) - len(absent)} of {len(wanted)} certificates are installed, {progress.span(time.monotonic() - began)}")
+        telling.say(f"{PROGRAM}: {len(wanted) - len(absent)} of {len(wanted)} certificates are installed, {progress.span(time.monotonic() - began)}")
     return run.exit_code()
 
 
@@ -370,7 +370,7 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
     posted: dict[str, int | None] = {}
     left = os.EX_OK                            # what was refused or put off before is over where another certificate comes
     with lock.held():
-        run = Run(PROGRAM, False, True)
+        run = telling.Run()
         before = {name: Observed(name).live for name in names}
         install.reconcile(run, names)
         for name in names:
@@ -396,7 +396,7 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
             install.settle(run, wanted)
             posted[name] = run.seen(name).next
             if only_post:
-                run.tell(name, f"the next key is posted; its SPKI's SHA-256 is {run.seen(name).spki(posted[name] or 0)}")
+                run.said.append(f"{PROGRAM}: {name}: the next key is posted; its SPKI's SHA-256 is {run.seen(name).spki(posted[name] or 0)}")
     run.flush()
     if only_post or not posted:
         return run.exit_code()
@@ -483,7 +483,7 @@ def run_issuer(asked: list[str]) -> tuple[int, list[str]]:
     """Run certdrop-issue as _certdrop, with these words, and pass on what it says; its exit code, and what it said apart (--apart), line by line."""
     apart = os.memfd_create("apart", os.MFD_CLOEXEC)
     try:
-        code = become.run(spool.ISSUER, [ISSUE, "--verbose", *asked], DEADLINE, out=apart, outlives=True)
+        code = become.run(spool.ISSUER, [ISSUE, "--quiet" if telling.is_quiet() else "--verbose", *asked], DEADLINE, out=apart, outlives=True)
     except become.Stopped as stopped:
         words.say(f"{PROGRAM}: {ISSUE}: {stopped}; cron goes on trying")
         code = os.EX_TEMPFAIL

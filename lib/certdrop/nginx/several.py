@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from certdrop import words
 from certdrop.config import site
 from certdrop.keeper import services
 from certdrop.nginx import change, edit, fetched, pages
@@ -129,7 +130,7 @@ def _that_come_through(wishes: Sequence[Wanted]) -> tuple[list[Wanted], Failures
             failed[one.name] = Failure(why[0])
             continue
         for line in why:
-            change.say(one.name, f"left out: {line}")
+            words.say(f"certdrop-nginx: {one.name}: left out: {line}")
         left.append(one._replace(domains=good))
     return left, failed
 
@@ -162,11 +163,8 @@ def _looked_at(these: Sequence[Wanted], before: dict[pages.Asked, tuple[pages.Pa
         if page.shown != prints[of[one[1]]]:
             wrong.setdefault(of[one[1]], f"{one[1]} at {one[0]}: {'another certificate is shown' if page.shown else page.why or 'no certificate is shown'}")
         for line in pages.differences([old], [before[old]], [page], ["https"]):
-            change.say(of[one[1]], f"differs: {line}")
-            wrong.setdefault(of[one[1]], "the pages are not those of before (certdrop-nginx "
+            wrong.setdefault(of[one[1]], f"differs: {line}: the pages are not those of before (certdrop-nginx "
                                          f"{of[one[1]]} --apply --anyway makes the change all the same)")
     asked = [*others]
     apart = pages.differences(asked, [*others.values()], pages.look(asked), [scheme for _, _, scheme in asked])
-    for line in apart:
-        change.say(these[0].name, f"differs: {line}")
-    return wrong or ({"": "pages of others are not those of before"} if apart else {})
+    return wrong or ({"": f"pages of others are not those of before: {apart[0]}"} if apart else {})
