@@ -125,7 +125,8 @@ def certspotter(host: Host) -> None:
 
 def ordinary(host: Host) -> None:
     """nginx serves the names over http."""
-    stage.write("/etc/nginx/sites-available/ordinary", f"server {{\n    listen 80;\n    server_name {NAME} www.{NAME};\n    root /var/www/html;\n}}\n")
+    text = f"server {{\n    listen 80;\n    listen [::]:80;\n    server_name {NAME} www.{NAME};\n    root /var/www/html;\n}}\n"
+    stage.write("/etc/nginx/sites-available/ordinary", text)
     os.symlink("../sites-available/ordinary", "/etc/nginx/sites-enabled/ordinary")
     host.world.nginx.reload()
 

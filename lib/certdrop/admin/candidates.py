@@ -235,7 +235,7 @@ def take(here: Known, chosen: Sequence[Candidate], settings: str, key: str = "",
     except (blocks.Absent, blocks.Refused) as error:
         raise Refused(str(error)) from error
     for name, failure in failed.items():
-        words.say(f"certdrop: {name}: {failure.why}")
+        words.say(f"certdrop: {name}: {failure.why.removeprefix(f'{name}: ')}")
     names = sum(len(one.domains) for one in chosen if one.name not in failed)
     telling.say(f"certdrop: {len(chosen) - len(failed)} of {len(chosen)} server blocks serve HTTPS, for {names} name{'' if names == 1 else 's'}, "
                 f"{progress.span(time.monotonic() - began)}")

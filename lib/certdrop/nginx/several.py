@@ -147,6 +147,7 @@ def _take_out(service: services.Service, names: Sequence[str]) -> None:
         now = _with(now, change.lines_taken_out(now, name))
     edits = [Change(path, text, now.texts[path]) for path, text in config.texts.items() if now.texts[path] != text]
     if edits:
+        change.say(names[0], f"certdrop's lines are taken out again{f', and those for {len(names) - 1} more' * (len(names) > 1)}")
         change.put(names[0], service, edits, lambda: "", names[1:])
 
 
