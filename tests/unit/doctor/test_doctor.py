@@ -17,6 +17,7 @@ from certdrop import spool
 from certdrop.config import general, site
 from certdrop.doctor import ask, ca, clients, cron, doing, keys, names
 from certdrop.doctor import kernel, sites, token, users
+from certdrop.doctor import command as check_command
 from certdrop.doctor import fetch as check_fetch
 from certdrop.doctor import host as check_host
 from certdrop.doctor import nginx as check_nginx
@@ -235,6 +236,22 @@ def test_only_the_families_that_a_name_has_count(monkeypatch, has, asked):
     nginx_seen = check_nginx.Seen(True, "", ["127.0.0.1", "[::1]"], {})
     names.here("a.example", "a.example", names.Doing(names.Authority([], "", False), ("x", "y"), nginx_seen), has)
     assert seen == asked
+
+
+@pytest.mark.parametrize("is_new, comes_here, levels", [(False, False, ["failed", "failed"]), (True, False, ["warning", "failed"]), (True, True, ["failed"])])
+def test_an_answer_from_elsewhere_may_be_our_own(monkeypatch, is_new, comes_here, levels):
+    """A router may lead here: while nginx does not let a new name's challenges through anyway, a 404 from another address says nothing."""
+    monkeypatch.setattr(names, "_fetch", lambda domain, address, token: check_fetch.Fetched(address == "127.0.0.1" and comes_here, 404, "HTTP 404"))
+    seen = check_nginx.Seen(True, "", ["127.0.0.1"], {})
+    doing = names.Doing(names.Authority([], "", False), ("x", "y"), seen, {}, is_new)
+    assert [one.level for one in names.reach("a.example", "a.example", "198.51.100.1", doing)] == levels
+
+
+def test_names_of_no_site_are_looked_at():
+    """certdrop-check --new: no site is needed, nor a configuration; what is no name is refused."""
+    sites, _ = check_command.not_yet(["a.example", "b.example", "a.example"])
+    assert [(found.name, found.domains) for found in sites] == [("a.example", ["a.example"]), ("b.example", ["b.example"])]
+    assert [check_command.main(["--new", *words]) for words in ([], ["x.example", "--issuing"], ["*.a.example"], ["\x1b[2J"])] == [64, 64, 65, 65]
 
 
 def test_reading_alone_fails_nobody():
