@@ -248,7 +248,7 @@ def read_and_write(pipes: tuple[int, int], route: mailer.Route) -> int:
     noted = {"ran": after.at, "failed": after.failed, "told": after.told, "mailed": after.mailed, "heartbeat": after.heartbeat}
     if configuration.STATE not in read_only:       # else that is told, and what was told is not known
         spool.write(own, "state.json", json.dumps(noted).encode(), 0o644)
-    journal.info("looked", sites=len(sites), problems=len(problems))
+    journal.looked(sites=len(sites), problems=len(problems))
     transmit(pipes[1], {"do": "done"})
     if at_terminal(sys.stdout):
         for problem in problems:
