@@ -9,6 +9,7 @@ from typing import Iterator
 
 import pytest
 from conftest import Host
+from terminal import Terminal
 from test_change import NGINX, Three
 
 
@@ -123,3 +124,29 @@ def test_lines_that_were_edited_are_left_alone(three: Three) -> None:
     assert three.texts() == before and pathlib.Path(f"/etc/certdrop/sites.d/{three.proxy}.toml").read_text() == site
     path.write_text(ours)
     host.world.nginx.reload()
+
+
+def test_quiet(three: Three) -> None:
+    """What went well is not said; what went wrong is."""
+    host = three.host
+    done = host.run("certdrop", "add", "--from-nginx", three.proxy, "--yes", "--quiet", code=0)
+    assert [line for line in done.text.splitlines() if "note: " not in line] == [], done
+    assert host.run("certdrop", "renew", three.proxy, "--force", "--quiet", code=0).text == ""
+    assert "no such site" in host.run("certdrop", "renew", "nowhere.example", "--quiet", code=os.EX_DATAERR).text
+
+
+def test_asked_at_a_terminal(three: Three) -> None:
+    """The list, one question, its default; Ctrl-C changes nothing; the block of a name that is given is offered."""
+    before = three.texts()
+    with Terminal() as terminal:
+        terminal.type("certdrop add\n")
+        shown = terminal.wait(r"\[all\]: $")
+        assert f"{three.php} {three.php2}   ({NGINX}/sites-enabled/php:1)" in shown, shown
+        terminal.type("\x03")
+        assert "nothing was changed" in terminal.wait_prompt() and three.texts() == before
+        terminal.type(f"certdrop add {three.proxy}\n")
+        assert f"{NGINX}/sites-enabled/proxy:1" in terminal.wait(r"\[Y/n\]: $")
+        terminal.type("\n")
+        assert "1 of 1 server blocks serve HTTPS, for 1 name" in terminal.wait_prompt(120)
+        assert terminal.code() == 0
+    three.host.fetch(three.proxy)
