@@ -156,10 +156,8 @@ def post(run: Run, name: str, observed: Observed) -> None:
 
 def withdraw(run: Run, name: str, number: int, kind: str) -> None:
     """Take a request out of the spool."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(spool.entry(name, number, kind), dir_fd=run.requests)
-    except FileNotFoundError:
-        pass
     run.posted[name].discard((number, kind))
     run.log.write(events.WITHDRAWN, site=name, number=number, kind=kind)
 
