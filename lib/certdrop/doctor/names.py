@@ -150,7 +150,7 @@ def reach(site: str, domain: str, address: str, doing: Doing) -> Obstacles:
                          f"make {record} lead to this host's public address"), *here(site, domain, doing, [address])]
     if doing.token is None:
         return []
-    came = _fetch(domain, address, doing.token)
+    came = _fetch(domain, address, doing)
     if came.came:                                          # after redirects, too: CAs follow them
         return []
     if fetch.is_ours(address):
@@ -173,17 +173,18 @@ def here(site: str, domain: str, doing: Doing, addresses: list[str]) -> Obstacle
     families = {":" in address for address in addresses}
     listened = [address.strip("[]") for address in doing.nginx.addresses if not families or (":" in address) in families]
     for address in listened[:MOST] or ["::1" if families == {True} else "127.0.0.1"]:
-        came = _fetch(domain, address, doing.token)
+        came = _fetch(domain, address, doing)
         if came.came:
             return []
         found.append(_at_home(site, domain, address, came, doing))
     return found[:1]
 
 
-def _fetch(domain: str, address: str, token: tuple[str, str]) -> fetch.Fetched:
-    name, content = token
+def _fetch(domain: str, address: str, doing: Doing) -> fetch.Fetched:
+    assert doing.token
+    name, content = doing.token
     came = fetch.fetch(address, domain, PATH + name, content)
-    if came.status == 404:                                 # a run of the issuer may just have tidied up
+    if came.status == 404 and not doing.is_new:            # a run of the issuer may just have tidied up; of a new name nginx need not know challenges
         time.sleep(1)
         came = fetch.fetch(address, domain, PATH + name, content)
     return came

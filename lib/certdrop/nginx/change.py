@@ -434,7 +434,7 @@ def _text(path: str) -> str:
 
 def say(name: str, text: str) -> None:
     """One thing that was done, or seen, for a site."""
-    print(f"certdrop-nginx: {name}: {text}")
+    print(f"certdrop-nginx: {name}: {text}", flush=True)        # in turn with what goes to standard error
 
 
 def _stop(number: int, _: object) -> NoReturn:
