@@ -28,17 +28,21 @@ THEIRS = $(DESTDIR)/etc
 # What there is.  Programs that do not exist yet are passed over.
 ROOT_PROGRAMS = certdrop certdrop-install certdrop-issue certdrop-account certdrop-watch certdrop-import
 USER_PROGRAMS = certdrop-status certdrop-nginx certdrop-check
+# of the package certdrop-fleet
+FLEET_PROGRAMS = certdrop-courier certdrop-desk certdrop-fleet
 SBIN = $(foreach name,$(ROOT_PROGRAMS),$(wildcard bin/$(name)))
 BIN = $(foreach name,$(USER_PROGRAMS),$(wildcard bin/$(name)))
 PACKAGES = $(filter-out %__pycache__/,$(sort $(wildcard lib/certdrop/*/ lib/certdrop/*/*/)))
-MODULES = $(sort $(wildcard lib/certdrop/*.py $(addsuffix *.py,$(PACKAGES))))
+FLEET_MODULES = $(sort $(wildcard lib/certdrop/fleet/*.py))
+MODULES = $(filter-out $(FLEET_MODULES),$(sort $(wildcard lib/certdrop/*.py $(addsuffix *.py,$(PACKAGES)))))
 SNIPPETS = nginx/certdrop-challenge.conf nginx/certdrop-tls.conf
-MAN = $(sort $(wildcard man/*.[158]))
+FLEET_MAN = $(foreach name,$(FLEET_PROGRAMS),$(wildcard man/$(name).8))
+MAN = $(filter-out $(FLEET_MAN),$(sort $(wildcard man/*.[158])))
 UNITS = $(sort $(wildcard systemd/*))
 PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
-SCRIPTS = $(SBIN) $(BIN) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make share/certspotter/mail-foreign docs/picture)
-SHELL_SCRIPTS = tests/second_ca/fetch setup/setup .ci/closed .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/postrm debian/prerm debian/preinst)
+SCRIPTS = $(SBIN) $(BIN) $(addprefix bin/,$(FLEET_PROGRAMS)) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make share/certspotter/mail-foreign docs/picture)
+SHELL_SCRIPTS = tests/second_ca/fetch setup/setup setup/setup-fleet .ci/closed .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/certdrop-fleet.postinst debian/certdrop-fleet.postrm debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
 DEPS = acme-tiny adduser apparmor ca-certificates debhelper dh-apparmor dh-python dpkg-dev fakeroot fish flake8 gcc git iproute2 libc6-dev lintian make mandoc mount \
@@ -51,7 +55,7 @@ SECONDS_OF_FUZZING = 3600
 # What is made with -j, too, begins with deps and ends with what rests on it; .ci/test has lanes of its own.
 .NOTPARALLEL:
 
-.PHONY: help deps check root-lines readme-lines unit test demo torture fuzz bench model deb source lint-deb release distcheck test-matrix install install-files install-snippets install-units uninstall clean
+.PHONY: help deps check root-lines readme-lines unit test demo torture fuzz bench model deb source lint-deb release distcheck test-matrix install install-files install-fleet install-snippets install-units uninstall clean
 
 help:
 	@echo "make deps       install what building and linting needs (apt)"
@@ -64,7 +68,7 @@ help:
 	@echo "make bench      certdrop beside other clients, on the stage: bench/RESULTS.md"
 	@echo "make model      the recovery table, model-checked (spin, gcc)"
 	@echo "make fuzz       every reader of hostile input, for SECONDS_OF_FUZZING=$(SECONDS_OF_FUZZING) seconds"
-	@echo "make deb        $(DEB)"
+	@echo "make deb        $(DEB), and certdrop-fleet beside it"
 	@echo "make source     the source package; make lint-deb: lintian on both, pedantic"
 	@echo "make distcheck  fresh roots of Debian 12, 13 and testing: docs/distcheck.md (long)"
 	@echo "make test-matrix   unit tests with every acme-tiny, and the libraries of Debian 12, 13 and the newest"
@@ -84,7 +88,7 @@ deps:
 check:
 	flake8 lib tests $(SCRIPTS)
 	mypy lib/certdrop
-	mandoc -Tlint -Wwarning $(MAN)
+	mandoc -Tlint -Wwarning $(MAN) $(FLEET_MAN)
 	@if command -v shellcheck >/dev/null; then echo shellcheck $(SHELL_SCRIPTS); shellcheck $(SHELL_SCRIPTS); fi
 	@if [ -x /usr/sbin/visudo ]; then echo visudo -c -s -f sudoers.d/certdrop; /usr/sbin/visudo -c -s -q -f sudoers.d/certdrop; fi
 	@dpkg-parsechangelog -S Version | grep -qx '$(VERSION)' || { echo "debian/changelog is not about version $(VERSION)" >&2; exit 1; }
@@ -146,9 +150,9 @@ test-matrix:
 	@tests/matrix/matrix $(MATRIX)
 
 lint-deb: deb source
-	lintian --allow-root --pedantic -I --fail-on error,warning $(DEB) dist/certdrop_$(VERSION).dsc
+	lintian --allow-root --pedantic -I --fail-on error,warning $(DEB) $(subst certdrop_,certdrop-fleet_,$(DEB)) dist/certdrop_$(VERSION).dsc
 
-install: install-files install-snippets install-units
+install: install-files install-fleet install-snippets install-units
 	@if [ -n "$(DESTDIR)" ]; then \
 		echo "On the machine itself, run $(PREFIX)/share/certdrop/setup as root: it makes the users and directories."; \
 	elif [ "$$(id -u)" = 0 ]; then $(PREFIX)/share/certdrop/setup; \
@@ -169,6 +173,7 @@ install-files:
 	install -m 644 $(SNIPPETS) $(SHAREDIR)/nginx
 	for page in $(MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
 	completions/make completions/table $(BASHDIR) $(ZSHDIR) $(FISHDIR)
+	rm -f $(addprefix $(BASHDIR)/,$(FLEET_PROGRAMS)) $(addsuffix .fish,$(addprefix $(FISHDIR)/,$(FLEET_PROGRAMS)))
 	install -m 644 etc/certdrop.toml etc/site.toml docs/examples/sshd-certdrop.conf $(DOCDIR)/examples
 	install -m 644 README.md SECURITY.md DESIGN.md CONTRIBUTING.md $(DOCDIR)
 	install -D -t $(DOCDIR)/docs -m 644 $(sort $(wildcard docs/*.md)) docs/page.png
@@ -186,6 +191,23 @@ install-files:
 		$(SHAREDIR)/layout $(SHAREDIR)/certspotter/mail-foreign $(addprefix $(THEIRS)/,$(PROFILES)) $(THEIRS)/apparmor.d/abstractions/certdrop \
 		$(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop
 
+# What the package certdrop-fleet has.
+install-fleet:
+	install -d $(SBINDIR) $(SHAREDIR)/certdrop/fleet $(SHAREDIR)/fleet $(BASHDIR) $(FISHDIR) $(THEIRS)/cron.d $(THEIRS)/nginx/snippets
+	install -m 755 $(addprefix bin/,$(FLEET_PROGRAMS)) $(SBINDIR)
+	install -m 644 $(FLEET_MODULES) $(SHAREDIR)/certdrop/fleet
+	install -m 644 share/fleet/schema.sql $(SHAREDIR)/fleet
+	install -m 755 setup/setup-fleet $(SHAREDIR)/fleet
+	install -m 644 cron.d/certdrop-fleet $(THEIRS)/cron.d
+	sed 's#/var/spool/certdrop/#/var/spool/certdrop-fleet/#g; s#certdrop-challenge.conf#certdrop-desk.conf#' nginx/certdrop-challenge.conf >$(THEIRS)/nginx/snippets/certdrop-desk.conf
+	chmod 644 $(THEIRS)/nginx/snippets/certdrop-desk.conf
+	for page in $(FLEET_MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
+	made=$$(mktemp -d) && mkdir $$made/bash $$made/zsh $$made/fish && completions/make completions/table $$made/bash $$made/zsh $$made/fish && \
+		for name in $(FLEET_PROGRAMS); do install -m 644 $$made/bash/$$name $(BASHDIR); install -m 644 $$made/fish/$$name.fish $(FISHDIR); done; rm -r $$made
+	[ "$(PREFIX)$(SYSCONFDIR)" = /usr/etc ] || sed -i 's#/usr/\(sbin\|bin\|share\)/certdrop#$(PREFIX)/\1/certdrop#g; s#/etc/certdrop#$(SYSCONFDIR)/certdrop#g' \
+		$(addprefix $(SBINDIR)/,$(FLEET_PROGRAMS)) $(patsubst lib/%,$(SHAREDIR)/%,$(FLEET_MODULES)) $(SHAREDIR)/fleet/setup-fleet \
+		$(foreach page,$(FLEET_MAN),$(MANDIR)/man8/$(notdir $(page))) $(THEIRS)/cron.d/certdrop-fleet
+
 # The package leaves this to ucf, which asks before it replaces what an administrator edited.
 install-snippets:
 	install -d $(THEIRS)/nginx/snippets
@@ -199,6 +221,8 @@ install-units:
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || echo "Now run systemctl daemon-reload && systemctl enable --now certdrop-watch.timer"
 
 uninstall:
+	rm -f $(addprefix $(SBINDIR)/,$(FLEET_PROGRAMS)) $(THEIRS)/cron.d/certdrop-fleet $(THEIRS)/nginx/snippets/certdrop-desk.conf
+	rm -f $(foreach page,$(FLEET_MAN),$(MANDIR)/man8/$(notdir $(page)))
 	rm -f $(addprefix $(SBINDIR)/,$(notdir $(SBIN)) certdrop-check) $(addprefix $(BINDIR)/,$(notdir $(BIN)))
 	rm -f $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop $(THEIRS)/logrotate.d/certdrop $(TMPFILESDIR)/certdrop.conf
 	rm -f $(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)))

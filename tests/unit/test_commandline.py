@@ -16,6 +16,7 @@ from certdrop import VERSION, commandline
 from certdrop.admin import command as admin
 from certdrop.commandline import Program, Syntax, Usage
 from certdrop.doctor import command as doctor
+from certdrop.fleet import command as fleet
 from certdrop.importer import command as importer
 from certdrop.issuer import manage
 from certdrop.issuer.options import HELP as ISSUE
@@ -24,7 +25,7 @@ from certdrop.status import command as status
 from certdrop.watcher import command as watcher
 
 LIB = pathlib.Path(commandline.__file__).parents[1]
-LINES = {line.name: line for line in (admin.LINE, manage.LINE, doctor.LINE, importer.LINE, nginx.LINE, status.LINE, watcher.LINE)}
+LINES = {line.name: line for line in (admin.LINE, manage.LINE, doctor.LINE, fleet.LINE, importer.LINE, nginx.LINE, status.LINE, watcher.LINE)}
 PLACES = [(program, verb) for program, line in LINES.items() for verb in ["", *line.verbs]]
 TOOL = Program("tool", "tool(1)", Syntax((), "does things", {}, "tool make x"), {
     "make": Syntax(("NAME... [--to PLACE] [--file [PATH]] [--force]",), "makes", {"--to PLACE": "where", "--file [PATH]": "and there", "--force": "all"},

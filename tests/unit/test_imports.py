@@ -18,11 +18,12 @@ LIB = pathlib.Path(__file__).resolve().parents[2] / "lib" / "certdrop"
 # Modules that open connections, or exist for nothing else.
 NETWORK = {"asyncio", "ftplib", "http", "imaplib", "nntplib", "poplib", "requests", "smtplib", "socket", "socketserver", "ssl",
            "telnetlib", "urllib", "urllib3", "wsgiref", "xmlrpc", "OpenSSL", "dns"}
-PARTS = {"admin", "config", "doctor", "importer", "issuer", "judge", "keeper", "nginx", "signer", "status", "trust", "walls", "watcher"}
+PARTS = {"admin", "config", "doctor", "fleet", "importer", "issuer", "judge", "keeper", "nginx", "signer", "status", "trust", "walls", "watcher"}
 NEVER_AS_ROOT = NETWORK | {"structlog", "acme_tiny", "pickle", "marshal", "shelve"}
 
 # What a room may use of ours (itself is always allowed): a room, a module at the top, or one module of a room. A module of its own row may that, too.
-READS_NGINX = {"nginx/syntax", "nginx/directives", "nginx/request", "nginx/configuration", "nginx/challenge", "nginx/expression", "nginx/vacancy", "nginx/run"}
+READS_NGINX = {"nginx/syntax", "nginx/directives", "nginx/request", "nginx/configuration", "nginx/challenge", "nginx/expression", "nginx/vacancy", "nginx/run",
+               "nginx/snippets"}
 OURS = {
     "start": {"terminal"},
     "issuer": {"renewal", "start", "spool", "events", "happened", "terminal", "words", "progress", "config", "walls", "trust", "signer"},
@@ -31,6 +32,7 @@ OURS = {
     "issuer/tlsa": {"watcher/resolver"},         # it asks the DNS as the doctor does, by the same code
     "issuer/options": {"commandline"},           # to refuse a word
     "issuer/rehearsal": {"judge"},     # a dry run is told what root's judge would say, by the judge's own code
+    "signer/service": {"fleet/proof"},
     "signer": {"spool", "events", "happened", "config", "walls", "issuer/failure"},
     "keeper": {"frames", "spool", "events", "words", "shown", "config", "walls"},
     "judge": {"answering", "spool", "walls", "trust/verify"},
@@ -40,6 +42,13 @@ OURS = {
     "status": {"renewal", "commandline", "events", "progress", "terminal", "words", "config", "walls", "watcher"},
     "doctor": {"commandline", "spool", "events", "progress", "terminal", "words", "config", "walls", "trust", "watcher"} | READS_NGINX,
     "doctor/ca": {"issuer/directory", "issuer/transport", "issuer/failure", "issuer/proxy"},     # it asks the CA as the issuer does, by the same code
+    "fleet": {"commandline", "spool", "events", "terminal", "words", "config", "walls"},
+    "fleet/proof": {"keeper/signing", "signer/policy"},
+    "fleet/tree": {"keeper/signing", "signer/protocol"},
+    "fleet/local": {"issuer/notes", "issuer/posted"},
+    "fleet/courier": {"start", "issuer/command", "issuer/due", "issuer/notes", "issuer/options", "issuer/turn"},
+    "fleet/desk": {"issuer/command", "issuer/due", "issuer/options", "issuer/manage"},     # it has today's issuer look
+    "fleet/command": {"admin/posting", "nginx/snippets"},
     "nginx": {"commandline", "spool", "events", "terminal", "words", "config"},
     "nginx/write": {"keeper", "walls"},
     "nginx/change": {"keeper", "walls"},
@@ -83,6 +92,7 @@ NOT_THEIRS = {
     "status": {"acme_tiny", "structlog"},
     "doctor": {"acme_tiny", "structlog"},
     "nginx": NEVER_AS_ROOT | {"cryptography"},
+    "fleet": {"acme_tiny", "structlog", "ssl"},
     "importer": set(),
     "admin": set(),
     "config": NEVER_AS_ROOT | {"cryptography"},
@@ -127,7 +137,8 @@ def test_each_program_starts_its_own_part():
     """What start.py loads stands in bin/, one for each."""
     named = {path.name: path.read_text().rpartition("run(")[2].split('"')[1:4:2] for path in (LIB.parents[1] / "bin").iterdir()}
     parts = {"certdrop": "admin", "certdrop-import": "importer", "certdrop-nginx": "nginx", "certdrop-install": "keeper", "certdrop-issue": "issuer",
-             "certdrop-account": "issuer", "certdrop-check": "doctor", "certdrop-status": "status", "certdrop-watch": "watcher"}
+             "certdrop-account": "issuer", "certdrop-check": "doctor", "certdrop-status": "status", "certdrop-watch": "watcher", "certdrop-courier": "fleet",
+             "certdrop-desk": "fleet", "certdrop-fleet": "fleet"}
     assert {name: (program, module.split(".")[1]) for name, (program, module) in named.items()} == {name: (name, part) for name, part in parts.items()}
 
 
@@ -260,7 +271,8 @@ def test_the_package_depends_on_what_is_imported():
     used = {name.split(".")[0] for _, _, source in sources() for name in imports(source)} - set(sys.stdlib_module_names) - {"certdrop", NAMED_BY_BIN}
     control = (LIB.parents[1] / "debian" / "control").read_text(encoding="ascii")
     depends, _, rest = control.partition("\nDepends:\n")[2].partition("\nRecommends:")
-    assert {packages[name] for name in used - {"dns"}} - set(depends.replace(",", " ").split()) == set()
+    assert "psycopg2" in used and "\n python3-psycopg2,\n" in control.partition("\nPackage: certdrop-fleet\n")[2]
+    assert {packages[name] for name in used - {"dns", "psycopg2"}} - set(depends.replace(",", " ").split()) == set()
     assert packages["dns"] in rest.partition("\nSuggests:")[0]
 
 

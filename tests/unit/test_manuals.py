@@ -14,6 +14,7 @@ from certdrop import VERSION, commandline, spool
 from certdrop.admin import command as admin
 from certdrop.config import general, site
 from certdrop.doctor import command as doctor
+from certdrop.fleet import command as fleet
 from certdrop.importer import command as importer
 from certdrop.issuer import manage
 from certdrop.keeper import revoke
@@ -25,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAN = ROOT / "man"
 completions = runpy.run_path(str(ROOT / "completions" / "make"))
 PROGRAMS = sorted(path.name for path in (ROOT / "bin").iterdir() if path.is_file())
-LINES = {line.name: line for line in (admin.LINE, manage.LINE, doctor.LINE, importer.LINE, nginx.LINE, status.LINE, watcher.LINE)}
+LINES = {line.name: line for line in (admin.LINE, manage.LINE, doctor.LINE, fleet.LINE, importer.LINE, nginx.LINE, status.LINE, watcher.LINE)}
 VERBS = [(program, verb) for program, line in LINES.items() for verb in line.verbs or [""]]
 
 
@@ -89,7 +90,7 @@ def test_help_and_manual_name_the_same_options(program):
 
 def test_every_program_but_those_of_cron_and_sudo_has_a_parser():
     """So that nothing of what follows passes over one."""
-    assert set(PROGRAMS) - set(LINES) == {"certdrop-issue", "certdrop-install"}
+    assert set(PROGRAMS) - set(LINES) == {"certdrop-issue", "certdrop-install", "certdrop-courier", "certdrop-desk"}
 
 
 def synopsis(program: str) -> dict[str, dict[str, bool]]:

@@ -89,7 +89,7 @@ def test_preinst_knows_the_layouts_number() -> None:
 def test_make_installs_every_program() -> None:
     """A program that is added to bin/ is in one of the Makefile's lists."""
     text = (ROOT / "Makefile").read_text()
-    listed = set(" ".join(re.findall(r"^(?:ROOT|USER)_PROGRAMS = (.*)$", text, re.M)).split())
+    listed = set(" ".join(re.findall(r"^(?:ROOT|USER|FLEET)_PROGRAMS = (.*)$", text, re.M)).split())
     assert {path.name for path in (ROOT / "bin").iterdir() if path.is_file()} == listed
 
 

@@ -28,7 +28,7 @@ import advice  # noqa: E402
 from grammar import IPV4, IPV6, NAMES, ROOM, SPOOL, Grammar  # noqa: E402
 
 from certdrop.doctor import fetch  # noqa: E402
-from certdrop.nginx import challenge  # noqa: E402
+from certdrop.nginx import challenge, snippets  # noqa: E402
 from certdrop.nginx.configuration import Configuration  # noqa: E402
 from certdrop.nginx.syntax import Source  # noqa: E402
 
@@ -139,7 +139,7 @@ def helps(one: Answer) -> str:
     """Whether the token comes when the advice is done, and what is advised then, and so on: "" where it does, else what went wrong."""
     text, mend, done = HEAD + Grammar(one.case).http() + "}\n", one.way.mend, []
     for _ in range(ROUNDS):
-        if "/snippets/" in mend.replace(challenge.SNIPPET, ""):
+        if "/snippets/" in mend.replace(f"include {snippets.CHALLENGE};", ""):
             return f"{mend}: that file is certdrop's own"
         text = advice.carried_out(text, mend, one.name)
         done.append(mend)

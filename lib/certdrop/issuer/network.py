@@ -280,7 +280,7 @@ class Network:
         session, request, ledger = self._session(), task.request, task.ledger
         wanted = site.load_site(request.name, self.config) if os.path.exists(f"{site.ETC}/sites.d/{request.name}.toml") else None
         extra = {}
-        profile = wanted.profile if wanted else self.config.profile
+        profile = wanted.profile if wanted else task.standing.profile or self.config.profile
         if profile:
             session.check_profile(profile)
             extra["profile"] = profile

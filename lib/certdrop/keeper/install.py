@@ -144,20 +144,23 @@ def key_to_carry(wanted: site.Site, observed: Observed) -> int | None:
 
 def post(run: Run, name: str, observed: Observed) -> None:
     """Put next's request into the spool: the CSR first, then whether it is wanted now."""
+    from certdrop.keeper import signing        # most runs post nothing
     for number, kind in sorted(state.required(observed) - run.posted[name]):
-        data = b""
-        if kind == "csr":
-            with open(state.directory(name, number) + "/request.csr", "rb") as stream:
-                data = stream.read()
-        spool.write(run.requests, spool.entry(name, number, kind), data, 0o640, run.group)
+        with open(state.directory(name, number) + "/request.csr", "rb") as stream:
+            csr = stream.read()
+        signature = signing.sign(name, number, kind, csr)
+        if kind == "csr" and signature:
+            spool.write(run.requests, spool.entry(name, number, "sig"), signature, 0o640, run.group)
+        spool.write(run.requests, spool.entry(name, number, kind), csr if kind == "csr" else signature, 0o640, run.group)
         run.posted[name].add((number, kind))
         run.log.write(events.POSTED, site=name, number=number, kind=kind)
 
 
 def withdraw(run: Run, name: str, number: int, kind: str) -> None:
     """Take a request out of the spool."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(spool.entry(name, number, kind), dir_fd=run.requests)
+    for ending in ("sig", "csr") if kind == "csr" else (kind,):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(spool.entry(name, number, ending), dir_fd=run.requests)
     run.posted[name].discard((number, kind))
     run.log.write(events.WITHDRAWN, site=name, number=number, kind=kind)
 

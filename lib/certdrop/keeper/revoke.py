@@ -35,10 +35,15 @@ def post(run: Run, name: str, number: int, reason: str) -> None:
     known.revoke[f"{number:04d}"] = {"reason": reason, "since": int(time.time()), "not_after": end,
                                      "spki": observed.spki(number)}
     known.save()
-    _put(run, name, number, {**found, "not_after": end}, reason)
+    put(run, name, number, {**found, "not_after": end}, reason)
 
 
-def _put(run: Run, name: str, number: int, found: dict[str, object], reason: str) -> None:
+def put(run: Run, name: str, number: int, found: dict[str, object], reason: str) -> None:
+    """Put it into the spool; in a fleet, signed."""
+    from certdrop.keeper import signing
+    found.pop("sig", None)
+    signature = signing.sign(name, number, "revoke", json.dumps(found).encode()).decode().strip()
+    found.update({"sig": signature} if signature else {})
     spool.write(run.requests, spool.entry(name, number, "revoke"), json.dumps(found).encode(), 0o640, run.group)
     run.posted.setdefault(name, set()).add((number, "revoke"))
     run.log.write(events.POSTED, site=name, number=number, kind="revoke", reason=reason)
@@ -58,7 +63,7 @@ def aggravate(run: Run, name: str) -> None:
             found.pop("reasons", None)
         except (ValueError, LookupError, TypeError):       # damaged: it holds up nobody
             continue
-        _put(run, name, number, found, "keyCompromise")      # killed before the note, the next run does it again
+        put(run, name, number, found, "keyCompromise")      # killed before the note, the next run does it again
         known.revoke[f"{number:04d}"] = {**noted, "reason": "keyCompromise"}
         known.save()
         run.tell(name, f"generation {number:04d} is now to be revoked as keyCompromise: its key is compromised")

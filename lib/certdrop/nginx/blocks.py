@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from certdrop.config import general, site
 from certdrop.nginx import run as nginxrun
+from certdrop.nginx import snippets
 from certdrop.nginx.vacancy import PLAIN, TLS
 
 TIMEOUT = 30                       # seconds for nginx -V
@@ -104,7 +105,7 @@ def blocks(sites: list[site.Site], build: Build, which: tuple[str, ...] = (PLAIN
 server {{
 {_listen(80, "", build)}    server_name {domains};
 
-    include /etc/nginx/snippets/certdrop-challenge.conf;
+    include {snippets.challenge()};
 
     location / {{
         return 301 https://$host$request_uri;

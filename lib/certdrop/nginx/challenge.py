@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from certdrop import spool
 from certdrop.config import site
-from certdrop.nginx import expression
+from certdrop.nginx import expression, snippets
 from certdrop.nginx.configuration import Configuration, Server, listened, rank
 from certdrop.nginx.request import phases
 from certdrop.nginx.request.asked import Asked, End
@@ -23,7 +23,6 @@ from certdrop.nginx.syntax import Directive
 
 PATH = "/.well-known/acme-challenge/"
 TOKEN = "certdrop-looks-for-the-way-to-its-challenge"          # as long as one of the CA's
-SNIPPET = "include /etc/nginx/snippets/certdrop-challenge.conf;"
 WRITE = "certdrop-nginx --write"
 REDIRECTS = 10                     # as many as CAs follow
 MANY = 64                          # combinations of guesses that are tried
@@ -275,12 +274,12 @@ def _let_in(config: Configuration, server: Server, address: str, names: list[str
         steps.append(f"move {moved} into " + (f"the location / at {there.place}" if there else "a location / { }"))
     own = next((one for one in server.inside if one.name == "location" and kind_of(one)[0] in ("", "^~") and kind_of(one)[1] == PATH), None)
     culprit = None if not own else _keeps_from(config, server, names[0], address)
-    if own and culprit and own.file == SNIPPET[8:-1]:
+    if own and culprit and own.file == snippets.challenge():
         steps.append(f"keep the {culprit.name} at {culprit.place} from {PATH}")
     elif own and culprit:
-        steps.append(f"put in place of the location at {own.place}: {SNIPPET}")
+        steps.append(f"put in place of the location at {own.place}: include {snippets.challenge()};")
     elif not own:
-        steps.append(f"add to {_block(server)}: {SNIPPET}")
+        steps.append(f"add to {_block(server)}: include {snippets.challenge()};")
     return ", and ".join(steps)
 
 

@@ -16,12 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from certdrop.config import site
-from certdrop.nginx import challenge, expression
+from certdrop.nginx import challenge, expression, snippets
 from certdrop.nginx.blocks import Build, Refused
 from certdrop.nginx.configuration import Configuration, Server, listened, rank
 from certdrop.nginx.syntax import Directive, Source
 
-CHALLENGE = "/etc/nginx/snippets/certdrop-challenge.conf"
 TLS = "/etc/nginx/snippets/certdrop-tls.conf"
 SETTINGS = {"ssl_protocols", "ssl_ciphers", "ssl_prefer_server_ciphers", "ssl_session_timeout", "ssl_session_cache", "ssl_session_tickets", "ssl_ecdh_curve"}
 HSTS = 'add_header Strict-Transport-Security "max-age=63072000" always;'
@@ -165,7 +164,7 @@ def _as_before(wanted: Wanted, lines: str) -> Wanted:
 def _read(plain: Configuration, texts: dict[str, str]) -> Configuration:
     """The configuration with these texts, and the snippets that they include."""
     sources = [Source(path, texts.get(path, text)) for path, text in plain.texts.items()]
-    for path in {CHALLENGE, TLS, *re.findall(rf"include ({re.escape(site.STATE)}/live/[^;]+);", "".join(texts.values()))} - plain.texts.keys():
+    for path in {snippets.challenge(), TLS, *re.findall(rf"include ({re.escape(site.STATE)}/live/[^;]+);", "".join(texts.values()))} - plain.texts.keys():
         try:
             with open(path, encoding="utf-8") as stream:
                 sources.append(Source(path, stream.read()))
@@ -327,7 +326,7 @@ def _challenge(config: Configuration, server: Server, domains: list[str], wanted
     if (early and blocked) or redirect:
         lines.append(r'if ($uri ~ "^/\.well-known/acme-challenge/") { break; }')
     if blocked and not own:
-        lines.append(f"include {CHALLENGE};")
+        lines.append(f"include {snippets.challenge()};")
     return lines + redirect
 
 

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import os
 import re
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -30,6 +31,16 @@ class Refused(Exception):
     """This is not signed; the text says why, and quotes nothing of it."""
 
 
+class Proof(Protocol):
+    """Of a desk: what shows that root of a host in its fleet wants something (fleet/proof.py). Each raises Refused unless it does."""
+
+    def order(self, request: str, data: bytes, csr: x509.CertificateSigningRequest, names: set[tuple[str, str]], final: bool) -> None:
+        """That this CSR is ordered, or finalized."""
+
+    def revocation(self, request: str, data: bytes) -> None:
+        """That this is revoked."""
+
+
 class Policy:
     """What may be signed for one CA. `contact` has mailto: URLs; `may` is what the signer was started for beside certificates."""
 
@@ -40,6 +51,7 @@ class Policy:
             raise Refused("the configured directory is no plain https URL")
         self.bindings: set[str] = set()        # external account bindings that were made here
         self.changes: set[str] = set()         # requests for a change of keys that were made here
+        self.proof: Proof | None = None        # on a desk: what shows that root of a host posted it
 
     def key_for(self, request: str, data: bytes) -> Key:
         """The key to sign with. `request` is the entry of requests/ that it is for, where it is for one. Raises Refused."""
@@ -84,12 +96,34 @@ class Policy:
         if payload == json.dumps({"status": "deactivated"}):
             return DEACTIVATE in self.may and at_account
         if payload.startswith('{"csr": '):
-            return payload == json.dumps({"csr": b64(_posted(request).public_bytes(Encoding.DER))})
+            return payload == json.dumps({"csr": b64(self._posted(request, final=True).public_bytes(Encoding.DER))})
         if payload.startswith('{"identifiers": '):
-            return _orders(payload, names_of(_posted(request)))
+            return _orders(payload, names_of(self._posted(request)))
         if payload.startswith('{"certificate": '):
-            return payload in _revocations(request)
+            return payload in self._revocations(request)
         return False
+
+    def _posted(self, request: str, final: bool = False) -> x509.CertificateSigningRequest:
+        """The CSR that root posted under this name; now, and by root. Raises Refused."""
+        data = _read(request, "csr")
+        try:
+            csr = x509.load_pem_x509_csr(data)
+        except ValueError as error:
+            raise Refused("root posted no such request") from error
+        if self.proof:
+            self.proof.order(request, data, csr, names_of(csr), final)
+        return csr
+
+    def _revocations(self, request: str) -> list[str]:
+        """The payloads of the revocation that root posted under this name; now, and by root. Where it gave no reason, those that it left open.
+        Raises Refused."""
+        data = _read(request, "revoke")
+        if self.proof:
+            self.proof.revocation(request, data)
+        try:
+            return [json.dumps(payload) for payload in revocations(json.loads(data))]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refused("root posted no such request") from error
 
 
 def names_of(csr: x509.CertificateSigningRequest) -> set[tuple[str, str]]:
@@ -129,30 +163,11 @@ def _orders(payload: str, names: set[tuple[str, str]]) -> bool:
     return True
 
 
-def _posted(request: str) -> x509.CertificateSigningRequest:
-    """The CSR that root posted under this name; now, and by root. Raises Refused."""
+def _read(request: str, kind: str) -> bytes:
+    """An entry of requests/, of this kind, which is root's. Raises Refused."""
     known = spool.parse_entry(request)
-    if known is None or known[2] != "csr":
-        raise Refused("it names no request")
-    try:
-        return x509.load_pem_x509_csr(_read(request))
-    except ValueError as error:
-        raise Refused("root posted no such request") from error
-
-
-def _revocations(request: str) -> list[str]:
-    """The payloads of the revocation that root posted under this name; now, and by root. Where it gave no reason, those that it left open. Raises Refused."""
-    known = spool.parse_entry(request)
-    if known is None or known[2] != "revoke":
-        raise Refused("it names no request to revoke")
-    try:
-        return [json.dumps(payload) for payload in revocations(json.loads(_read(request)))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refused("root posted no such request") from error
-
-
-def _read(request: str) -> bytes:
-    """An entry of requests/, which is root's. Raises Refused."""
+    if known is None or known[2] != kind:
+        raise Refused("it names no request" + " to revoke" * (kind == "revoke"))
     try:
         fd = spool.open_directory(spool.requests())
         try:

@@ -15,7 +15,7 @@ import threading
 from certdrop import events, happened, spool
 from certdrop.config import general, site
 from certdrop.issuer.failure import LOCAL, REFUSED, Failure
-from certdrop.signer import jose
+from certdrop.signer import jose, protocol
 from certdrop.signer.protocol import LONGEST
 from certdrop.walls import jail, syscalls
 
@@ -90,7 +90,7 @@ def shut_in() -> None:
     jail.forbid(CORE=0, NPROC=0, FSIZE=1 << 20)
     ours = os.path.dirname(os.path.dirname(os.path.abspath(site.__file__)))
     try:
-        jail.landlock((spool.requests(), site.ETC + "/eab.toml", ours, *LIBRARIES), (site.STATE + "/account",), ())
+        jail.landlock((spool.requests(), site.ETC + "/eab.toml", ours, *LIBRARIES, *filter(None, [protocol.HOSTS])), (site.STATE + "/account",), ())
     except jail.Unconfined:
         pass
     try:

@@ -22,6 +22,7 @@ LONGEST = MOST + 1024              # bytes of a message
 ROLL_OVER = "roll-over"            # what a signer may have been started for
 DEACTIVATE = "deactivate"
 FIND = "find"                      # the key that the CA holds, also the one before
+HOSTS = ""                         # on a desk of a fleet: where root says whose requests are believed, and for which names (certdrop-fleet(8))
 
 
 def revocations(found: dict[str, Any]) -> list[dict[str, object]]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from certdrop import events, happened, spool
 from certdrop.config import general, site
 from certdrop.issuer.failure import Failure
-from certdrop.signer import keyring
+from certdrop.signer import keyring, protocol
 from certdrop.signer.jose import b64, unb64
 from certdrop.signer.policy import Policy, Refused
 from certdrop.signer.protocol import DEACTIVATE, FIND, LONGEST, ROLL_OVER
@@ -80,6 +80,9 @@ class Service:
         self.ring = keyring.Keyring(config.directory_url)
         self.policy = Policy(config.directory_url, [f"mailto:{address}" for address in config.contact], self.ring, may)
         self.config = config
+        if protocol.HOSTS:
+            from certdrop.fleet import proof
+            self.policy.proof = proof.Proof(protocol.HOSTS)
 
     def answer(self, message: bytes) -> tuple[bytes, str]:
         """(the answer, which URL it was about where it is refused)."""

@@ -21,6 +21,7 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446          # the same n
 _FS_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 _READ = 1 << 2 | 1 << 3
 _WRITE = _READ | 1 << 1 | 1 << 5 | 1 << 8 | 1 << 14                 # and REMOVE_FILE, MAKE_REG, TRUNCATE
+_GROW = _WRITE | 1 << 4 | 1 << 7 | 1 << 12                          # and REMOVE_DIR, MAKE_DIR, MAKE_SYM
 _FILE_ONLY = 1 << 1 | 1 << 2 | 1 << 14
 
 # Why there is none to be had, by what the kernel answers (landlock_create_ruleset(2)), and what to do.
@@ -82,8 +83,9 @@ def no_landlock() -> tuple[str, str]:
     return ("", "") if abi > 0 else _LACKING.get(error, (f"Landlock cannot be had ({os.strerror(error)})", ""))
 
 
-def landlock(read: tuple[str, ...] = (), write: tuple[str, ...] = (), ports: tuple[int, ...] | None = None) -> int:
-    """Confine this thread, and what it starts, to reading below `read`, writing below `write` and connecting to TCP `ports`.
+def landlock(read: tuple[str, ...] = (), write: tuple[str, ...] = (), ports: tuple[int, ...] | None = None, grow: tuple[str, ...] = ()) -> int:
+    """Confine this thread, and what it starts, to reading below `read`, writing below `write` (and making directories and links below `grow`), and
+    connecting to TCP `ports`.
 
     `ports` None leaves TCP alone; () forbids all. Paths that do not exist, or that this user cannot reach, are passed over. Below ABI 4 ports cannot be
     confined, below 6 abstract sockets and signals. Execution is never allowed. Returns the ABI. Raises Unconfined where there is none.
@@ -100,7 +102,7 @@ def landlock(read: tuple[str, ...] = (), write: tuple[str, ...] = (), ports: tup
     if ruleset < 0:
         raise Unconfined("landlock_create_ruleset: " + os.strerror(ctypes.get_errno()))
     try:
-        for paths, allowed in ((read, _READ), (write, _WRITE)):
+        for paths, allowed in ((read, _READ), (write, _WRITE), (grow, _GROW)):
             for path in paths:
                 _allow_below(ruleset, path, allowed & rights)
         for port in ports or () if net else ():

@@ -20,7 +20,7 @@ try:
 except ImportError:
     seccomp = None
 
-NETWORK, SIGNER, SANDBOX, READER, DOCTOR = "network", "signer", "sandbox", "reader", "doctor"
+NETWORK, SIGNER, SANDBOX, READER, DOCTOR, DESK = "network", "signer", "sandbox", "reader", "doctor", "desk"
 
 # What Python, glibc, OpenSSL do whatever they are about: memory, time, locks, signals to itself, what is open already.
 _ALWAYS = """brk mmap munmap mremap mprotect madvise futex exit exit_group rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall
@@ -39,6 +39,7 @@ ALLOWED = {
     SIGNER: (_ALWAYS, _TALK, _READ, _WRITE, "link linkat", _OWN_SIGNALS),
     SANDBOX: (_ALWAYS, _TALK),
     READER: (_ALWAYS, _TALK, _CALL, _READ, _WRITE, _OWN_SIGNALS),
+    DESK: (_ALWAYS, _TALK, _CALL, _READ, _WRITE, "mkdir mkdirat rmdir symlink symlinkat", _OWN_SIGNALS),
     DOCTOR: (_ALWAYS, _TALK, _CALL, _READ, _THREADS, "bind", _OWN_SIGNALS),
 }
 
@@ -47,7 +48,8 @@ _WRITABLE, _EXECUTABLE, _ANONYMOUS = 2, 4, 0x20        # mmap(2): PROT_WRITE, PR
 _THREAD, _NAMESPACES = 0x10000, 0x7E020080             # clone(2): CLONE_THREAD; CLONE_NEW*, and NEWTIME
 _FASTOPEN = 0x20000000                                 # send(2): MSG_FASTOPEN connects, and Landlock does not see it
 _SOCKETS = tuple((family, kind, protocol) for family in (2, 10) for kind, protocols in ((1, (0, 6)), (2, (0, 17))) for protocol in protocols)
-_SET = ((6, 1), (1, 9), (0, 11), (41, 25))             # TCP_NODELAY, SO_KEEPALIVE; the resolver's IP_RECVERR, IPV6_RECVERR
+_SET = ((6, 1), (1, 9), (0, 11), (41, 25),             # TCP_NODELAY, SO_KEEPALIVE; the resolver's IP_RECVERR, IPV6_RECVERR
+        (6, 4), (6, 5), (6, 6), (6, 18))               # a database's client: TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT
 _IOCTL = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)   # isatty, by old and new names; window, FIONREAD, FIONBIO, FIO[N]CLEX
 _FCNTL = (0, 1, 2, 3, 1030)                            # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 _SETFL, _ASYNC = 4, 0x2000

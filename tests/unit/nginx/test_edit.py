@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from certdrop.nginx import challenge, change, edit
+from certdrop.nginx import challenge, change, edit, snippets
 from certdrop.nginx.blocks import Build, Refused
 from certdrop.nginx.configuration import Configuration
 from certdrop.nginx.syntax import Source
@@ -19,7 +19,7 @@ OLD, NEW = Build((1, 22, 1), (3, 0), True), Build((1, 26, 3), (3, 5), True)
 def configuration(text, http=""):
     """A configuration with this file of sites."""
     return Configuration([Source("/etc/nginx/nginx.conf", f"http {{ {http} include /etc/nginx/sites; }}"), Source("/etc/nginx/sites", text),
-                          Source(edit.CHALLENGE, SNIPPET)])
+                          Source(snippets.CHALLENGE, SNIPPET)])
 
 
 def edited(text, *domains, build=OLD, http="", **more):
@@ -84,7 +84,7 @@ def test_the_lines_of_an_ordinary_block():
     """Just these, in nginx's old form and in its new one; the families are the block's own."""
     lines = [line.strip() for line in edited(ORDINARY, "a.example", "b.example").split("\n")[2:11]]
     assert lines == ["listen 443 ssl http2;", "listen [::]:443 ssl http2;", 'if ($uri ~ "^/\\.well-known/acme-challenge/") { break; }',
-                     f"include {edit.CHALLENGE};", "if ($scheme = http) { return 301 https://$host$request_uri; }",
+                     f"include {snippets.CHALLENGE};", "if ($scheme = http) { return 301 https://$host$request_uri; }",
                      "include /var/lib/certdrop/live/a.example/nginx.conf;", f"include {edit.TLS};", "ssl_ecdh_curve X25519:prime256v1:secp384r1;",
                      "# certdrop a.example ends"]
     new = edited(ORDINARY.replace("    listen [::]:80;\n", ""), "a.example", "b.example", build=NEW, redirect=False, hsts=True)

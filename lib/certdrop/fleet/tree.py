@@ -1,0 +1,190 @@
+"""What a desk has of the hosts, laid out as the issuer finds it on a machine of its own: each site under its host's name and its own (HOST_SITE).
+
+Nothing here is believed by the signer. But what root of a host did not sign is not laid down either, so that nobody asks the CA for it in vain.
+Runs as: _certdrop, in the part that talks with the database. Trusts: fleet.d. Reads: replies/, issuer/ of the desk. Writes: requests/, sites/, live/,
+keeper/ of the desk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+
+from certdrop import spool
+from certdrop.config import site
+from certdrop.fleet import members
+from certdrop.fleet.database import Row
+from certdrop.keeper.signing import statement
+from certdrop.signer import protocol
+
+DAY = 86400.0
+SPOOL, STATE = "/var/spool/certdrop-fleet", "/var/lib/certdrop-fleet"
+
+
+def stand() -> None:
+    """Have the issuer, the signer and all that belongs to them look here, in this process and its children."""
+    spool.SPOOL, site.STATE = SPOOL, STATE
+    protocol.HOSTS = f"{site.ETC}/fleet.d"
+
+
+def put_request(row: Row, body: str, sig: str, now: str) -> str:
+    """Lay down a request; why not, in words, where root of its host did not sign it. Raises OSError."""
+    try:
+        member = members.load(protocol.HOSTS, row.host)
+    except site.ConfigMissing:
+        return f"{row.host} is not enrolled at this desk"
+    except site.ConfigError as error:
+        return str(error)
+    name, data = members.tree_name(row.host, row.name), body.encode("ascii", "replace")
+    fd = spool.open_directory(spool.requests())
+    try:
+        if row.kind == "revoke":
+            spool.write(fd, spool.entry(name, row.number, "revoke"), data)
+            return ""
+        if not members.is_signed(member, statement(row.host, row.name, row.number, "csr", data), sig):
+            return f"the request is not signed by the key that {row.host} was enrolled with"
+        spool.write(fd, spool.entry(name, row.number, "sig"), sig.encode("ascii", "replace"))
+        spool.write(fd, spool.entry(name, row.number, "csr"), data)
+        wanted = spool.entry(name, row.number, "now")
+        if now and members.is_signed(member, statement(row.host, row.name, row.number, "now", data), now):
+            spool.write(fd, wanted, b"")
+        else:
+            _unlink(fd, wanted)
+    finally:
+        os.close(fd)
+    return ""
+
+
+def forget(wanted: set[Row]) -> None:
+    """Remove what this desk does not have any more. But a request that was answered stays for a day, unless a later one came: where the database lost its
+    rows the same comes again, and is not ordered again. Raises OSError."""
+    kept = {(members.tree_name(row.host, row.name), row.number) for row in wanted}
+    newest: dict[str, int] = {}
+    for name, number in kept:
+        newest[name] = max(number, newest.get(name, 0))
+    for (host, site_name, number), entry in replies().items():
+        name = members.tree_name(host, site_name)
+        with contextlib.suppress(OSError):
+            if newest.get(name, 0) < number and time.time() - os.stat(f"{spool.replies()}/{entry}").st_mtime < DAY:
+                kept.add((name, number))
+    names = {name for name, _ in kept}
+    for entry in os.listdir(spool.requests()):
+        name, _, rest = entry.partition("@")
+        digits = rest.partition(".")[0]
+        if not digits.isdecimal() or (name, int(digits)) not in kept:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{spool.requests()}/{entry}")
+    for parent in ("live", "sites", "keeper"):
+        for entry in os.listdir(f"{site.STATE}/{parent}"):
+            if entry.removesuffix(".json") not in names:
+                _clear(f"{site.STATE}/{parent}/{entry}")
+
+
+def put_state(host: str, name: str, text: str) -> None:
+    """Lay down what is known of a site: its newest certificate, and what root of its host noted. Raises OSError."""
+    name = members.tree_name(host, name)
+    try:
+        found = json.loads(text)
+        found = found if isinstance(found, dict) else {}
+    except (ValueError, RecursionError):
+        found = {}
+    notes = {key: found[key] for key in ("refused", "install", "installed_at", "profile") if key in found}
+    _put(f"{site.STATE}/keeper", f"{name}.json", json.dumps(notes).encode())
+    number, live, cert = (found.get(key) for key in ("generation", "live", "cert"))
+    parent, link = f"{site.STATE}/sites/{name}", f"{site.STATE}/live/{name}"
+    if not _is_number(number) or not isinstance(cert, dict):
+        _clear(parent)
+        _clear(link)
+        return
+    chain = _chain(found.get("chain"))
+    entry = f"{number:04d}"
+    os.makedirs(f"{parent}/{entry}", mode=0o755, exist_ok=True)
+    for file, data in {"cert.json": json.dumps({key: cert.get(key) for key in ("sha256", "not_before", "not_after")}).encode(),
+                       "cert.pem": chain[0] if chain else b"", "fullchain.pem": b"".join(chain), "nginx.conf": b""}.items():
+        _put(f"{parent}/{entry}", file, data)
+    for other in os.listdir(parent):
+        if other != entry:
+            _clear(f"{parent}/{other}")
+    if _is_number(live):
+        _clear(f"{link}.new")
+        os.symlink(f"../sites/{name}/{live:04d}", f"{link}.new")
+        os.rename(f"{link}.new", link)
+    else:
+        _clear(link)
+
+
+def replies() -> dict[tuple[str, str, int], str]:
+    """What was answered, by (host, site, number): the entry of replies/."""
+    found = {}
+    for entry in os.listdir(spool.replies()):
+        known = spool.parse_entry(entry)
+        place = members.parse_tree_name(known[0]) if known and known[2] == "pem" else None
+        if known and place:
+            found[(*place, known[1])] = entry
+    return found
+
+
+def reply(entry: str) -> bytes:
+    """A reply, as it goes down; nothing where it is none. Raises OSError."""
+    fd = spool.open_directory(spool.replies())
+    try:
+        return b"".join(spool.pem_blocks(spool.read(fd, entry, os.geteuid())))
+    except (spool.Refused, FileNotFoundError):
+        return b""
+    finally:
+        os.close(fd)
+
+
+def ledger(row: Row) -> str:
+    """What the issuer notes of a site, as it goes down."""
+    name = members.tree_name(row.host, row.name)
+    try:
+        fd = spool.open_directory(f"{site.STATE}/issuer")
+        try:
+            if row.kind == "revoke":
+                found = json.loads(spool.read(fd, "revocations.json", os.geteuid(), 1 << 22)).get(spool.entry(name, row.number, "revoke"), {})
+            else:
+                found = json.loads(spool.read(fd, f"{name}.json", os.geteuid()))
+        finally:
+            os.close(fd)
+        return json.dumps(found, sort_keys=True) if found else ""
+    except (OSError, spool.Refused, ValueError, RecursionError, AttributeError):
+        return ""
+
+
+def _chain(text: object) -> list[bytes]:
+    try:
+        return spool.pem_blocks(str(text).encode("ascii", "replace"))
+    except spool.Refused:
+        return []
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 < value < 10 ** 9
+
+
+def _put(parent: str, entry: str, data: bytes) -> None:
+    fd = spool.open_directory(parent)
+    try:
+        with contextlib.suppress(FileNotFoundError, spool.Refused):
+            if spool.read(fd, entry, os.geteuid(), 1 << 20) == data:
+                return                         # its time says when something changed
+        spool.write(fd, entry, data, 0o644)
+    finally:
+        os.close(fd)
+
+
+def _unlink(fd: int, entry: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(entry, dir_fd=fd)
+
+
+def _clear(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)

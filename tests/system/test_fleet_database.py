@@ -1,0 +1,229 @@
+"""The fleet's database by itself: two desks share the work, leases end by its clock, and a host has its own rows. Roles log in without TLS here."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import shutil
+import sys
+import threading
+from typing import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "lib"), str(ROOT / "tests" / "stage"), "/usr/lib/python3/dist-packages"]
+
+import world as stage  # noqa: E402
+from certdrop.fleet import command, database  # noqa: E402
+from certdrop.fleet.database import Away, Database, Row  # noqa: E402
+from fleet import Postgres  # noqa: E402
+
+PORT = 5499
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """A server with the schema, three hosts and two desks."""
+    made = Postgres("alone", PORT)
+    made.make()
+    stage.write(f"{made.data}/pg_hba.conf", "local all postgres peer\nhost certdrop all 127.0.0.1/32 trust\n", 0o600)
+    shutil.chown(f"{made.data}/pg_hba.conf", "postgres", "postgres")
+    made.start()
+    made.psql("CREATE DATABASE certdrop", "postgres")
+    schema = (ROOT / "share/fleet/schema.sql").read_text()
+    made.psql(schema)
+    made.psql(schema)
+    for name in ("web1", "web2", "web3"):
+        made.psql(command.enrolling(name, "host", 30))
+    for name in ("desk1", "desk2"):
+        made.psql(command.enrolling(name, "desk", 30))
+    yield made
+    made.stop()
+
+
+OPEN: "list[Database]" = []
+
+
+@pytest.fixture(autouse=True)
+def empty(server: Postgres) -> Iterator[None]:
+    server.psql("DELETE FROM certdrop.request; DELETE FROM certdrop.state; UPDATE certdrop.machine SET seen = NULL")
+    yield
+    while OPEN:
+        OPEN.pop().connection.close()
+    stage.wait_for(lambda: server.psql("SELECT count(*) FROM pg_stat_activity WHERE usename ~ '^(web|desk)'") == "0", 10, "connections to end")
+
+
+def connect(name: str) -> Database:
+    OPEN.append(Database(f"host=127.0.0.1 port={PORT} dbname=certdrop user={name}"))
+    return OPEN[-1]
+
+
+def wanted(*names: str, number: int = 2, now: str = "") -> "dict[Row, tuple[str, str, str]]":
+    return {Row("", name, number, "csr"): (f"csr of {name}", "sig", now) for name in names}
+
+
+def test_what_a_host_posts_stands_there(server: Postgres) -> None:
+    """And what it does not post any more goes, with all that hangs on it; nothing changes where nothing did."""
+    host = connect("web1")
+    assert host.post(wanted("a", "b")) == 2 and host.post(wanted("a", "b")) == 0
+    assert host.post(wanted("a", "b", now="n")) == 2
+    assert host.post(wanted("b", number=3)) == 3
+    assert server.psql("SELECT host, name, number, now FROM certdrop.request") == "web1|b|3|"
+    assert server.psql("SELECT count(*) FROM certdrop.work") == "1"
+
+
+def test_two_desks_share_the_work(server: Postgres) -> None:
+    """Each has its part, all of it is had, nothing twice; also where both take at once."""
+    for host, names in (("web1", "abcdefghij"), ("web2", "klmnopqrst")):
+        connect(host).post(wanted(*names))
+    desks = [connect("desk1"), connect("desk2")]
+    for desk in desks:
+        desk.ask("UPDATE machine SET seen = now() WHERE name = session_user")
+    for _ in range(3):
+        threads = [threading.Thread(target=desk.take, args=([],)) for desk in desks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    held = [set(desk.held()) for desk in desks]
+    assert len(held[0] | held[1]) == 20 and not held[0] & held[1]
+    assert [len(some) for some in held] == [10, 10]
+
+
+def test_what_one_held_that_died_another_takes(server: Postgres) -> None:
+    """When its lease has ended, by the server's clock, and not before."""
+    connect("web1").post(wanted("a", "b"))
+    first, second = connect("desk1"), connect("desk2")
+    first.take([])
+    second.take([])
+    assert len(first.held()) == 2 and not second.held()
+    server.psql("UPDATE certdrop.work SET until = now() - interval '1 second'; UPDATE certdrop.machine SET seen = now() - interval '1 hour'"
+                " WHERE name = 'desk1'")
+    second.take([])
+    assert len(second.held()) == 2 and not first.held()
+    with pytest.raises(Away, match="row-level security"):
+        first.reply(Row("web1", "a", 2, "csr"), 1, b"late")
+
+
+def test_what_somebody_waits_for_is_taken_at_once(server: Postgres) -> None:
+    """By whichever desk comes first, share or not."""
+    first, second = connect("desk1"), connect("desk2")
+    for desk in (first, second):
+        desk.ask("UPDATE machine SET seen = now() WHERE name = session_user")
+    connect("web1").post(wanted("a"))
+    first.take([])
+    connect("web2").post(wanted("b", now="n"))
+    first.take([])
+    assert set(first.held()) == {Row("web1", "a", 2, "csr"), Row("web2", "b", 2, "csr")}
+
+
+def test_answers(server: Postgres) -> None:
+    """The newest counts; only who holds the work answers; and the host is told."""
+    host, desk = connect("web1"), connect("desk1")
+    host.post(wanted("a"))
+    host.listen("certdrop_host_web1")
+    desk.take([])
+    row = Row("web1", "a", 2, "csr")
+    assert host.wait(5.0), "taken"
+    desk.reply(row, 1, b"first")
+    desk.reply(row, 2, b"second")
+    desk.say(row, '{"count": 1}')
+    assert host.wait(5.0)
+    mine = row._replace(host="")
+    assert host.answers() == {mine: database.digest(b"second")} and host.answer(mine) == b"second"
+    assert host.progress() == {mine: ("desk1", '{"count": 1}')} and desk.last_answer(row) == database.digest(b"second")
+    assert connect("web2").answers() == {} and connect("web2").progress() == {}
+
+
+def test_the_desk_is_told(server: Postgres) -> None:
+    desk = connect("desk1")
+    desk.listen("certdrop_desk")
+    assert not desk.wait(0.0)
+    connect("web1").post(wanted("a"))
+    assert desk.wait(5.0)
+
+
+def test_a_flood(server: Postgres) -> None:
+    """One host's quota is its own; what it had stands, and others go on."""
+    host = connect("web1")
+    with pytest.raises(Away, match="quota of web1"):
+        host.post(wanted(*(f"a{number}" for number in range(50))))
+    assert server.psql("SELECT count(*) FROM certdrop.request") == "30"
+    assert connect("web2").post(wanted("b")) == 1
+    connect("web1")
+    connect("web1")
+    with pytest.raises(Away, match="too many connections"):
+        connect("web1")
+
+
+DEEDS = {
+    "INSERT INTO request (name, number, kind, body, sig, host) VALUES ('a', 1, 'csr', '', '', 'web2')": "permission denied",
+    "INSERT INTO reply (host, name, number, answer, chain) VALUES ('web1', 'a', 1, 1, '')": "permission denied",
+    "UPDATE work SET desk = 'web1'": "permission denied",
+    "UPDATE machine SET quota = 100000": "permission denied",
+    "UPDATE request SET body = ''": "permission denied",
+    "INSERT INTO request (name, number, kind, body, sig) VALUES ('../a', 1, 'csr', '', '')": "check constraint",
+    "INSERT INTO request (name, number, kind, body, sig) VALUES ('a', 1, 'csr', repeat('x', 20000), '')": "check constraint",
+    "INSERT INTO state (name, body) VALUES ('a', repeat('x', 70000))": "check constraint",
+    "CREATE TABLE mine (x int)": "permission denied",
+    "CREATE TEMP TABLE mine (x int)": "permission denied",
+    "CREATE TABLE public.mine (x int)": "permission denied",
+    "SELECT lo_create(0)": "permission denied",
+    "SELECT pg_sleep(1)": "permission denied",
+    "SELECT pg_notify('certdrop_desk', '')": "permission denied",
+    "SELECT pg_advisory_lock(1)": "permission denied",
+    "SELECT pg_read_file('/etc/passwd')": "permission denied",
+    "COPY state TO PROGRAM 'id'": "pg_execute_server_program",
+    "SELECT certdrop.posted()": "permission denied",
+    "TRUNCATE request": "permission denied",
+    "SET ROLE desk1": "permission denied",
+    "SET SESSION AUTHORIZATION desk1": "permission denied",
+    "ALTER TABLE request DISABLE ROW LEVEL SECURITY": "must be owner",
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_what_a_host_may_not(server: Postgres, deed: str) -> None:
+    with pytest.raises(Away, match=DEEDS[deed]):
+        connect("web1").ask(deed)
+
+
+@pytest.mark.parametrize("deed", ["DELETE FROM request", "INSERT INTO request (name, number, kind, body, sig) VALUES ('a', 1, 'csr', '', '')",
+                                  "UPDATE request SET now = 'x'", "UPDATE reply SET chain = ''", "DELETE FROM reply", "DELETE FROM work",
+                                  "UPDATE state SET body = ''", "INSERT INTO machine VALUES ('x', 'host')", "SET ROLE web1"])
+def test_what_a_desk_may_not(server: Postgres, deed: str) -> None:
+    connect("web1").post(wanted("a"))
+    with pytest.raises(Away, match="permission denied"):
+        connect("desk1").ask(deed)
+
+
+def test_rows_of_others_are_not_there(server: Postgres) -> None:
+    """For reading, changing, and taking away."""
+    connect("web2").post(wanted("a"))
+    connect("web2").tell({"a": "{}"})
+    host = connect("web1")
+    for table in ("request", "state", "work", "reply"):
+        assert host.ask(f"SELECT count(*) FROM {table}") == [(0,)]
+    assert host.ask("SELECT name FROM machine") == [("web1",)]
+    host.ask("DELETE FROM request")
+    host.ask("DELETE FROM state")
+    host.ask("UPDATE machine SET seen = now()")
+    assert server.psql("SELECT (SELECT count(*) FROM certdrop.request), (SELECT count(*) FROM certdrop.state),"
+                       " (SELECT count(*) FROM certdrop.machine WHERE seen IS NOT NULL AND name <> 'web2')") == "1|1|1"
+
+
+def test_who_is_withdrawn(server: Postgres) -> None:
+    """Its connections end, its rows are gone, and it does not come back; what it had is listed. A name that another has is refused."""
+    server.psql(command.enrolling("web9", "host", 30))
+    host = connect("web9")
+    host.post(wanted("a"))
+    host.tell({"a": '{"cert": {"sha256": "abc", "not_after": 1800000000}}'})
+    assert server.psql(command.withdrawing("web9")) == "a|abc|2027-01-15 08:00:00+00"
+    for _ in itertools.repeat(None, 2):
+        with pytest.raises(Away):
+            host.answers()
+    with pytest.raises(Away, match="does not exist"):
+        connect("web9")
+    with pytest.raises(stage.WorldError, match="there is a role desk1 already"):
+        server.psql(command.enrolling("desk1", "host", 30))

@@ -1,0 +1,97 @@
+"""What a desk takes in from its database, step by step, with a database that is a table in memory."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import pytest
+
+from certdrop import spool
+from certdrop.fleet import desk
+from certdrop.fleet.database import Row, digest
+
+from fleet.test_tree import CSR, ROW, TREE, entries, sign
+
+assert sign                                    # a fixture
+
+
+class Link:
+    """In the place of a Database."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Row, tuple[str, str, str]] = {}
+        self.bodies: dict[tuple[str, str], str] = {}
+        self.replies: list[tuple[Row, int, bytes]] = []
+        self.told: dict[Row, str] = {}
+
+    def take(self, _: object) -> None:
+        pass
+
+    def held(self) -> dict[Row, tuple[str, int]]:
+        return {row: (digest("".join(texts).encode()), sum(one == row for one, _, _ in self.replies)) for row, texts in self.rows.items()}
+
+    def request(self, row: Row) -> "tuple[str, str, str] | None":
+        return self.rows.get(row)
+
+    def states(self) -> dict[tuple[str, str], str]:
+        return {place: digest(text.encode()) for place, text in self.bodies.items()}
+
+    def state(self, *place: str) -> str:
+        return self.bodies[place]              # type: ignore[index]
+
+    def reply(self, row: Row, number: int, chain: bytes) -> None:
+        self.replies.append((row, number, chain))
+
+    def last_answer(self, row: Row) -> str:
+        return next((digest(chain) for one, _, chain in reversed(self.replies) if one == row), "")
+
+    def say(self, row: Row, text: str) -> None:
+        self.told[row] = text
+
+
+@pytest.fixture
+def mirror(sign: Any) -> Any:
+    """A desk with one request, whose site's state is known."""
+    link = Link()
+    link.rows[ROW] = CSR.decode(), sign("csr"), sign("now")
+    link.bodies["web1", "shop.example.org"] = "{}"
+    return desk.Mirror(link)                   # type: ignore[arg-type]
+
+
+def test_a_request_whose_site_is_not_known_waits(mirror: Any) -> None:
+    """Without its state it would look as if it had no certificate, and be ordered at once."""
+    mirror.link.bodies.clear()
+    assert mirror.sync() == (False, []) and entries() == []
+    mirror.link.bodies["web1", "shop.example.org"] = "{}"
+    assert mirror.sync() == (True, [f"{TREE}@0003.csr"]) and f"{TREE}@0003.csr" in entries()
+    assert mirror.sync() == (False, [])
+
+
+def test_a_reply_goes_down_once(mirror: Any) -> None:
+    """And once more, where the database lost it."""
+    from certdrop.keeper import keys
+    pem, _, _, _ = keys.placeholder(keys.make("ecdsa-p256"), ["shop.example.org"])
+    mirror.sync()
+    path = pathlib.Path(f"{spool.replies()}/{TREE}@0003.pem")
+    path.write_bytes(pem)
+    os.chmod(path, 0o640)
+    for _ in range(3):
+        mirror.answer()
+    assert mirror.link.replies == [(ROW, 1, pem)]
+    rows, mirror.link.rows, mirror.link.replies = mirror.link.rows, {}, []
+    bodies, mirror.link.bodies = mirror.link.bodies, {}
+    mirror.sync()
+    assert f"{TREE}@0003.csr" in entries(), "it was answered, and comes again"
+    mirror.link.rows, mirror.link.bodies = rows, bodies
+    mirror.sync()
+    mirror.answer()
+    assert mirror.link.replies == [(ROW, 1, pem)]
+
+
+def test_what_is_not_signed_is_said(mirror: Any) -> None:
+    body, sig, now = mirror.link.rows[ROW]
+    mirror.link.rows[ROW] = body, now, ""
+    assert mirror.sync() == (True, []) and entries() == []
+    assert "not signed by the key that web1 was enrolled with" in mirror.link.told[ROW]

@@ -1,0 +1,113 @@
+"""A desk's tree: what is laid down is what a host's root signed; what was answered stays for a while; what a host says of itself is taken by its form."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import pytest
+
+from certdrop import spool
+from certdrop.config import site
+from certdrop.fleet import authority, tree
+from certdrop.fleet.database import Row, is_row
+from certdrop.issuer import posted
+from certdrop.keeper import keys, signing
+from certdrop.signer import protocol
+
+ROW = Row("web1", "shop.example.org", 3, "csr")
+TREE = "web1_shop.example.org"
+CSR = keys.request(keys.make("ecdsa-p256"), ["shop.example.org"])
+
+
+@pytest.fixture
+def sign(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A desk's directories, with one host enrolled; what signs as its root."""
+    monkeypatch.setattr(spool, "SPOOL", str(tmp_path))
+    monkeypatch.setattr(site, "STATE", str(tmp_path))
+    monkeypatch.setattr(site, "ETC", str(tmp_path))
+    monkeypatch.setattr(protocol, "HOSTS", str(tmp_path / "fleet.d"))
+    for entry in ("requests", "replies", "sites", "live", "keeper", "issuer", "fleet", "fleet.d"):
+        (tmp_path / entry).mkdir()
+    seed = authority.seed().decode()
+    (tmp_path / "fleet.d/web1.toml").write_text(f'key = "{authority.public(seed)}"\nnames = ["shop.example.org"]\n')
+    (tmp_path / "fleet/sign.key").write_text(f"web1 {seed}\n")
+    return lambda kind, number=3: signing.sign("shop.example.org", number, kind, CSR).decode()
+
+
+def entries(where: str = "requests") -> list[str]:
+    return sorted(os.listdir(f"{spool.SPOOL}/{where}"))
+
+
+def test_what_root_signed_is_laid_down(sign: Any) -> None:
+    assert tree.put_request(ROW, CSR.decode(), sign("csr"), sign("now")) == ""
+    assert entries() == [f"{TREE}@0003.csr", f"{TREE}@0003.now", f"{TREE}@0003.sig"]
+    (listed,), stale, _ = posted.requests()
+    assert listed.name == TREE and listed.now and not stale
+    assert tree.put_request(ROW, CSR.decode(), sign("csr"), "") == "" and entries() == [f"{TREE}@0003.csr", f"{TREE}@0003.sig"]
+
+
+def test_what_it_did_not_sign_is_not(sign: Any) -> None:
+    """Nor is it wanted now by somebody else's word."""
+    assert "not signed by the key that web1" in tree.put_request(ROW, CSR.decode(), sign("now"), "")
+    assert "not signed by the key that web1" in tree.put_request(ROW, CSR.decode(), sign("csr", 4), "")
+    assert "web2 is not enrolled" in tree.put_request(ROW._replace(host="web2"), CSR.decode(), sign("csr"), "")
+    assert entries() == []
+    assert tree.put_request(ROW, CSR.decode(), sign("csr"), sign("csr")) == "" and f"{TREE}@0003.now" not in entries()
+
+
+def test_what_was_answered_stays_for_a_day(sign: Any) -> None:
+    """Where its row is gone: it comes again, if the database lost it. A later request ends that, and so does time."""
+    def lay_down(number: int) -> None:
+        assert tree.put_request(ROW._replace(number=number), CSR.decode(), sign("csr", number), "") == ""
+    lay_down(3)
+    tree.forget(set())
+    assert entries() == []
+    lay_down(3)
+    reply = pathlib.Path(f"{spool.replies()}/{TREE}@0003.pem")
+    reply.write_text("x")
+    tree.forget(set())
+    assert f"{TREE}@0003.csr" in entries()
+    lay_down(4)
+    tree.forget({ROW._replace(number=4)})
+    assert entries() == [f"{TREE}@0004.csr", f"{TREE}@0004.sig"]
+    tree.forget(set())
+    lay_down(3)
+    os.utime(reply, (time.time() - 90000, time.time() - 90000))
+    tree.forget(set())
+    assert entries() == []
+
+
+def test_the_issuer_sees_a_host_as_its_own(sign: Any) -> None:
+    """The certificate, what is live, what root refused."""
+    pem, sha256, begin, end = keys.placeholder(keys.make("ecdsa-p256"), ["shop.example.org"])
+    state = {"generation": 2, "live": 2, "cert": {"sha256": sha256, "not_before": begin, "not_after": end}, "chain": pem.decode(), "profile": "shortlived",
+             "refused": {"number": 3, "reason": "key"}}
+    tree.put_state("web1", "shop.example.org", json.dumps(state))
+    found = posted.Standing(posted.Request(TREE, 3))
+    assert found.certificate and (found.certificate.sha256, found.certificate.not_after) == (sha256, end) and found.profile == "shortlived"
+    assert pathlib.Path(f"{found.place}/cert.pem").read_bytes() == pem
+    stamp = os.stat(f"{site.STATE}/keeper/{TREE}.json").st_mtime_ns
+    tree.put_state("web1", "shop.example.org", json.dumps(state))
+    assert os.stat(f"{site.STATE}/keeper/{TREE}.json").st_mtime_ns == stamp, "what is the same is not written"
+    tree.put_state("web1", "shop.example.org", json.dumps({**state, "generation": 3, "live": 3}))
+    assert entries(f"sites/{TREE}") == ["0003"]
+    tree.put_state("web1", "shop.example.org", "{}")
+    assert posted.Standing(posted.Request(TREE, 4)).certificate is None and entries("live") == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"generation": "../x", "cert": {}}', '{"generation": -1, "cert": {}}', '{"generation": 1, "cert": []}',
+                                  '{"generation": 1, "cert": {}, "chain": 5, "live": "../../x"}', "[" * 100000])
+def test_a_state_that_is_none(sign: Any, text: str) -> None:
+    tree.put_state("web1", "shop.example.org", text)
+    assert posted.Standing(posted.Request(TREE, 4)).certificate is None
+    assert set(entries("live")) == set()
+
+
+@pytest.mark.parametrize("row", [Row("web1", "../x", 1, "csr"), Row("we_b", "x", 1, "csr"), Row("web1", "x", 0, "csr"), Row("web1", "x", 1, "pem"),
+                                 Row("web1", "x" * 161, 1, "csr"), Row("web1", "x", True, "csr")._replace(number="1")])     # type: ignore[arg-type]
+def test_a_row_that_names_no_request(row: Row) -> None:
+    assert not is_row(row)
