@@ -151,9 +151,11 @@ def test_who_owns_the_database(at_work: Fleet, deed: str) -> None:
                         f" WHERE name = '{name}'")
     elif deed == "another host":
         at_work.db.psql(f"INSERT INTO certdrop.machine VALUES ('web9', 'host'); INSERT INTO certdrop.request SELECT 'web9', name, number, kind, body, sig, now"
-                        f" FROM certdrop.request WHERE name = '{name}'")
+                        f" FROM certdrop.request WHERE name = '{name}'; INSERT INTO certdrop.state SELECT 'web9', name, body FROM certdrop.state"
+                        f" WHERE name = '{name}'")
     else:
-        at_work.db.psql(f"INSERT INTO certdrop.request SELECT host, 'x' || name, number, kind, body, sig, now FROM certdrop.request WHERE name = '{name}'")
+        at_work.db.psql(f"INSERT INTO certdrop.request SELECT host, 'x' || name, number, kind, body, sig, now FROM certdrop.request"
+                        f" WHERE name = '{name}'; INSERT INTO certdrop.state SELECT host, 'x' || name, body FROM certdrop.state WHERE name = '{name}'")
     wrong = f"SELECT count(*) FROM certdrop.work WHERE name LIKE '%{name}' AND said LIKE '%{{}}%'"
     why = "is not enrolled" if deed == "another host" else "not signed by the key that web1 was enrolled with"
     stage.wait_for(lambda: at_work.db.psql(wrong.format(why)) == "1", 30, "the desk to refuse it")
