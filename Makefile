@@ -155,7 +155,7 @@ lint-deb: deb source
 install: install-files install-fleet install-snippets install-units
 	@if [ -n "$(DESTDIR)" ]; then \
 		echo "On the machine itself, run $(PREFIX)/share/certdrop/setup as root: it makes the users and directories."; \
-	elif [ "$$(id -u)" = 0 ]; then $(PREFIX)/share/certdrop/setup; \
+	elif [ "$$(id -u)" = 0 ]; then $(PREFIX)/share/certdrop/setup && $(PREFIX)/share/certdrop/fleet/setup-fleet; \
 	else echo "Now run $(PREFIX)/share/certdrop/setup as root: it makes the users and directories."; fi
 
 install-files:
@@ -222,7 +222,8 @@ install-units:
 
 uninstall:
 	rm -f $(addprefix $(SBINDIR)/,$(FLEET_PROGRAMS)) $(THEIRS)/cron.d/certdrop-fleet $(THEIRS)/nginx/snippets/certdrop-desk.conf
-	rm -f $(foreach page,$(FLEET_MAN),$(MANDIR)/man8/$(notdir $(page)))
+	rm -f $(foreach page,$(FLEET_MAN),$(MANDIR)/man8/$(notdir $(page))) $(addprefix $(BASHDIR)/,$(FLEET_PROGRAMS))
+	rm -f $(addsuffix .fish,$(addprefix $(FISHDIR)/,$(FLEET_PROGRAMS)))
 	rm -f $(addprefix $(SBINDIR)/,$(notdir $(SBIN)) certdrop-check) $(addprefix $(BINDIR)/,$(notdir $(BIN)))
 	rm -f $(THEIRS)/sudoers.d/certdrop $(THEIRS)/cron.d/certdrop $(THEIRS)/logrotate.d/certdrop $(TMPFILESDIR)/certdrop.conf
 	rm -f $(foreach page,$(MAN),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
