@@ -109,6 +109,30 @@ def test_a_name_more_and_fewer(three: Three) -> None:
     assert three.texts() == before
 
 
+def test_a_site_that_is_there_keeps_its_names(three: Three) -> None:
+    """add for a site that exists, with another name: refused before nginx's files are touched; add-name where the name has a block of its own, too."""
+    host = three.host
+    host.run("certdrop", "add", three.proxy, "--apply", "--yes", code=0)
+    before, site = three.texts(), pathlib.Path(f"/etc/certdrop/sites.d/{three.proxy}.toml").read_text()
+    assert "this site exists" in host.run("certdrop", "add", three.proxy, three.php, "--apply", code=os.EX_DATAERR).text
+    assert "this site exists" in host.run("certdrop", "add", three.php, "--name", three.proxy, "--apply", code=os.EX_DATAERR).text
+    done = host.run("certdrop", "add-name", three.proxy, three.php, code=os.EX_DATAERR)
+    assert f"{three.php} has a server block of its own" in done.text, done
+    assert three.texts() == before and pathlib.Path(f"/etc/certdrop/sites.d/{three.proxy}.toml").read_text() == site
+
+
+def test_a_block_without_a_listen(three: Three) -> None:
+    """It goes on answering on port 80, beside a default server of another name, and leads to https."""
+    host, name = three.host, three.host.name()
+    host.world.nginx.add_site("proxy", f"server {{ server_name {name}; location / {{ return 200 \"implicit\\n\"; }} }}\n")
+    host.world.nginx.reload()
+    host.run("certdrop", "add", "--from-nginx", name, "--yes", code=0)
+    assert three.page(f"http://{name}/", name).endswith(f"301 https://{name}/")
+    assert three.page(f"https://{name}/", name) == "implicit\n200 "
+    host.run("certdrop", "renew", name, "--force", code=0)
+    host.run("certdrop", "remove", name, "--yes", code=0)
+
+
 def test_lines_that_were_edited_are_left_alone(three: Three) -> None:
     """By add-name and by remove: both name the line, and change nothing."""
     host, path = three.host, NGINX / "sites-available" / "proxy"

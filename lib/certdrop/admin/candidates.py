@@ -210,12 +210,12 @@ def _chosen(can: list[Candidate]) -> list[Candidate]:
             raise Refused("not agreed; nothing was changed")
         if answer in ("", "all", "y", "yes"):
             return can
-        typed = [word for word in re.split(r"[\s,;]+", answer) if word]
-        chosen = [one for number, one in enumerate(can, 1) if str(number) in typed or {*one.domains} & {*typed}]
-        unknown = [word for word in typed if not (word.isdecimal() and 0 < int(word[:9]) <= len(can)) and not any(word in one.domains for one in can)]
-        if not unknown:
+        typed = {word.lstrip("0") if word.isascii() else word for word in re.split(r"[\s,;]+", answer) if word}
+        chosen = [one for number, one in enumerate(can, 1) if str(number) in typed or {*one.domains} & typed]
+        unknown = typed - {domain for one in chosen for domain in one.domains} - set(map(str, range(1, len(can) + 1)))
+        if chosen and not unknown:
             return chosen
-        words.say(f"{unknown[0]!a:.80}: none of these")
+        words.say(f"{min(unknown, default=answer)!a:.80}: none of these")
 
 
 def take(here: Known, chosen: Sequence[Candidate], settings: str, key: str = "", profile: str = "") -> int:

@@ -104,6 +104,8 @@ def _checked(words: Words) -> int:
             options.setdefault("--name", "ip6-" + names[0].replace(":", "-"))      # no site's name has a colon
         sites.refuse(names, options.get("--name", names[0]))
         name = options.get("--name", names[0])
+        if os.geteuid() == 0:
+            sites.refuse_existing(names, name, options.get("--key", ""))
         here = candidates.offered(name, names, options) if os.geteuid() == 0 else None
         settings = first_use.settle(options) if os.geteuid() == 0 else ""
         if "--dry-run" in options:
@@ -127,6 +129,8 @@ def _checked(words: Words) -> int:
 def _from_nginx(names: list[str], options: dict[str, str]) -> int:
     if not names and "--from-nginx" not in options and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise Usage("add needs a domain; or --from-nginx, which takes what nginx answers for (at a terminal, certdrop add lists it)")
+    if not names and "--yes" in options and "--from-nginx" not in options:
+        raise Usage("add --yes needs a domain; certdrop add --from-nginx --yes takes all that nginx answers for")
     for option in ("--name", "--key", "--profile", "--apply", "--no-apply", "--no-issue"):
         if option in options:
             raise Usage(f"{option} goes with domains, and without --from-nginx")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from certdrop import happened, spool
 from certdrop.admin import first_use, sites, telling
@@ -70,7 +70,10 @@ def _change(name: str, more: list[str], fewer: list[str], ask: bool) -> int:
     run.flush()
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
-    return sites.issue(wanted)
+    code = sites.issue(wanted)
+    if more and not code and "nginx" in found.services:            # the certificate is for them: http may lead to https
+        _applied(found, domains, lambda: None)
+    return code
 
 
 def _write(found: site.Site, path: str, domains: list[str]) -> list[str]:
@@ -78,7 +81,7 @@ def _write(found: site.Site, path: str, domains: list[str]) -> list[str]:
     old, files, said = _read(path), dict[str, tuple[str, str]](), list[str]()
     new = edited(path, old, domains)
     if "nginx" in found.services:
-        changed = _applied(found, domains, lambda: first_use.write(path, new.encode(), 0o644))
+        changed = _applied(found, domains, lambda: first_use.write(path, new.encode(), 0o644), [one for one in domains if one not in found.domains])
         if changed is not None:
             return changed
         files, what = _block(found.name, found.domains, domains)
@@ -104,12 +107,12 @@ def _write(found: site.Site, path: str, domains: list[str]) -> list[str]:
     return said
 
 
-def _applied(found: site.Site, domains: list[str], write_site: Callable[[], None]) -> list[str] | None:
+def _applied(found: site.Site, domains: list[str], write_site: Callable[[], None], pending: Sequence[str] = ()) -> list[str] | None:
     """Change the server blocks that certdrop-nginx --apply changed, and the site's file. None where there are none. Raises Refused."""
     wanted = site.Site(found.name, general.Config())
     wanted.domains = domains
     try:
-        files = change.renamed([wanted], blocks.detect(), write_site)
+        files = change.renamed([wanted], blocks.detect(), write_site, pending)
     except (blocks.Refused, blocks.Absent) as error:
         raise Refused(str(error)) from error
     return [f"{path}: changed, too" for path in files] or None

@@ -98,6 +98,11 @@ def _refuse_site(domains: list[str], name: str, key: str, config: general.Config
                       "(--name adds a second site for them)")
 
 
+def refuse_existing(domains: list[str], name: str, key: str) -> None:
+    """Raise Refused where there is such a site, before anything is asked or done."""
+    _refuse_site(domains, name, key, general.load_config())
+
+
 def _ready(settings: str, config: general.Config) -> general.Config:
     """The configuration, made where there was none, of services that pass their tests. Raises Refused, site.ConfigError."""
     for service in config.services:

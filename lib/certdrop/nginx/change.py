@@ -196,18 +196,24 @@ def take_out(name: str, edits: Sequence[Change]) -> None:
     os.rmdir(f"{KEPT}/{name}")
 
 
-def renamed(group: list[site.Site], build: Build, write_site: Callable[[], None]) -> list[str]:
+def renamed(group: list[site.Site], build: Build, write_site: Callable[[], None], pending: Sequence[str] = ()) -> list[str]:
     """Change the blocks that have a site's lines for other domains of the site, and have its file written then; the files. None where no block has lines.
 
-    Raises Refused, where somebody edited the lines, too; then all is as it was.
+    `pending` are domains that the live certificate is not for. Raises Refused, where somebody edited the lines, or a domain has another block, too; then
+    all is as it was.
     """
     name, config = group[0].name, configuration_now()
     lines = edit.without(config, name)[1]
     if not lines:
         return []
     hosts = [site.as_host(domain) for domain in group[0].domains]
+    for server in config.servers:
+        own = next((host for host in hosts if server.has_name(host) and not {80, 443}.isdisjoint(server.ports()) and not edit.has_lines(server, name)), "")
+        if own:
+            raise Refused(f"{name}: {server.directive.place}: {own} has a server block of its own, without certdrop's lines; nothing was changed; "
+                          f"certdrop add {own} gives it a certificate of its own")
     more = [host for host in hosts if not any(server.has_name(host) and 80 in server.ports() for server in config.servers)]
-    wanted = Wanted([name], hosts, build, f"{site.STATE}/live/" in lines, more=more)
+    wanted = Wanted([name], hosts, build, f"{site.STATE}/live/" in lines, more=more, pending=[site.as_host(domain) for domain in pending])
     try:
         edits = edit.changes(config, wanted)
     except edit.NoBlock:

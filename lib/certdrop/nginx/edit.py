@@ -43,6 +43,7 @@ class Wanted(NamedTuple):
     redirect: bool = True
     hsts: bool = False
     more: Sequence[str] = ()       # domains that the site's block is to have, where no block has them
+    pending: Sequence[str] = ()    # domains for which the live certificate is not yet: http does not lead to https
 
     @property
     def name(self) -> str:
@@ -343,10 +344,10 @@ def _in_the_way(config: Configuration, domain: str, domains: Sequence[str] = ())
 
 def _redirect(server: Server, domains: list[str], wanted: Wanted) -> list[str]:
     """From http to https: for the site's names alone, whatever else the block answers for."""
-    if not _answers_for_others(server, wanted):
+    if not _answers_for_others(server, wanted) and not wanted.pending:
         return ["if ($scheme = http) { return 301 https://$host$request_uri; }"]
-    return ["set $certdrop $scheme://$host;",
-            *(f"if ($certdrop = http://{domain}) {{ return 301 https://$host$request_uri; }}" for domain in dict.fromkeys(domains))]
+    return ["set $certdrop $scheme://$host;", *(f"if ($certdrop = http://{domain}) {{ return 301 https://$host$request_uri; }}"
+                                                for domain in dict.fromkeys(domains) if domain not in wanted.pending)]
 
 
 def _answers_for_others(server: Server, wanted: Wanted) -> bool:
@@ -366,7 +367,9 @@ def _listens(config: Configuration, server: Server, wanted: Wanted) -> list[str]
             places.append("*")
     for domain in wanted.domains:              # where somebody listens at one address alone, nobody else is asked there
         places += [address for address, block in _asked(config, 80, domain) if block is server and (address, 443) in there]
-    separate, lines = wanted.build.separate_http2, []
+    separate, lines = wanted.build.separate_http2, list[str]()
+    if not server.all("listen"):               # nginx listens at *:80 then, but not beside a listen of ours
+        lines.append("listen 80;")
     for place in dict.fromkeys(places):
         others = [one for other in config.servers for one in other.listens if (one.address, one.port) == (place, 443)]
         http2 = "" if separate or (others and not any("http2" in one.words for one in others)) else " http2"
@@ -415,6 +418,18 @@ def _refuse_what_changes(before: Configuration, after: Configuration, wanted: Wa
     number = {id(server): at for at, server in enumerate(before.servers)}, {id(server): at for at, server in enumerate(after.servers)}
     names = {STRANGER, *(probe for server in before.servers for name in server.names for probe in _probes(name))}
     ports = {one.port for server in before.servers for one in server.listens if one.port}
+    for port in (80, 443):
+        for address in before.answers.addresses(port):
+            for name in wanted.domains:        # where another block was there for all names that have none, it was for nobody's site
+                was, now = _which(before, number[0], address, port, name), _which(after, number[1], address, port, name)
+                if was == now or was is None or was < 0:
+                    continue
+                server = before.servers[was]
+                by_default = _is_by_default(server, name) and (port == 443 or name in wanted.more)
+                if not by_default and not _is_ours(server, port):
+                    raise Refused(f"{wanted.name}: {server.directive.place}: answers for {name} at {address}:{port}, by server_name "
+                                  f"{' '.join(server.names)[:120]}, and would not any more; nothing was changed; give {name} a server block of its own "
+                                  f"on port {port} with what it should serve there, then run this again")
     for port in sorted(ports):
         for address in before.answers.addresses(port):
             for name in sorted(names - {*wanted.domains}):
@@ -433,10 +448,16 @@ def _is_by_default(server: Server, name: str) -> bool:
     return not server.has_name(name) and not any(rank(one, name) is not None or one.startswith("~") for one in server.names)
 
 
+def has_lines(server: Server, name: str = "") -> re.Match[str] | None:
+    """certdrop's lines in a block, for this site or any."""
+    mark = re.escape(name) if name else r"\S+"
+    stretch = re.compile(rf"\s*# certdrop ({mark}) [0-9a-f]{{8}}: [^\n]*\n(?:.*\n)*?[ \t]*# certdrop \1 ends")
+    return stretch.match(server.directive.text, server.directive.opening)
+
+
 def _is_ours(server: Server, port: int) -> bool:
     """Whether a block answers at a port by certdrop's lines alone: who is asked for names that no block has was nobody's wish there."""
-    start, text = server.directive.opening, server.directive.text
-    stretch = re.compile(r"\s*# certdrop (\S+) [0-9a-f]{8}: [^\n]*\n(?:.*\n)*?[ \t]*# certdrop \1 ends").match(text, start)
+    stretch = has_lines(server)
     return bool(stretch) and all(one.file == server.directive.file and one.start < stretch.end() for one in server.all("listen")
                                  if stretch and any(found.port == port for found in listened(*one.args)))
 

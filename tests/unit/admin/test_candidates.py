@@ -80,6 +80,17 @@ def test_changes_of_one_file_are_put_together() -> None:
     assert edit.found("/etc/nginx/sites", edit.found("/etc/nginx/sites", edits[0].new, "a.example").rest, "d.example").rest == SITES
 
 
+@pytest.mark.parametrize("answers, chosen", [(["2"], ["b.example"]), (["02 a.example"], ["a.example", "b.example"]), ([",", "1"], ["a.example"]),
+                                             (["0", "4", "\uff11", "1;2"], ["a.example", "b.example"]), ([""], ["a.example", "b.example", "c.example"]),
+                                             (["1 nobody.example", "all"], ["a.example", "b.example", "c.example"])])
+def test_what_is_chosen(answers: list[str], chosen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers and names; what is neither, or nothing, is asked for again."""
+    can = [candidates.Candidate(name, [name], "/x:1", []) for name in ("a.example", "b.example", "c.example")]
+    left = iter(answers)
+    monkeypatch.setattr(candidates.terminal, "ask", lambda _: next(left))
+    assert [one.name for one in candidates._chosen(can)] == chosen and list(left) == []
+
+
 def test_who_has_a_certificate_already_is_named() -> None:
     """Another client's."""
     found = candidates.by_block(here("server { listen 80; server_name had.example; }\nserver { listen 443 ssl; server_name had.example; ssl_certificate /c; }"))

@@ -119,7 +119,31 @@ def test_a_name_more():
     assert edited(new, "a.example", "b.example", "c.example") == new
 
 
+def test_a_block_without_a_listen_goes_on_listening():
+    """nginx has it listen at *:80 only as long as it has no listen: beside ours that stands there, too."""
+    text = "server { server_name a.example; }\nserver { listen 80 default_server; server_name x.example; }\n"
+    new = edited(text, "a.example")
+    assert "listen 80;\n" in new and edited(new, "a.example") == new
+    assert configuration(new).answers.find("127.0.0.1", 80, "a.example").has_name("a.example")
+
+
+def test_a_name_whose_certificate_is_to_come_is_not_led_to_it():
+    """http leads to https for the names of the live certificate alone, until it is for all."""
+    new = edited(ORDINARY, "a.example", "b.example", "c.example", more=["c.example"], pending=["c.example"])
+    assert "http://a.example) { return 301" in new and "http://c.example" not in new and "if ($scheme" not in new
+    later = edited(new, "a.example", "b.example", "c.example")
+    assert "if ($scheme = http)" in later and edit.found("/f", later, "a.example").rest == ORDINARY
+
+
+def test_lines_are_known_by_their_site():
+    servers = configuration(edited(FORMS["two blocks"], "a.example")).servers
+    assert [bool(edit.has_lines(one, "a.example")) for one in servers] == [True, False] == [bool(edit.has_lines(one)) for one in servers]
+    assert not any(edit.has_lines(one, "b.example") for one in servers)
+
+
 REFUSED = {
+    "server { listen 80; server_name a.example; }\nserver { listen 443 ssl default_server; server_name *.example; }":
+        "answers for a.example at 127.0.0.1:443, by",
     "server { listen 80; server_name a.example; return 301 https://$host$request_uri; }": "/etc/nginx/sites:1: return 301 https://$host$request_uri leads",
     "server { listen 80; server_name a.example; location / { return 301 https://a.example/; } }": "leads to https",
     "server { listen 80; server_name a.example ~^x; }": "is a regular expression",
