@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from certdrop.admin import candidates
-from certdrop.nginx import edit, fetched, several
+from certdrop.nginx import edit, fetched, several, snippets
 from certdrop.nginx.blocks import Build
 from certdrop.nginx.configuration import Configuration
 from certdrop.nginx.syntax import Source
@@ -30,7 +30,7 @@ BUILD = Build((1, 26, 3), (3, 5), True)
 def here(text: str = SITES) -> candidates.Known:
     """A host with one site of certdrop's already."""
     config = Configuration([Source("/etc/nginx/nginx.conf", "http { include /etc/nginx/sites; }"), Source("/etc/nginx/sites", text),
-                            Source(edit.CHALLENGE, SNIPPET)])
+                            Source(snippets.CHALLENGE, SNIPPET)])
     return candidates.Known(config, BUILD, {"site.example": "site.example"})
 
 
