@@ -10,7 +10,9 @@ import os
 
 from certdrop import spool
 
-NOTHING, REPLY, REFUSED = b"-", b"+", b"!"      # how an answer begins: keeper/reader.py reads that
+NOTHING, CLOSED, REPLY, REFUSED = b"-", b"--", b"+", b"!"      # how an answer begins: keeper/reader.py reads that
+
+LONGEST = 256                      # bytes of a name and what ends it
 
 
 def answer(replies: int, name: str) -> bytes:
@@ -33,7 +35,7 @@ def listed(replies: int) -> bytes:
             if found.name.endswith(".pem") and spool.parse_entry(found.name):
                 names.append(found.name.encode("ascii"))
                 room -= len(found.name) + 1
-                if room < spool.MAX_NAME:
+                if room < LONGEST:
                     break
     return REPLY + b"\n".join(names) if names else NOTHING
 

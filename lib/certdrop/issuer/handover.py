@@ -30,9 +30,9 @@ def main() -> int:
         pass                           # what this user cannot read, this process cannot
     try:
         replies = spool.open_directory(spool.replies())
-    except PermissionError:            # a directory above is closed to this user, so nothing of its own can lie there
+    except PermissionError:            # a directory above is closed to this user, so nobody sees what lies there
         replies = None
-    answering.serve(lambda name: answers.NOTHING if replies is None else answers.answer(replies, name.decode("ascii")))
+    answering.serve(lambda name: answers.CLOSED if replies is None else answers.answer(replies, name.decode("ascii")))
     return os.EX_OK
 
 

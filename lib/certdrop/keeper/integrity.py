@@ -131,9 +131,8 @@ def recall() -> None:
     global _recalled
     _recalled = {}
     try:
-        with open(f"{site.STATE}/keeper/examined", encoding="ascii") as stream:
-            _recalled.update({path: int(seen) for path, seen in json.load(stream).items()})
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        _recalled.update({path: int(seen) for path, seen in json.loads(read(f"{site.STATE}/keeper/examined", 1 << 26)).items()})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         pass
     _examined.update(_recalled)
 

@@ -26,7 +26,7 @@ MOST = 8                           # processes that may hang, of all runs: each 
 SETTLED = 2e9                      # nanoseconds after which a directory's time of change tells whether it was changed since
 DAY = 86400
 LISTING = ""                       # asked for in place of a name: which names lie there
-ANSWER = rb"-|\+(.*)|!([a-z-]+)"   # nothing, a reply, or why it is not read
+ANSWER = rb"--?|\+(.*)|!([a-z-]+)"          # nothing, or nothing that is seen (which is not noted); a reply; or why it is not read
 
 
 def answered(run: Run) -> set[str]:
@@ -44,7 +44,7 @@ def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | N
     Where neither requests/ nor replies/ was changed since there was no reply to any request, nobody looks.
     """
     now = time.time_ns()                       # before anybody looks: what changes while a child reads may have the time of a change before
-    changed = [*(os.fstat(fd).st_ctime_ns for fd in (run.requests, run.replies)), os.stat(spool.SPOOL).st_ctime_ns]        # closed: nobody sees in
+    changed = [os.fstat(fd).st_ctime_ns for fd in (run.requests, run.replies)]
     with contextlib.suppress(OSError, integrity.Damaged):
         if integrity.read(f"{site.STATE}/keeper/looked") == repr(changed).encode():
             yield from [None] * len(entries)
@@ -63,8 +63,8 @@ def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | N
     finally:
         answers.close()
         os.close(places)
-    asked_for = sum((kind == "csr") for posted in run.posted.values() for _, kind in posted)
-    if not found and (entries == [LISTING] or len(entries) == asked_for) and max(changed) < now - SETTLED:
+    asked_for = {spool.entry(name, number, "pem") for name, posted in run.posted.items() for number, kind in posted if kind == "csr"}
+    if not found and (entries == [LISTING] or asked_for <= {*entries}) and max(changed) < now - SETTLED:
         with contextlib.suppress(OSError):
             notes.put("looked", repr(changed).encode(), 0o600)
 

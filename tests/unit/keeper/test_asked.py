@@ -13,7 +13,8 @@ from keeper.test_damage import DAMAGED, OTHER, _closed, _world, certify, configu
 
 from certdrop import spool
 from certdrop.config import site
-from certdrop.keeper import generations, install, integrity, intake, judges, keys, notes, run, state, switch
+from certdrop.issuer import answers
+from certdrop.keeper import generations, install, integrity, intake, judges, keys, notes, reader, run, state, switch
 from certdrop.keeper.judges import Accepted
 
 LIST = "answers.listed = lambda _: b'+' + {!r}"
@@ -201,7 +202,6 @@ def test_a_list_too_long_for_root_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
         pathlib.Path(spool.replies(), name).touch()
     one = run.Run("certdrop-install", True, False)
     one.posted = {name.partition("@")[0]: {(1, "csr")} for name in names}
-    from certdrop.keeper import reader
     assert spool.MAX_LISTED // 210 < len(reader.answered(one)) < 7000
     handing.change(monkeypatch, LIST.format(b"x" * (spool.MAX_LISTED + 1)))
     assert set() == reader.answered(one) and os.EX_TEMPFAIL == one.exit_code()
@@ -282,3 +282,51 @@ def test_a_switch_that_was_broken_off_is_gone_on_with(accepts: None, monkeypatch
     assert [OTHER] == unfinished()
     asked()
     assert 4 == state.Observed(OTHER).proven and [] == unfinished()
+
+
+def test_what_a_closed_directory_hides_is_not_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the issuer's user cannot enter it, nobody sees a reply; opened again, which changes no directory of ours, the next run takes it."""
+    monkeypatch.setattr(intake, "_identity", lambda _: [])
+    monkeypatch.setattr(reader, "SETTLED", -1e9)
+    keep()
+    reply(DAMAGED, b"no certificate\n")
+    handing.change(monkeypatch, "def shut(_):\n    raise PermissionError(13, 'x')\nspool.open_directory = shut")
+    keep()
+    asked()
+    handing.change(monkeypatch)
+    assert os.EX_DATAERR == asked().exit_code()
+
+
+def test_one_site_named_twice_does_not_stand_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That no reply lies there is noted where each request was looked for."""
+    monkeypatch.setattr(intake, "_identity", lambda _: [])
+    monkeypatch.setattr(reader, "SETTLED", -1e9)
+    keep()
+    reply(DAMAGED, b"no certificate\n")
+    install.reconcile(run.Run("certdrop", False, True), [OTHER, OTHER])
+    assert os.EX_DATAERR == keep()[0]
+
+
+def test_a_list_is_never_longer_than_root_hears(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the longest names, too."""
+    for number in range(12):
+        pathlib.Path(spool.replies(), f"{number:0200d}@{number:09d}.pem").touch()
+    for most in range(700, 1200, 50):
+        monkeypatch.setattr(spool, "MAX_LISTED", most)
+        directory = spool.open_directory(spool.replies())
+        assert len(answers.listed(directory)) <= 1 + most
+        os.close(directory)
+
+
+@pytest.mark.parametrize("what", ['{"x": 1e999}', '{"x": "y"}', "[]", "", "{" * 100000])
+def test_nonsense_in_what_was_examined_stops_nothing(world: pathlib.Path, what: str) -> None:
+    """Everything is examined again."""
+    (world / "keeper/examined").write_text(what)
+    assert 0 == keep()[0]
+
+
+def test_no_file_in_place_of_what_was_examined(world: pathlib.Path) -> None:
+    """Nobody waits for who would write into it."""
+    (world / "keeper/examined").unlink(missing_ok=True)
+    os.mkfifo(world / "keeper/examined")
+    assert 0 == keep()[0]
