@@ -87,7 +87,7 @@ def by_block(here: Known) -> list[Candidate]:
         place = server.directive.place
         for name in dict.fromkeys(here.of[one] for one in begun):         # a run that was ended before it was done
             its = [domain for domain in here.of if here.of[domain] == name]
-            if all(one.name != name for one in found) and several.together(here.config, [wanted(here, name, its)])[0]:
+            if all(one.name != name for one in found) and (change.is_begun(name) or several.together(here.config, [wanted(here, name, its)])[0]):
                 found.append(Candidate(name, its, place, []))
         if domains:
             found.append(Candidate(domains[0], domains, place, notes, _no_site(domains)))

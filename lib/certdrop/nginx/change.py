@@ -2,7 +2,7 @@
 
 Challenges first; TLS and the redirect once the real certificate is live. Each file is replaced whole, by a rename, after a copy of it lies in
 keeper/nginx/NAME, where nginx does not read. nginx tests all, then reloads; the certificate must be shown, and the pages must be those of before, else
-every file is put back. Who is killed in between leaves each file old or new, and the next run says so: --apply goes on, --undo takes all back.
+every file is put back. Who is killed in between leaves each file old or new, and `begun`: the next run says so, tests, reloads and looks again.
 Runs as: root, by hand; anyone to show. Trusts: nginx's configuration where it is root's alone. Reads: what `nginx -T` prints, live/.
 Writes: files below /etc/nginx, keeper/nginx/.
 """
@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
-from certdrop import spool, words
+from certdrop import events, spool, words
 from certdrop.config import site
 from certdrop.keeper import services
 from certdrop.keeper.command import as_root
@@ -37,8 +37,18 @@ from certdrop.walls import users
 KEPT = site.STATE + "/keeper/nginx"            # NAME/ has a copy of each file as it was, and `begun` while somebody is at work
 INSTALL = "/usr/sbin/certdrop-install"         # notes that the certificate is served now
 OTHERS = 40                                    # names of other blocks whose pages are looked at, too
+AS_THEY_WERE = "all files are as they were"
+STAY = "the lines that an earlier run put in stay; certdrop-nginx {} --undo takes them out"
 BINDS = ("HSTS binds: every browser that has been here goes to these names by HTTPS alone, for two years, and lets nobody pass a bad certificate; "
          "taking the line out does not undo it in browsers (max-age=0, served long enough, does)")
+
+
+class Ended(Refused):
+    """Somebody ended it by a signal."""
+
+
+class NotPutBack(Refused):
+    """What was changed could not be put back: lines are in the files, or nginx has not taken it."""
 
 
 class Options(NamedTuple):
@@ -87,20 +97,28 @@ def undo(name: str) -> int:
 def _apply(group: list[site.Site], build: Build, options: Options) -> int:
     name, service = group[0].name, service_here()
     with at_work(name):
-        tell_of_begun(name)
+        begun = tell_of_begun(name)
         config = tested(service)
         first = _wanted(group, build, options, not _waiting(group))
         made = edit.changes(config, first)     # refuses before anything is done
         whole = edit.changes(config, first._replace(tls=True))
-        if not whole and first.tls:
+        if not whole and first.tls and not begun:
             say(name, "its server blocks have all they need; nothing was changed")
             return os.EX_OK
         asked, others = to_be_asked(config, first.domains)
         before, others_before = pages.stable(asked), pages.stable(others)
-        code = _first(group, service, made, options) if not first.tls else os.EX_OK
+        refuse_where_none_answers(name, service, asked, before)
+        ours = not first.tls or (begun and not is_served(asked, [found.name for found in group]))       # no line was in use before this run
+
+        def is_other() -> str:
+            apart = [] if options.anyway else pages.differences(asked, before, pages.look(asked), ["http"] * len(asked))
+            return f"differs: {apart[0]}" if apart else ""
+        code = _first(group, service, made, options, is_other) if not first.tls else os.EX_OK
         if not first.tls and (code or _waiting(group)):
             return code
         second = _wanted(group, build, options, True)
+        if not first.tls:                      # the CA may have taken minutes
+            before, others_before = pages.stable(asked), pages.stable(others)
 
         def look() -> str:
             schemes = {domain: "https" for domain in second.domains}
@@ -116,8 +134,10 @@ def _apply(group: list[site.Site], build: Build, options: Options) -> int:
         try:
             put(name, service, edit.changes(configuration_now(), second), look)
         except (Refused, Absent, edit.NoBlock):
-            if not first.tls:
+            if ours:
                 put(name, service, lines_taken_out(configuration_now(), name), lambda: "")        # what was put in for the challenge, too
+            elif begun:
+                say(name, STAY.format(name))
             raise
         subprocess.run([INSTALL], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False)
         if second.hsts:
@@ -128,13 +148,13 @@ def _apply(group: list[site.Site], build: Build, options: Options) -> int:
         return os.EX_OK
 
 
-def _first(group: list[site.Site], service: services.Service, made: list[Change], options: Options) -> int:
+def _first(group: list[site.Site], service: services.Service, made: list[Change], options: Options, is_other: Callable[[], str]) -> int:
     """Have challenges come through, and ask the CA. 0 where a certificate came."""
     name, names = group[0].name, [found.name for found in group]
 
     def look() -> str:
         failures = fetched.at_port_80(names)
-        return f"a token that was put did not come: {failures[0]}" if failures else ""
+        return f"a token that was put did not come: {failures[0]}" if failures else is_other()
     put(name, service, made, look)
     if not options.ask:
         say(name, f"challenges come through; next: certdrop renew {' '.join(names)}, then certdrop-nginx {name} --apply puts HTTPS in")
@@ -154,13 +174,14 @@ def _undo(name: str) -> int:
     with at_work(name):
         tell_of_begun(name)
         edits = lines_taken_out(configuration_now(), name)
+        put(name, service, edits, lambda: "")
+        copies = [entry for entry in os.listdir(f"{KEPT}/{name}") if entry.startswith("%2F")]
         if not edits:
-            say(name, "nginx's files have no lines of certdrop's for it; nothing was changed")
-        else:
-            put(name, service, edits, lambda: "")
-        for entry in os.listdir(f"{KEPT}/{name}"):
-            if entry == "begun" or entry.startswith("%2F"):
-                os.unlink(f"{KEPT}/{name}/{entry}")
+            say(name, "nginx's files have no lines of certdrop's for it; nothing was changed"
+                      + f"; the files as they were stay in {KEPT}/{name}" * bool(copies))
+            return os.EX_OK
+        for entry in copies:
+            os.unlink(f"{KEPT}/{name}/{entry}")
         return os.EX_OK
 
 
@@ -230,15 +251,19 @@ def renamed(group: list[site.Site], build: Build, write_site: Callable[[], None]
 def put(name: str, service: services.Service, edits: Sequence[Change], look: Callable[[], str], more: Sequence[str] = ()) -> None:
     """Write the files; test, reload, look; and put all back where one of these fails, or somebody ends this meanwhile. Raises Refused.
 
-    `more` are other sites that are changed together with this one.
+    `more` are other sites that are changed together with this one. What a run that was killed has begun with is tested and loaded, even where no file is to
+    be changed any more. Raises Ended where it was ended, and NotPutBack where lines stay in the files, both of which are Refused.
     """
     files = _checked(name, edits)
     done: list[tuple[str, bytes, bytes]] = []
-    signal.signal(signal.SIGTERM, _stop)                   # the terminal's signals do not reach this session
+    begun = {one: paths for one in (name, *more) if (paths := _begun(one))}
+    before = signal.getsignal(signal.SIGTERM)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _stop)               # the terminal's signals do not reach this session
     try:
         if files:
             for one in (name, *more):
-                _note(f"{KEPT}/{one}", "begun", "\n".join(path for path, _, _ in files).encode())
+                _note(f"{KEPT}/{one}", "begun", "\n".join(dict.fromkeys([*begun.get(one, []), *(path for path, _, _ in files)])).encode())
         for path, old, new in files:
             for one in (name, *more):
                 if f"# certdrop {one} ".encode() in new:
@@ -246,7 +271,7 @@ def put(name: str, service: services.Service, edits: Sequence[Change], look: Cal
             done.append((path, old, new))
             _replace(path, old, new)
             say(name, f"changed {path}")
-        if files:
+        if files or begun:
             service.test()
             service.reload()
         why = look()
@@ -254,21 +279,25 @@ def put(name: str, service: services.Service, edits: Sequence[Change], look: Cal
             raise Refused(why)
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)      # what is begun is taken back, whoever is in a hurry
-        follows = _put_back(name, service, done, more)
+        left = _put_back(service, done)
+        if not left:
+            _forget_begun(*({name, *more} - {*begun}))
+        follows = f"{'; '.join(left)}; certdrop-nginx {' '.join([name, *more])} --undo takes certdrop's lines out" if left else AS_THEY_WERE
+        kind = Ended if isinstance(error, Ended) else NotPutBack if left else Refused
         if isinstance(error, services.Failed):
-            raise Refused(f"{name}: nginx refuses the change: {error}; {follows}") from error
+            raise kind(f"{name}: nginx refuses the change: {error}; {follows}") from error
         if isinstance(error, OSError):
-            raise Refused(f"{name}: {error.filename or 'a file'}: {error.strerror or error}; {follows}") from error
+            raise kind(f"{name}: {error.filename or 'a file'}: {error.strerror or error}; {follows}") from error
         if isinstance(error, Refused):
-            raise Refused(f"{name}: {error}; {follows}") from error
+            raise kind(f"{name}: {error}; {follows}") from error
         raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
     _forget_begun(name, *more)
 
 
-def _put_back(name: str, service: services.Service, done: Sequence[tuple[str, bytes, bytes]], more: Sequence[str] = ()) -> str:
-    """Take back what was written, each file by itself, and none that somebody has changed since; what became of it, in words."""
+def _put_back(service: services.Service, done: Sequence[tuple[str, bytes, bytes]]) -> list[str]:
+    """Take back what was written, each file by itself, and none that somebody has changed since; what is not as it was, in words."""
     left = []
     for path, old, new in reversed(done):
         try:
@@ -282,10 +311,7 @@ def _put_back(name: str, service: services.Service, done: Sequence[tuple[str, by
             service.reload()
         except services.Failed as error:
             left.append(f"nginx has not taken it back: {error}")
-    if left:
-        return f"{'; '.join(left)}; certdrop-nginx {name} --undo takes certdrop's lines out"
-    _forget_begun(name, *more)
-    return "all files are as they were"
+    return left
 
 
 def _checked(name: str, edits: Sequence[Change]) -> list[tuple[str, bytes, bytes]]:
@@ -343,15 +369,53 @@ def _forget_begun(*names: str) -> None:
             os.unlink(f"{KEPT}/{name}/begun")
 
 
-def tell_of_begun(name: str) -> None:
-    """Say what a run that was killed has left."""
+def _begun(name: str) -> list[str]:
+    """The files that a run which was killed was at."""
     try:
-        paths = _bytes(f"{KEPT}/{name}/begun").decode("utf-8", "replace").split("\n")
+        return _bytes(f"{KEPT}/{name}/begun").decode("utf-8", "surrogateescape").split("\n")
     except OSError:
-        return
-    for path in paths:
+        return []
+
+
+def is_begun(name: str) -> bool:
+    """Whether a run was killed that changed nginx's files for this site: whether nginx has read them is not known."""
+    return os.path.lexists(f"{KEPT}/{name}/begun")
+
+
+def tell_of_begun(name: str) -> bool:
+    """Say what a run that was killed has left, if there was one."""
+    for path in _begun(name):
         has = os.path.isfile(path) and f"# certdrop {name} ".encode() in _bytes(path)
-        say(name, f"an earlier run was ended in the middle: {path} {'has' if has else 'does not have'} certdrop's lines; this run goes on from there")
+        say(name, f"an earlier run was ended in the middle: {events.clean(path, 300)} {'has' if has else 'does not have'} certdrop's lines; "
+                  "this run goes on from there")
+    return is_begun(name)
+
+
+def is_served(asked: Sequence[pages.Asked], names: Sequence[str]) -> bool:
+    """Whether one of these names shows one of these sites' live certificates."""
+    prints = {fingerprint(name) for name in names}
+    return any(page.shown in prints for page in pages.look([(address, domain, "https") for address, domain, _ in asked]))
+
+
+def refuse_where_none_answers(name: str, service: services.Service, asked: Sequence[pages.Asked], seen: Sequence[tuple[pages.Page, pages.Page]]) -> None:
+    """Raise Refused where nobody listens at port 80: nginx would not take a change, nor take it back."""
+    if seen and all("refused" in page.why.lower() for _, page in seen):
+        start = f"systemctl start {service.unit.removesuffix('.service')}" if service.unit and os.path.isdir("/run/systemd/system") else "service nginx start"
+        raise Refused(f"{name}: nothing answers at {asked[0][0]}:80 ({seen[0][1].why}): nginx does not run, or has not read this configuration yet; nothing "
+                      f"was changed; start it ({start}), or have it read it (nginx -s reload), then run this again")
+
+
+@contextlib.contextmanager
+def ending(name: str) -> Iterator[None]:
+    """A signal to end comes as Ended at any time, and what was changed then is not left without a word."""
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    except Ended as ended:
+        said = str(ended).removeprefix(f"{name}: ").replace(AS_THEY_WERE, "what it was at is put back")
+        raise Ended(f"{name}: {said}; the same command again does the rest") from ended
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -444,4 +508,4 @@ def say(name: str, text: str) -> None:
 
 
 def _stop(number: int, _: object) -> NoReturn:
-    raise Refused(f"ended by signal {number}")
+    raise Ended(f"ended by signal {number}")

@@ -71,7 +71,7 @@ def _end_as(child: int, said: dict[int, int]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.kill(child, signal.SIGINT)
         follows = "the same command again says what is there, and does the rest" if program == "certdrop-nginx" else (
-            "cron asks the CA again; certdrop-status shows how it stands")
+            "cron asks the CA again; certdrop-status shows how it stands" + "; to have nginx serve it, give the same command again" * ("add" in sys.argv[1:2]))
         words.say(f"{program}: interrupted: nothing more is said here; root's part ends what it has begun; {follows}")
         os._exit(os.EX_TEMPFAIL)
     if code < 0:

@@ -167,11 +167,12 @@ def test_detach_passes_the_exit_status_on() -> None:
 
 @pytest.mark.parametrize("name, follows", [
     ("certdrop-nginx", "the same command again says what is there, and does the rest"),
-    ("certdrop", "cron asks the CA again; certdrop-status shows how it stands")])
+    ("certdrop", "cron asks the CA again; certdrop-status shows how it stands"),
+    ("certdrop add", "cron asks the CA again; certdrop-status shows how it stands; to have nginx serve it, give the same command again")])
 def test_what_is_said_of_an_interruption(name: str, follows: str) -> None:
     """What follows is what that program's work is about; root's part goes on to its end."""
     reader, writer = os.pipe()
-    program = (f"import os, sys, time; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import session\nsys.argv[0] = {name!r}\nsession.detach()\n"
+    program = (f"import os, sys, time; sys.path.insert(0, {LIB!r})\nfrom certdrop.walls import session\nsys.argv = {name.split()!r}\nsession.detach()\n"
                f"os.write({writer}, b'begun')\nwhile not session.interrupted:\n    time.sleep(0.01)\nos.write({writer}, b'ended')\nos._exit(0)\n")
     with subprocess.Popen([sys.executable, "-c", program], pass_fds=[writer], stderr=subprocess.PIPE, text=True) as process:
         os.close(writer)
@@ -180,7 +181,7 @@ def test_what_is_said_of_an_interruption(name: str, follows: str) -> None:
         said = process.communicate(timeout=30)[1]
         assert select.select([reader], [], [], 30)[0] and os.read(reader, 5) == b"ended"
     os.close(reader)
-    assert said == f"{name}: interrupted: nothing more is said here; root's part ends what it has begun; {follows}\n"
+    assert said == f"{name.split()[0]}: interrupted: nothing more is said here; root's part ends what it has begun; {follows}\n"
     assert process.returncode == os.EX_TEMPFAIL
 
 
