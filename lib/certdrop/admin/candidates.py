@@ -154,7 +154,7 @@ def from_nginx(names: list[str], options: dict[str, str]) -> int:
         words.say(f"certdrop: {name!a:.80}: {_why_absent(here, name)}")
     found = examined(here, [one for one in everything if not names or any(name in one.domains or name == one.name for name in names)])
     can, cannot = [one for one in found if not one.why], [one for one in found if one.why]
-    code = os.EX_DATAERR if absent or cannot else os.EX_OK
+    code = os.EX_DATAERR if [name for name in absent if not _is_served(here, name)] or (names and cannot) else os.EX_OK
     if not can:
         _list(can, cannot)
         telling.say("certdrop: nothing is to be done" + (": nothing else that nginx answers for on port 80 can be taken" if cannot else
@@ -174,7 +174,14 @@ def from_nginx(names: list[str], options: dict[str, str]) -> int:
     return as_root(lambda: take(here, can, settings)) or code
 
 
+def _is_served(here: Known, name: str) -> bool:
+    """Whether a name's site has its lines in nginx's files, and none is lacking (by_block lists those)."""
+    return name in here.of and any(f"# certdrop {here.of[name]} " in text for text in here.config.texts.values())
+
+
 def _why_absent(here: Known, name: str) -> str:
+    if _is_served(here, name):
+        return f"is a name of the site {here.of[name]} already, and its server block is changed for it"
     if name in here.of:
         return f"is a name of the site {here.of[name]} already; certdrop-nginx {here.of[name]} --apply has nginx serve it"
     return "nginx has no server block on port 80 with that name; certdrop add makes a site for it all the same"
@@ -220,14 +227,16 @@ def _chosen(can: list[Candidate]) -> list[Candidate]:
 
 def take(here: Known, chosen: Sequence[Candidate], settings: str, key: str = "", profile: str = "") -> int:
     """Have these served: their blocks changed, sites made, certificates ordered together. Raises Refused, site.ConfigError."""
-    began, names = time.monotonic(), 0
+    began, came = time.monotonic(), dict[str, Sequence[str]]()
 
     def order(left: list[Wanted]) -> several.Failures:
+        came.update({one.name: one.domains for one in left})
         fresh = {one.name: [*one.domains] for one in left if not os.path.lexists(f"{site.ETC}/sites.d/{one.name}.toml")}
         failed = sites.add_several(fresh, key, profile, settings)
         waiting = [one.name for one in left if one.name not in failed and os.path.lexists(f"{site.STATE}/live/{one.name}/placeholder")]
         if waiting:
-            sites.renew(waiting, False)        # what it says of certificates that are not served yet is not the end
+            with telling.before_it_is_served():
+                sites.renew(waiting, False)
         return {name: several.Failure(why) for name, why in failed.items()}
     try:
         with contextlib.redirect_stdout(io.StringIO() if telling.is_quiet() else sys.stdout):
@@ -236,11 +245,13 @@ def take(here: Known, chosen: Sequence[Candidate], settings: str, key: str = "",
         raise Refused(str(error)) from error
     for name, failure in failed.items():
         words.say(f"certdrop: {name}: {failure.why.removeprefix(f'{name}: ')}")
-    names = sum(len(one.domains) for one in chosen if one.name not in failed)
+    names = sum(len(came.get(one.name, ())) for one in chosen if one.name not in failed)
+    lacking = any(len(came.get(one.name, one.domains)) < len(one.domains) for one in chosen)
     telling.say(f"certdrop: {len(chosen) - len(failed)} of {len(chosen)} server blocks serve HTTPS, for {names} name{'' if names == 1 else 's'}, "
                 f"{progress.span(time.monotonic() - began)}")
     sites.warn_of_silence()
-    return next((code for code in (os.EX_DATAERR, os.EX_TEMPFAIL) if any(one.code == code for one in failed.values())), os.EX_OK)
+    codes = {one.code for one in failed.values()} | ({os.EX_DATAERR} if lacking else set())
+    return next((code for code in (os.EX_DATAERR, os.EX_TEMPFAIL) if code in codes), os.EX_OK)
 
 
 def taking(here: Known, name: str, domains: list[str], settings: str, options: Mapping[str, str]) -> Callable[[], int]:

@@ -5,12 +5,16 @@ Runs as: root, by hand. Trusts, reads: nothing. Writes: standard error.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from certdrop import words
 from certdrop.keeper import run
 
 PROGRAM = "certdrop"
 
 _quiet = False
+_not_yet = False                   # whether what nothing serves is to be served by what follows
 
 
 def begin(quiet: bool) -> None:
@@ -30,6 +34,17 @@ def say(*lines: str) -> None:
         words.say(*lines)
 
 
+@contextlib.contextmanager
+def before_it_is_served() -> Iterator[None]:
+    """Meanwhile nobody is told how to have served what is installed: that is what follows."""
+    global _not_yet
+    _not_yet = True
+    try:
+        yield
+    finally:
+        _not_yet = False
+
+
 class Run(run.Run):
     """A run of the keeper's that a person started."""
 
@@ -39,7 +54,7 @@ class Run(run.Run):
     def tell(self, name: str, text: str) -> None:
         """What went well."""
         if not _quiet:
-            super().tell(name, text)
+            super().tell(name, text.partition("; nothing serves it yet")[0] if _not_yet else text)
 
     def progress(self, text: str) -> None:
         """What takes its time."""
