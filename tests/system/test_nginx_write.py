@@ -172,8 +172,9 @@ def test_a_block_of_other_names_is_not_to_be_changed(host: Host, name: str) -> N
 def test_a_block_that_answers_challenges_keeps_port_80(host: Host, name: str) -> None:
     """Only the block for port 443 is written, and the certificate comes by the administrator's own block."""
     (NGINX / "conf.d" / "mine.conf").write_text(f"server {{ listen 80; server_name {name}; include snippets/certdrop-challenge.conf; }}\n")
-    host.run("certdrop-nginx", name, "--write", code=0)
+    done = host.run("certdrop-nginx", name, "--write", code=0)
     assert "listen 80" not in (NGINX / "sites-available" / name).read_text()
+    assert f"http what the server block at {NGINX}/conf.d/mine.conf:1 has" in done.text and f"certdrop-nginx {name} --apply" in done.text, done
     host.fetch(name)
 
 

@@ -34,6 +34,7 @@ class Plan(NamedTuple):
     path: str                      # the file that is written
     link: str                      # what enables it; "" where the file alone does
     text: str                      # "" where nothing is missing
+    beside: str = ""               # the block of the names for port 80, FILE:LINE, where only the one for 443 is new
 
 
 def write(groups: list[list[site.Site]], build: Build, dry_run: bool, ask: bool) -> int:
@@ -68,6 +69,9 @@ def _write(groups: list[list[site.Site]], build: Build, dry_run: bool, ask: bool
     for one in plans:
         say(one, f"nginx reloaded; what the site serves is said at the end of {one.path}: edit it there" if one.text else
             "its names have server blocks already, with all they need; nginx reloaded")
+        if one.beside:
+            say(one, f"https serves what that file says, http what the server block at {one.beside} has; to serve the same by both, remove that file and run "
+                     f"certdrop-nginx {one.sites[0].name} --apply")
     if not waiting:
         say(plans[0], "next: certdrop-status shows what is served")
         return os.EX_OK
@@ -112,7 +116,9 @@ def plan(group: list[site.Site], build: Build, config: Configuration) -> Plan:
     blocked = "" if PLAIN in parts else vacancy.blocked(config, group)
     if blocked and fetched.at_port_80([found.name for found in group]):        # which decides
         raise Refused(events.clean(blocked, 600))
-    return Plan(group, path, link, blocks(group, build, parts) if parts else "")
+    hosts = [site.as_host(domain) for domain in group[0].domains]
+    plain = [server.directive.place for server in config.servers if 80 in server.ports() and any(map(server.has_name, hosts))]
+    return Plan(group, path, link, blocks(group, build, parts) if parts else "", plain[0] if plain and tuple(parts) == (TLS,) else "")
 
 
 def _content(path: str) -> bytes:
