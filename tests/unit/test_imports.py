@@ -30,6 +30,7 @@ OURS = {
     "issuer/manage": {"commandline"},
     "issuer/handover": {"answering"},
     "issuer/tlsa": {"watcher/resolver"},         # it asks the DNS as the doctor does, by the same code
+    "issuer/plan": {"fleet/tree"},               # of a desk: which profile a host's sites have
     "issuer/options": {"commandline"},           # to refuse a word
     "issuer/rehearsal": {"judge"},     # a dry run is told what root's judge would say, by the judge's own code
     "signer/service": {"fleet/proof"},
@@ -43,7 +44,7 @@ OURS = {
     "doctor": {"commandline", "spool", "events", "progress", "terminal", "words", "config", "walls", "trust", "watcher"} | READS_NGINX,
     "doctor/ca": {"issuer/directory", "issuer/transport", "issuer/failure", "issuer/proxy"},     # it asks the CA as the issuer does, by the same code
     "fleet": {"commandline", "spool", "events", "terminal", "words", "config", "walls"},
-    "fleet/proof": {"keeper/signing", "signer/policy"},
+    "fleet/proof": {"keeper/signing", "signer/policy", "signer/protocol"},
     "fleet/tree": {"keeper/signing", "signer/protocol"},
     "fleet/local": {"issuer/notes", "issuer/posted"},
     "fleet/courier": {"start", "issuer/command", "issuer/due", "issuer/notes", "issuer/options", "issuer/turn"},

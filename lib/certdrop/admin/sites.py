@@ -33,7 +33,6 @@ FRESH = 86400                      # seconds: a certificate that is younger is r
 NO_NAME = (("://", "that is a URL"), ("@", "that is a mail address"), (r"[,;\s]", "several names are given one by one, with spaces between them"),
            ("/", "that is a path"), (":[0-9]{1,5}$", "no port belongs to it, challenges go to port 80"), ("_", "it has an underscore, for which no CA issues"),
            (r"\.$", "it ends in a dot"), (r"^[^.*]+$", "it has no dot, and no CA issues for such a name"))
-SHORT = "shortlived"               # Let's Encrypt's profile of 160 hours
 
 
 def add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool) -> int:
@@ -122,7 +121,7 @@ def _ready(settings: str, config: general.Config) -> general.Config:
 def _describe(run: Run, name: str, domains: list[str], key: str, profile: str, config: general.Config) -> None:
     """Write a site's file."""
     if not (profile or config.profile) and config.directory.startswith("letsencrypt") and any(map(site.is_address, domains)):
-        profile = SHORT                                # the only one that may name an address there
+        profile = general.SHORT                        # the only one that may name an address there
     text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n"
     text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile)) if value)
     first_use.write(f"{site.ETC}/sites.d/{name}.toml", text.encode(), 0o644)

@@ -11,6 +11,7 @@ from certdrop.config import site
 from certdrop.config.site import DIRECTORIES, ConfigError
 
 LIMITS = ("failed_per_name_and_hour", "issued_per_names_and_week", "orders_per_three_hours")
+SHORT = "shortlived"               # Let's Encrypt's profile of 160 hours
 MAIL = ("to", "via", "from", "heartbeat", "ca_bundle")
 
 
@@ -36,6 +37,10 @@ class Config(site.Config):
         if self.staging:
             return DIRECTORIES.get(self.staging, self.staging)
         return DIRECTORIES["letsencrypt-staging"] if self.directory_url == DIRECTORIES["letsencrypt"] else self.directory_url
+
+    def profile_of(self, names: list[str]) -> str:
+        """The profile for these names, where their site has none: what is configured, or the only one that may name an address at Let's Encrypt."""
+        return self.profile or (SHORT if self.directory.startswith("letsencrypt") and any(map(site.is_address, names)) else "")
 
 
 def load_config() -> Config:

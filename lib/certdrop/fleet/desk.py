@@ -262,7 +262,7 @@ class Mirror:
             self._say(row, json.dumps({"class": "refused", "count": 1, "failed_at": now, "last_error": refusal, "since": now}))
             return False
         entry = spool.entry(members.tree_name(row.host, row.name), row.number, row.kind)
-        if found[2]:
+        if tree.is_urgent(entry):
             urged.append(entry)
         return True
 

@@ -24,9 +24,12 @@ class Member:
         self.key = ""                          # Ed25519, base64
         self.names: list[str] = []             # what it may ask for: a name, an address, or *.DOMAIN for every name below a domain
         self.max_sites = MOST_SITES
+        self.profile = ""                      # of the CA's, for all its sites; empty: as certdrop.toml says
 
     def may_have(self, name: str) -> bool:
         """Whether it may ask for a certificate for this name."""
+        if not (site.is_host_name(name) or site.is_address(name)):
+            return False
         return any(name == allowed or (allowed.startswith("*.") and name.endswith(allowed[1:]) and len(name) >= len(allowed)) for allowed in self.names)
 
 

@@ -58,6 +58,22 @@ def put_request(row: Row, body: str, sig: str, now: str) -> str:
     return ""
 
 
+def is_urgent(entry: str) -> bool:
+    """Whether somebody waits for what was laid down under this name: root of its host signed that it wants it now."""
+    name, _, kind = entry.rpartition(".")
+    return kind == "csr" and os.path.exists(f"{spool.requests()}/{name}.now")
+
+
+def profile(name: str) -> str:
+    """The profile that is configured here for the sites of a host, by the name that one of them has here; "" for none. What the host says of it is not
+    signed, and the database could say it."""
+    place = members.parse_tree_name(name)
+    try:
+        return members.load(protocol.HOSTS, place[0]).profile if place else ""
+    except site.ConfigError:
+        return ""                              # the signer says so
+
+
 def forget(wanted: set[Row]) -> None:
     """Remove what this desk does not have any more. But a request that was answered stays for a day, unless a later one came: where the database lost its
     rows the same comes again, and is not ordered again. Raises OSError."""
@@ -91,7 +107,7 @@ def put_state(host: str, name: str, text: str) -> None:
         found = found if isinstance(found, dict) else {}
     except (ValueError, RecursionError):
         found = {}
-    notes = {key: found[key] for key in ("refused", "install", "installed_at", "profile") if key in found}
+    notes = {key: found[key] for key in ("refused", "install", "installed_at") if key in found}
     _put(f"{site.STATE}/keeper", f"{name}.json", json.dumps(notes).encode())
     number, live, cert = (found.get(key) for key in ("generation", "live", "cert"))
     parent, link = f"{site.STATE}/sites/{name}", f"{site.STATE}/live/{name}"

@@ -26,6 +26,7 @@ from certdrop.issuer.proxy import Proxy
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.failure import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, in_two, of_this_host
 from certdrop.progress import Progress, span
+from certdrop.signer import protocol
 from certdrop.signer.process import Signer
 from certdrop.trust import roots
 from certdrop.words import at_terminal
@@ -280,7 +281,9 @@ class Network:
         session, request, ledger = self._session(), task.request, task.ledger
         wanted = site.load_site(request.name, self.config) if os.path.exists(f"{site.ETC}/sites.d/{request.name}.toml") else None
         extra = {}
-        profile = wanted.profile if wanted else task.standing.profile or self.config.profile
+        profile = wanted.profile if wanted else task.profile or self.config.profile
+        if protocol.HOSTS and not profile:
+            profile = self.config.profile_of(ports.names_of(ports.request(request.csr())))
         if profile:
             session.check_profile(profile)
             extra["profile"] = profile

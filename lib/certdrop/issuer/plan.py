@@ -15,6 +15,7 @@ from certdrop.issuer import due, ledger, notes
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
 from certdrop.issuer.posted import Request, Standing
+from certdrop.signer import protocol
 from certdrop.trust import roots
 
 REPLY_WAITS = "a reply waits for root"
@@ -29,6 +30,11 @@ class Task:
         self.urged, self.forced = request.name in options.names, options.force
         self.no_wait = options.no_wait
         self.standing = Standing(request)
+        self.profile = ""                      # on a desk: that of the host
+        if protocol.HOSTS:
+            from certdrop.fleet import tree
+            self.profile = tree.profile(request.name)
+            self.urged = self.urged and request.now and not self.standing.refusal      # that one is the database's word alone: no reason to skip a back-off
         self.ledger = ledger.Ledger(request.name)
         self.certificate = self.standing.certificate
         self.when, self.why = due.NEVER, ""

@@ -344,7 +344,7 @@ def names_of(csr: x509.CertificateSigningRequest) -> list[str]:
     """The DNS names and IP addresses that a request asks for. Raises Failure where it has none."""
     try:
         found = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
         raise Failure(REFUSED, "the request has no names") from error
     return [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
 

@@ -84,7 +84,6 @@ class Standing:
         parent = f"{site.STATE}/sites/{request.name}"
         newest = _newest(parent, request.number)
         notes = _json(f"{site.STATE}/keeper/{request.name}.json")
-        self.profile = str(notes.get("profile") or "")     # on a desk: that of the host's site
         if newest is not None:
             found = _json(f"{parent}/{newest:04d}/cert.json")
             dates = [found.get("not_before"), found.get("not_after")]

@@ -32,10 +32,13 @@ class Refused(Exception):
 
 
 class Proof(Protocol):
-    """Of a desk: what shows that root of a host in its fleet wants something (fleet/proof.py). Each raises Refused unless it does."""
+    """Of a desk: what shows that root of a host in its fleet wants something (fleet/proof.py). Each raises Refused unless it does, or OSError."""
 
-    def order(self, request: str, data: bytes, csr: x509.CertificateSigningRequest, names: set[tuple[str, str]], final: bool) -> None:
-        """That this CSR is ordered, or finalized."""
+    def order(self, request: str, data: bytes) -> None:
+        """That this CSR is ordered."""
+
+    def final(self, request: str, data: bytes) -> None:
+        """That it is finalized, as is noted: to be called last, when all else is as it must be."""
 
     def revocation(self, request: str, data: bytes) -> None:
         """That this is revoked."""
@@ -96,23 +99,26 @@ class Policy:
         if payload == json.dumps({"status": "deactivated"}):
             return DEACTIVATE in self.may and at_account
         if payload.startswith('{"csr": '):
-            return payload == json.dumps({"csr": b64(self._posted(request, final=True).public_bytes(Encoding.DER))})
+            csr, data = self._posted(request)
+            fits = payload == json.dumps({"csr": b64(csr.public_bytes(Encoding.DER))})
+            if fits and self.proof:
+                self.proof.final(request, data)
+            return fits
         if payload.startswith('{"identifiers": '):
-            return _orders(payload, names_of(self._posted(request)))
+            return _orders(payload, names_of(self._posted(request)[0]))
         if payload.startswith('{"certificate": '):
             return payload in self._revocations(request)
         return False
 
-    def _posted(self, request: str, final: bool = False) -> x509.CertificateSigningRequest:
-        """The CSR that root posted under this name; now, and by root. Raises Refused."""
+    def _posted(self, request: str) -> tuple[x509.CertificateSigningRequest, bytes]:
+        """The CSR that root posted under this name, and its file's content; now, and by root. Raises Refused."""
         data = _read(request, "csr")
+        if self.proof:
+            self.proof.order(request, data)
         try:
-            csr = x509.load_pem_x509_csr(data)
+            return x509.load_pem_x509_csr(data), data
         except ValueError as error:
             raise Refused("root posted no such request") from error
-        if self.proof:
-            self.proof.order(request, data, csr, names_of(csr), final)
-        return csr
 
     def _revocations(self, request: str) -> list[str]:
         """The payloads of the revocation that root posted under this name; now, and by root. Where it gave no reason, those that it left open.

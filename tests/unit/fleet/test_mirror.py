@@ -95,3 +95,13 @@ def test_what_is_not_signed_is_said(mirror: Any) -> None:
     mirror.link.rows[ROW] = body, now, ""
     assert mirror.sync() == (True, []) and entries() == []
     assert "not signed by the key that web1 was enrolled with" in mirror.link.told[ROW]
+
+
+@pytest.mark.parametrize("now", ["", "x", "csr"])
+def test_nobody_waits_unless_root_signed_that(mirror: Any, sign: Any, now: str) -> None:
+    """What has no back-off to wait for is not the database's word."""
+    body, sig, _ = mirror.link.rows[ROW]
+    mirror.link.rows[ROW] = body, sig, sign("csr") if now == "csr" else now
+    assert mirror.sync() == (True, [])
+    mirror.link.rows[ROW._replace(kind="revoke")] = "{}", "-", "x"
+    assert mirror.sync() == (True, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
@@ -14,7 +15,9 @@ from certdrop import spool
 from certdrop.config import site
 from certdrop.fleet import authority, tree
 from certdrop.fleet.database import Row, is_row
-from certdrop.issuer import posted
+from certdrop.issuer import ledger, plan, posted
+from certdrop.issuer.failure import Failure
+from certdrop.issuer.options import Options
 from certdrop.keeper import keys, signing
 from certdrop.signer import protocol
 
@@ -88,8 +91,9 @@ def test_the_issuer_sees_a_host_as_its_own(sign: Any) -> None:
              "refused": {"number": 3, "reason": "key"}}
     tree.put_state("web1", "shop.example.org", json.dumps(state))
     found = posted.Standing(posted.Request(TREE, 3))
-    assert found.certificate and (found.certificate.sha256, found.certificate.not_after) == (sha256, end) and found.profile == "shortlived"
+    assert found.certificate and (found.certificate.sha256, found.certificate.not_after) == (sha256, end)
     assert pathlib.Path(f"{found.place}/cert.pem").read_bytes() == pem
+    assert set(json.loads(pathlib.Path(f"{site.STATE}/keeper/{TREE}.json").read_text())) == {"refused"}
     stamp = os.stat(f"{site.STATE}/keeper/{TREE}.json").st_mtime_ns
     tree.put_state("web1", "shop.example.org", json.dumps(state))
     assert os.stat(f"{site.STATE}/keeper/{TREE}.json").st_mtime_ns == stamp, "what is the same is not written"
@@ -111,3 +115,36 @@ def test_a_state_that_is_none(sign: Any, text: str) -> None:
                                  Row("web1", "x" * 161, 1, "csr"), Row("web1", "x", True, "csr")._replace(number="1")])     # type: ignore[arg-type]
 def test_a_row_that_names_no_request(row: Row) -> None:
     assert not is_row(row)
+
+
+def test_the_profile_is_what_this_desk_says(sign: Any) -> None:
+    """Not what is said of the site: nobody signs that, and short-lived certificates would end soon after the database withheld the next ones."""
+    def task() -> plan.Task:
+        tree.put_request(ROW, CSR.decode(), sign("csr"), "")
+        tree.put_state("web1", "shop.example.org", '{"profile": "shortlived"}')
+        return plan.make(Options([], False), posted.requests()[0], time.time())[0]
+    assert task().profile == ""
+    with open(f"{protocol.HOSTS}/web1.toml", "a", encoding="ascii") as stream:
+        stream.write('profile = "tlsserver"\n')
+    assert task().profile == "tlsserver"
+
+
+def test_what_skips_a_back_off(sign: Any) -> None:
+    """That root of the host wants it now, and nothing that the database says: neither that somebody waits, nor that a reply was refused."""
+    def due() -> bool:
+        listed, _, _ = posted.requests()
+        return plan.make(Options([TREE], False), listed, time.time())[0].when <= time.time()
+    reply = pathlib.Path(f"{spool.replies()}/{TREE}@0003.pem")
+    state = {"refused": {"number": 3, "reason": "untrusted", "reply_sha256": hashlib.sha256(b"r").hexdigest()}}
+    tree.put_request(ROW, CSR.decode(), sign("csr"), sign("now"))
+    book = ledger.Ledger(TREE)
+    book.failed(Failure("refused", "no"), None, time.time())
+    book.save()
+    assert due()
+    tree.put_request(ROW, CSR.decode(), sign("csr"), sign("csr"))
+    assert not due()
+    for now in ("csr", "now"):
+        tree.put_request(ROW, CSR.decode(), sign("csr"), sign(now))
+        reply.write_text("r")
+        tree.put_state("web1", "shop.example.org", json.dumps(state))
+        assert not due()
