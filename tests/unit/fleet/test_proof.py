@@ -351,7 +351,8 @@ def test_a_csr_that_its_own_key_did_not_sign(place: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["*.customers.example.org", "x y.customers.example.org", "..customers.example.org", "a..customers.example.org",
-                                  "evil.example.net\n.customers.example.org", "bank.example.net/.customers.example.org", "A.customers.example.org", "192.0.2.7"])
+                                  "evil.example.net\n.customers.example.org", "bank.example.net/.customers.example.org", "A.customers.example.org",
+                                  "192.0.2.7"])
 def test_a_name_that_is_none(place: Place, name: str) -> None:
     entry = place.sent(1, csr_of([name]))
     place.refuses(entry, "may not have all of these names", jws({"identifiers": [{"type": "dns", "value": name}]}))
