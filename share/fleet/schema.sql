@@ -8,6 +8,7 @@
 -- this database can withhold and delay.
 
 SET client_min_messages = warning;
+SET lock_timeout = '20s';
 
 DO $$
 DECLARE
@@ -103,7 +104,20 @@ BEGIN
     RETURN NULL;
 END $$;
 
-REVOKE ALL ON FUNCTION certdrop.posting(), certdrop.posted(), certdrop.answered() FROM PUBLIC;
+-- A machine was here.
+CREATE OR REPLACE FUNCTION certdrop.here() RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+$$ UPDATE certdrop.machine SET seen = now() WHERE name = session_user $$;
+
+-- What a host takes away of its own. It has no right to DELETE, with which it could LOCK a whole table.
+CREATE OR REPLACE FUNCTION certdrop.forget_request(a_name text, a_number integer, a_kind text) RETURNS void LANGUAGE sql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+$$ DELETE FROM certdrop.request WHERE host = session_user AND name = a_name AND number = a_number AND kind = a_kind $$;
+CREATE OR REPLACE FUNCTION certdrop.forget_state(a_name text) RETURNS void LANGUAGE sql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+$$ DELETE FROM certdrop.state WHERE host = session_user AND name = a_name $$;
+
+REVOKE ALL ON FUNCTION certdrop.posting(), certdrop.posted(), certdrop.answered(), certdrop.forget_request(text, integer, text),
+    certdrop.forget_state(text), certdrop.here() FROM PUBLIC;
 
 CREATE OR REPLACE TRIGGER posting BEFORE INSERT ON certdrop.request FOR EACH ROW EXECUTE FUNCTION certdrop.posting();
 CREATE OR REPLACE TRIGGER posting BEFORE INSERT ON certdrop.state FOR EACH ROW EXECUTE FUNCTION certdrop.posting();
@@ -118,9 +132,10 @@ REVOKE ALL ON SCHEMA certdrop FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA certdrop FROM PUBLIC, certdrop_host, certdrop_desk, certdrop_watch;
 GRANT USAGE ON SCHEMA certdrop TO certdrop_host, certdrop_desk, certdrop_watch;
 GRANT SELECT ON ALL TABLES IN SCHEMA certdrop TO certdrop_host, certdrop_desk, certdrop_watch;
-GRANT UPDATE (seen) ON certdrop.machine TO certdrop_host, certdrop_desk;
-GRANT INSERT (name, number, kind, body, sig, now), UPDATE (now), DELETE ON certdrop.request TO certdrop_host;
-GRANT INSERT (name, body), UPDATE (body), DELETE ON certdrop.state TO certdrop_host;
+GRANT EXECUTE ON FUNCTION certdrop.here() TO certdrop_host, certdrop_desk;
+GRANT INSERT (name, number, kind, body, sig, now), UPDATE (now) ON certdrop.request TO certdrop_host;
+GRANT INSERT (name, body), UPDATE (body) ON certdrop.state TO certdrop_host;
+GRANT EXECUTE ON FUNCTION certdrop.forget_request(text, integer, text), certdrop.forget_state(text) TO certdrop_host;
 GRANT UPDATE (desk, until, said) ON certdrop.work TO certdrop_desk;
 GRANT INSERT (host, name, number, answer, chain) ON certdrop.reply TO certdrop_desk;
 
@@ -142,7 +157,7 @@ BEGIN
     END LOOP;
 END $$;
 
-CREATE POLICY own ON certdrop.machine FOR ALL TO certdrop_host, certdrop_desk USING (name = session_user) WITH CHECK (name = session_user);
+CREATE POLICY own ON certdrop.machine FOR SELECT TO certdrop_host, certdrop_desk USING (name = session_user);
 DROP POLICY IF EXISTS taking ON certdrop.work;
 CREATE POLICY taking ON certdrop.work FOR UPDATE TO certdrop_desk
     USING (desk = session_user OR until < now()) WITH CHECK (desk = session_user OR (desk = '' AND until = '-infinity'));
@@ -158,8 +173,9 @@ BEGIN
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO certdrop_host, certdrop_desk, certdrop_watch', current_database());
     FOR one IN SELECT oid FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace
-               AND (proname ~ '^(lo_|pg_advisory_|pg_try_advisory_|pg_sleep)' OR proname IN ('lowrite', 'loread', 'pg_notify')) LOOP
+               AND (proname ~ '^(lo_|pg_advisory_|pg_try_advisory_|pg_sleep)' OR proname IN ('lowrite', 'loread', 'pg_notify', 'pg_logical_emit_message')) LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', one);
     END LOOP;
 END $$;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
+REVOKE ALL ON LANGUAGE plpgsql FROM PUBLIC;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pathlib
 import shutil
 import sys
@@ -79,7 +80,7 @@ def test_two_desks_share_the_work(server: Postgres) -> None:
         connect(host).post(wanted(*names))
     desks = [connect("desk1"), connect("desk2")]
     for desk in desks:
-        desk.ask("UPDATE machine SET seen = now() WHERE name = session_user")
+        desk.ask("SELECT here()")
     for _ in range(3):
         threads = [threading.Thread(target=desk.take, args=([],)) for desk in desks]
         for thread in threads:
@@ -110,7 +111,7 @@ def test_what_somebody_waits_for_is_taken_at_once(server: Postgres) -> None:
     """By whichever desk comes first, share or not."""
     first, second = connect("desk1"), connect("desk2")
     for desk in (first, second):
-        desk.ask("UPDATE machine SET seen = now() WHERE name = session_user")
+        desk.ask("SELECT here()")
     connect("web1").post(wanted("a"))
     first.take([])
     connect("web2").post(wanted("b", now="n"))
@@ -157,11 +158,59 @@ def test_a_flood(server: Postgres) -> None:
         connect("web1")
 
 
+def test_a_transaction_that_stays_open(server: Postgres) -> None:
+    """What one host holds locked, desks pass over, soon; what another wants goes its way."""
+    row, other = Row("web1", "a", 2, "csr"), Row("web2", "b", 2, "csr")
+    busy, desk, second = connect("web1"), connect("desk1"), connect("desk2")
+    busy.post(wanted("a", "c"))
+    desk.take([])
+    assert row in desk.held()
+    connect("web2").post(wanted("b"))
+    busy.ask("SET idle_in_transaction_session_timeout = 0")
+    busy.ask("BEGIN")
+    busy.ask("SELECT forget_request('a', 2, 'csr')")
+    busy.ask("SELECT FROM request FOR UPDATE")
+    busy.ask("UPDATE request SET now = 'x'")
+    desk.take([])
+    second.take([])
+    assert {other} <= set(desk.held()) | set(second.held())
+    holder = desk if other in desk.held() else second
+    holder.reply(other, 1, b"chain")
+    holder.say(other, "{}")
+    for deed in (lambda: desk.reply(row, 1, b"chain"), lambda: desk.say(row, "{}")):
+        with pytest.raises(Away, match="lock timeout") as found:
+            deed()
+        assert not found.value.is_over
+    assert connect("web2").answers()
+    busy.ask("ROLLBACK")
+    desk.take([])
+    desk.reply(row, 1, b"chain")
+
+
+def test_an_idle_transaction_ends(server: Postgres) -> None:
+    """As the role is enrolled. A host that is bad can set that back, and is passed over all the same."""
+    assert {"idle_in_transaction_session_timeout=10s", "lock_timeout=2s", "temp_file_limit=16MB"} <= set(
+        server.psql("SELECT unnest(setconfig) FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole WHERE rolname = 'web1'").split())
+    assert connect("web1").ask("SHOW idle_in_transaction_session_timeout") == [("10s",)]
+
+
 DEEDS = {
     "INSERT INTO request (name, number, kind, body, sig, host) VALUES ('a', 1, 'csr', '', '', 'web2')": "permission denied",
     "INSERT INTO reply (host, name, number, answer, chain) VALUES ('web1', 'a', 1, 1, '')": "permission denied",
     "UPDATE work SET desk = 'web1'": "permission denied",
     "UPDATE machine SET quota = 100000": "permission denied",
+    "UPDATE machine SET seen = 'infinity'": "permission denied",
+    "DELETE FROM request": "permission denied",
+    "DELETE FROM state": "permission denied",
+    "BEGIN; LOCK TABLE request": "permission denied",
+    "BEGIN; LOCK TABLE state IN SHARE MODE": "permission denied",
+    "BEGIN; LOCK TABLE work IN EXCLUSIVE MODE": "permission denied",
+    "BEGIN; LOCK TABLE reply IN ROW EXCLUSIVE MODE": "permission denied",
+    "BEGIN; LOCK TABLE machine": "permission denied",
+    "SELECT FROM work FOR UPDATE": "permission denied",
+    "SELECT FROM machine FOR UPDATE": "permission denied",
+    "SET temp_file_limit = -1": "permission denied",
+    "SELECT certdrop.posting()": "permission denied",
     "UPDATE request SET body = ''": "permission denied",
     "INSERT INTO request (name, number, kind, body, sig) VALUES ('../a', 1, 'csr', '', '')": "check constraint",
     "INSERT INTO request (name, number, kind, body, sig) VALUES ('a', 1, 'csr', repeat('x', 20000), '')": "check constraint",
@@ -173,6 +222,8 @@ DEEDS = {
     "SELECT pg_sleep(1)": "permission denied",
     "SELECT pg_notify('certdrop_desk', '')": "permission denied",
     "SELECT pg_advisory_lock(1)": "permission denied",
+    "SELECT pg_logical_emit_message(false, 'a', 'b')": "permission denied",
+    "DO $$ BEGIN END $$": "permission denied",
     "SELECT pg_read_file('/etc/passwd')": "permission denied",
     "COPY state TO PROGRAM 'id'": "pg_execute_server_program",
     "SELECT certdrop.posted()": "permission denied",
@@ -191,7 +242,8 @@ def test_what_a_host_may_not(server: Postgres, deed: str) -> None:
 
 @pytest.mark.parametrize("deed", ["DELETE FROM request", "INSERT INTO request (name, number, kind, body, sig) VALUES ('a', 1, 'csr', '', '')",
                                   "UPDATE request SET now = 'x'", "UPDATE reply SET chain = ''", "DELETE FROM reply", "DELETE FROM work",
-                                  "UPDATE state SET body = ''", "INSERT INTO machine VALUES ('x', 'host')", "SET ROLE web1"])
+                                  "UPDATE state SET body = ''", "INSERT INTO machine VALUES ('x', 'host')", "SET ROLE web1",
+                                  "SELECT forget_request('a', 1, 'csr')", "SELECT forget_state('a')"])
 def test_what_a_desk_may_not(server: Postgres, deed: str) -> None:
     connect("web1").post(wanted("a"))
     with pytest.raises(Away, match="permission denied"):
@@ -206,9 +258,9 @@ def test_rows_of_others_are_not_there(server: Postgres) -> None:
     for table in ("request", "state", "work", "reply"):
         assert host.ask(f"SELECT count(*) FROM {table}") == [(0,)]
     assert host.ask("SELECT name FROM machine") == [("web1",)]
-    host.ask("DELETE FROM request")
-    host.ask("DELETE FROM state")
-    host.ask("UPDATE machine SET seen = now()")
+    host.ask("SELECT forget_request('a', 2, 'csr'), forget_state('a'), here()")
+    host.ask("UPDATE request SET now = 'x'")
+    host.ask("UPDATE state SET body = 'x'")
     assert server.psql("SELECT (SELECT count(*) FROM certdrop.request), (SELECT count(*) FROM certdrop.state),"
                        " (SELECT count(*) FROM certdrop.machine WHERE seen IS NOT NULL AND name <> 'web2')") == "1|1|1"
 
@@ -216,10 +268,20 @@ def test_rows_of_others_are_not_there(server: Postgres) -> None:
 def test_who_is_withdrawn(server: Postgres) -> None:
     """Its connections end, its rows are gone, and it does not come back; what it had is listed. A name that another has is refused."""
     server.psql(command.enrolling("web9", "host", 30))
-    host = connect("web9")
+    host, busy = connect("web9"), connect("web9")
     host.post(wanted("a"))
-    host.tell({"a": '{"cert": {"sha256": "abc", "not_after": 1800000000}}'})
-    assert server.psql(command.withdrawing("web9")) == "a|abc|2027-01-15 08:00:00+00"
+    host.tell({"a": json.dumps({"cert": {"not_after": 1800000000, "sha256": "a" * 64}, "chain": "x" * 60000}), "b": "no json", "c": "{" * 60000,
+               "d": '{"cert": {"sha256": "\x1b[2J"}}', "e": '{"cert": {"\\u0000\\": 1}}', "f": '"cert": {' + "\\" * 50000})
+    busy.ask("BEGIN")
+    busy.ask("SELECT forget_request('a', 2, 'csr')")
+    busy.ask("SELECT FROM state FOR UPDATE")
+    server.psql(command.shutting("web9"))
+    with pytest.raises(Away, match="not permitted to log in"):
+        connect("web9")
+    server.psql(command.ending("web9"))
+    assert command.listed(server.psql(command.listing("web9"))) == [f"a  {'a' * 64}  2027-01-15T08:00:00Z"]
+    server.psql(command.withdrawing("web9"))
+    assert server.psql("SELECT count(*) FROM certdrop.state WHERE host = 'web9'") == "0"
     for _ in itertools.repeat(None, 2):
         with pytest.raises(Away):
             host.answers()

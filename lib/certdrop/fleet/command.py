@@ -6,6 +6,8 @@ Reads and writes: /etc/certdrop/fleet, fleet.d, fleet-ca; and through psql(1) th
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import pwd
 import re
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tomllib
 
-from certdrop import spool, words
+from certdrop import events, spool, words
 from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import site
 from certdrop.fleet import authority, database, members
@@ -30,6 +32,7 @@ location ^~ /.well-known/acme-challenge/ {{
     return 302 http://{}$request_uri;
 }}
 """
+LONGEST_TEXT = 4000                # characters of what psql says beside
 LONGEST = 120.0                    # seconds to show how the fleet stands
 _PSQL = {"--psql COMMAND": f"how psql gets to the database as its superuser; unless given: {PSQL}"}
 LINE = Program("certdrop-fleet", "certdrop-fleet(8)", Syntax(
@@ -144,6 +147,7 @@ def _enrol(found: Words) -> int:
     if not sites.isdecimal() or not 0 < int(sites) <= 100000:
         raise ValueError(f"--max-sites: {sites!a:.20}: give a number from 1 to 100000")
     ca = f"{site.ETC}/fleet-ca"
+    _refuse_another(who)
     certificate = authority.issue(_read(f"{ca}/ca.key"), _read(f"{ca}/ca.pem"), who.name, who.point)
     _psql(found, enrolling(who.name, who.kind, 3 * int(sites)))
     if who.kind == "host":
@@ -160,6 +164,18 @@ def _enrol(found: Words) -> int:
     return os.EX_OK
 
 
+def _refuse_another(who: authority.Applicant) -> None:
+    """Raise ValueError where the name is, or was, another machine's: the database would let that one in again, by its old certificate."""
+    path = f"{site.ETC}/fleet.d/{who.name}.toml"
+    if os.path.lexists(f"{path}.withdrawn"):
+        raise ValueError(f"{who.name}: a machine of this name was withdrawn, and its certificate would let it in again: take another name")
+    if os.path.lexists(path):
+        known = members.Member()
+        site.fill(path, known, {key: key for key in vars(known)})
+        if who.kind != "host" or known.key != who.key:
+            raise ValueError(f"{who.name}: a host of this name is enrolled with another key: take another name, and withdraw {who.name} where that is gone")
+
+
 def enrolling(name: str, kind: str, quota: int) -> str:
     """What makes a role of the database of a machine. No name that members.is_name() lets pass needs a quote."""
     return f"""
@@ -171,13 +187,16 @@ DO $$ BEGIN
     END IF;
 END $$;
 ALTER ROLE "{name}" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS CONNECTION LIMIT 3 PASSWORD NULL;
+ALTER ROLE "{name}" SET temp_file_limit = '16MB';
+ALTER ROLE "{name}" SET idle_in_transaction_session_timeout = '10s';
+ALTER ROLE "{name}" SET lock_timeout = '2s';
 GRANT certdrop_{kind} TO "{name}";
 INSERT INTO certdrop.machine (name, kind, quota) VALUES ('{name}', '{kind}', {quota}) ON CONFLICT (name) DO UPDATE SET quota = excluded.quota;
 """
 
 
-def withdrawing(name: str) -> str:
-    """What shuts a machine out, from this moment."""
+def shutting(name: str) -> str:
+    """What keeps a machine from logging in: committed before all else, for whatever it left there cannot undo that."""
     return f"""
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM certdrop.machine WHERE name = '{name}') THEN
@@ -185,15 +204,48 @@ DO $$ BEGIN
     END IF;
 END $$;
 ALTER ROLE "{name}" NOLOGIN;
-SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{name}' \\g /dev/null
-UPDATE certdrop.work SET desk = '', until = '-infinity' WHERE desk = '{name}';
+"""
+
+
+def ending(name: str) -> str:
+    """What ends its connections: whatever they hold is free then."""
+    return f"SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE usename = '{name}' \\g /dev/null\n"
+
+
+def listing(name: str) -> str:
+    """What prints a line for each of a host's sites: the name, and what the host said of its certificate, in base64, at most 350 characters."""
+    return f"""
 \\pset tuples_only on
 \\pset format unaligned
-SELECT name, body::json -> 'cert' ->> 'sha256', to_timestamp((body::json -> 'cert' ->> 'not_after')::bigint) FROM certdrop.state
-    WHERE host = '{name}' AND body::json -> 'cert' IS NOT NULL ORDER BY name;
+SELECT name, translate(encode(convert_to(substring(body from '"cert": ?([{{][^{{}}]{{1,250}}[}}])'), 'UTF8'), 'base64'), E'\\n', '')
+    FROM certdrop.state WHERE host = '{name}' ORDER BY name;
+"""
+
+
+def withdrawing(name: str) -> str:
+    """What takes away all that it had, and its role."""
+    return f"""
+{ending(name)}
+SET lock_timeout = '20s';
+UPDATE certdrop.work SET desk = '', until = '-infinity' WHERE desk = '{name}';
 DELETE FROM certdrop.machine WHERE name = '{name}';
 DROP ROLE "{name}";
 """
+
+
+def listed(text: str) -> list[str]:
+    """Of what `listing` printed, the certificates: site, SHA-256 and end. A host wrote it: what is none is left out."""
+    found = []
+    for line in text.splitlines():
+        name, _, coded = line.partition("|")
+        try:
+            cert = json.loads(base64.b64decode(coded))
+            sha256, end = cert["sha256"], cert["not_after"]
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            continue
+        if spool.is_site_name(name) and isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) and type(end) is int and 0 <= end < 1 << 40:
+            found.append(f"{name}  {sha256}  {events.stamp(end)}")
+    return found
 
 
 def _withdraw(found: Words) -> int:
@@ -203,10 +255,22 @@ def _withdraw(found: Words) -> int:
     path = f"{site.ETC}/fleet.d/{name}.toml"
     if os.path.lexists(path):
         os.rename(path, f"{path}.withdrawn")   # from now on the signer here signs nothing for it
-    listed = _psql(found, withdrawing(name)).strip()
-    _say(f"{name}: shut out; remove {path} on the other desks, too" + ("; its certificates, by site, SHA-256 and end:" if listed else ""), 0)
-    if listed:
-        print(listed.replace("|", "  "))
+    _psql(found, shutting(name))
+    if not os.path.lexists(f"{path}.withdrawn"):
+        _write(f"{path}.withdrawn", b"", 0o644)            # a desk: its name is not given to another, either
+    certificates = []
+    try:
+        _psql(found, ending(name), once=False)
+        certificates = listed(_psql(found, listing(name)))
+    except subprocess.CalledProcessError:
+        _say(f"{name}: its certificates cannot be listed; it is shut out all the same", 0)
+    try:
+        _psql(found, withdrawing(name))
+    except subprocess.CalledProcessError:
+        words.say(*certificates, to=1)
+        return _say(f"{name}: it cannot log in any more, but what it posted stays in the database; the same command again removes it", os.EX_UNAVAILABLE)
+    _say(f"{name}: shut out; remove {path} on the other desks, too" + ("; its certificates, by site, SHA-256 and end:" if certificates else ""), 0)
+    words.say(*certificates, to=1)
     return os.EX_OK
 
 
@@ -217,10 +281,14 @@ def _list(_: Words) -> int:
     return os.EX_OK
 
 
-def _psql(found: Words, text: str) -> str:
-    """Have psql run this in one transaction; what it printed. Raises CalledProcessError, OSError."""
-    argv = [*shlex.split(found.options.get("--psql", PSQL)), "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1"]
-    return subprocess.run(argv, input=f"SET client_min_messages = warning;\n{text}", stdout=subprocess.PIPE, text=True, check=True, cwd="/").stdout
+def _psql(found: Words, text: str, once: bool = True) -> str:
+    """Have psql run this, in one transaction if `once`; what it printed, which nobody else has looked at. Raises CalledProcessError, OSError."""
+    argv = [*shlex.split(found.options.get("--psql", PSQL)), "-X", "-q", *(["-1"] if once else []), "-v", "ON_ERROR_STOP=1"]
+    done = subprocess.run(argv, input=f"SET client_min_messages = warning;\n{text}".encode(), capture_output=True, check=False, cwd="/")
+    if done.stderr.strip():
+        words.say(done.stderr.decode("utf-8", "replace").strip()[:LONGEST_TEXT])
+    done.check_returncode()
+    return done.stdout.decode("utf-8", "replace")
 
 
 # ---- on a machine that joins

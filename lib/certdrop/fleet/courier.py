@@ -27,6 +27,7 @@ from certdrop.issuer.options import Options, Usage
 UNTAKEN = 120.0                    # seconds in which a desk should take what somebody waits for
 WAIT = 900.0                       # seconds to wait for a reply that a desk is after
 AGAIN = (20.0, 60.0)               # seconds to another try, by cron
+MOST_LOOKS = 3                     # times that one run has root look, whatever the database goes on to answer
 SPREAD = 240                       # seconds of a tick over which the hosts of a fleet come
 HELP = """\
 usage: certdrop-courier [--cron] [--force] [--plan] [--no-install] [--quiet | --verbose]
@@ -92,7 +93,7 @@ def _elsewhere(argv: list[str]) -> int:
 def _run(options: Options, machine: Machine) -> int:
     if options.plan:
         return _show_plan(options.names)
-    end = time.monotonic() + TICK - time.time() % TICK - 5
+    end, looks = time.monotonic() + TICK - time.time() % TICK - 5, 0
     if options.cron:
         time.sleep(int(hashlib.sha256(machine.name.encode()).hexdigest()[:8], 16) % SPREAD)
     while True:
@@ -105,7 +106,8 @@ def _run(options: Options, machine: Machine) -> int:
             os.close(lock)
         if came and options.install:
             command._have_root_look()
-            if options.cron:
+            looks += 1
+            if options.cron and looks < MOST_LOOKS and time.monotonic() < end:
                 continue                       # root posted what follows
         pause = random.uniform(*AGAIN)
         if code != os.EX_TEMPFAIL or not options.cron or time.monotonic() + pause > end:
@@ -188,10 +190,7 @@ def _bring(link: Database, wanted: dict[Row, tuple[str, str, str]]) -> bool:
     came = False
     for row, digest in link.answers().items():
         if row in wanted and not local.has(row, digest):
-            chain = link.answer(row)
-            if chain:
-                local.have(row, chain)
-                came = True
+            came |= local.have(row, link.answer(row), digest)
     return came
 
 

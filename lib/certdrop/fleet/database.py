@@ -18,6 +18,7 @@ from certdrop.fleet import members
 
 PATIENCE = 10                      # seconds to connect, for each address
 LONGEST = 60                       # seconds for a statement
+LOCKED = 2                         # seconds for a row that another connection holds
 MOST = 16384                       # bytes of a request
 MOST_STATE = 65536
 LEASE = 300                        # seconds that a desk has a request without saying so again
@@ -26,7 +27,11 @@ _PLACE = re.compile(r"((host|hostaddr|port|dbname)=[A-Za-z0-9.,:_-]+( |$))+")
 
 
 class Away(Exception):
-    """The database cannot be reached, or does not do what is asked; the text says why."""
+    """The database cannot be reached, or does not do what is asked; the text says why. `is_over`: the connection has ended."""
+
+    def __init__(self, text: str, is_over: bool = False) -> None:
+        super().__init__(text)
+        self.is_over = is_over
 
 
 class Machine:
@@ -87,6 +92,7 @@ class Database:
             self._cursor = self.connection.cursor()
             self.ask("SET search_path = certdrop, pg_catalog")
             self.ask(f"SET statement_timeout = {LONGEST * 1000}")
+            self.ask(f"SET lock_timeout = {LOCKED * 1000}")
         except psycopg2.Error as error:
             raise Away(_plainly(error)) from error
 
@@ -96,7 +102,7 @@ class Database:
             self._cursor.execute(statement, values or None)
             return list(self._cursor.fetchall()) if self._cursor.description else []
         except self._error as error:
-            raise Away(_plainly(error)) from error
+            raise Away(_plainly(error), bool(self.connection.closed)) from error
 
     def listen(self, channel: str) -> None:
         """Be told of changes."""
@@ -124,7 +130,7 @@ class Database:
         changed, refusal = 0, None
         for row in known:
             if row not in wanted or known[row][0] != _md5("".join(wanted[row][:2])):
-                self.ask("DELETE FROM request WHERE name = %s AND number = %s AND kind = %s", *row[1:])
+                self.ask("SELECT forget_request(%s, %s, %s)", *row[1:])
                 changed += 1
         for row, (body, sig, now) in wanted.items():
             is_there = row in known and known[row][0] == _md5(body + sig)
@@ -144,13 +150,13 @@ class Database:
         """Have just these states stand there."""
         known = {str(row[0]): str(row[1]) for row in self.ask("SELECT name, md5(body) FROM state")}
         for name in set(known) - set(states):
-            self.ask("DELETE FROM state WHERE name = %s", name)
+            self.ask("SELECT forget_state(%s)", name)
         for name, body in states.items():
             if name not in known:
                 self.ask("INSERT INTO state (name, body) VALUES (%s, %s)", name, body)
             elif known[name] != _md5(body):
                 self.ask("UPDATE state SET body = %s WHERE name = %s", body, name)
-        self.ask("UPDATE machine SET seen = now()")
+        self.ask("SELECT here()")
 
     def answers(self) -> dict[Row, str]:
         """Which requests have an answer: how the newest is known (MD5)."""
@@ -170,8 +176,9 @@ class Database:
 
     def take(self, kept: Iterable[Row]) -> None:
         """Say again what this desk has, by the server's clock; take its share of what nobody has; and give back what is beyond that."""
-        self.ask("UPDATE machine SET seen = now() WHERE name = session_user")
-        self.ask("UPDATE work SET until = now() + %s * interval '1 second' WHERE desk = session_user", LEASE)
+        self.ask("SELECT here()")
+        self.ask("UPDATE work SET until = now() + %s * interval '1 second' WHERE (host, name, number, kind) IN"
+                 " (SELECT host, name, number, kind FROM work WHERE desk = session_user FOR UPDATE SKIP LOCKED)", LEASE)
         ((total, desks, mine),) = self.ask(
             "SELECT (SELECT count(*) FROM work), (SELECT count(*) FROM machine WHERE kind = 'desk' AND seen > now() - interval '2 minutes'),"
             " (SELECT count(*) FROM work WHERE desk = session_user)")
@@ -180,7 +187,8 @@ class Database:
         if mine > share + 16:
             self.ask("UPDATE work SET desk = '', until = '-infinity' WHERE desk = session_user AND (host, name, number, kind) IN"
                      " (SELECT w.host, w.name, w.number, w.kind FROM work w JOIN request USING (host, name, number, kind) WHERE w.desk = session_user"
-                     " AND request.now = '' AND concat_ws('/', w.host, w.name, w.number, w.kind) <> ALL (%s) LIMIT %s)", busy, mine - share)
+                     " AND request.now = '' AND concat_ws('/', w.host, w.name, w.number, w.kind) <> ALL (%s) LIMIT %s FOR UPDATE OF w SKIP LOCKED)",
+                     busy, mine - share)
         free = max(0, share - mine) if desks > 1 else total
         statement = ("UPDATE work SET desk = session_user, until = now() + %s * interval '1 second' WHERE (host, name, number, kind) IN"
                      " (SELECT w.host, w.name, w.number, w.kind FROM work w JOIN request USING (host, name, number, kind)"
@@ -243,5 +251,6 @@ def _plainly(error: Exception) -> str:
 
 def is_row(row: Row) -> bool:
     """Whether what came from the database names a request of a host's: it becomes file names."""
-    return (members.is_name(row.host) and spool.is_site_name(row.name) and len(row.name) <= 160 and isinstance(row.number, int)
+    return (isinstance(row.host, str) and isinstance(row.name, str) and type(row.number) is int
+            and members.is_name(row.host) and spool.is_site_name(row.name) and len(row.name) <= 160
             and 0 < row.number < 10 ** 9 and row.kind in ("csr", "revoke"))

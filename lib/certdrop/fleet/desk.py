@@ -18,6 +18,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 from certdrop import TERMINAL, VERSION, events, spool, words
 from certdrop.config import site
@@ -31,6 +32,7 @@ LOOK = 0.5                         # seconds between two looks at replies/, whil
 SAY_AGAIN = 30.0                   # seconds after which it says again what it has
 MOST = 200                         # entries that somebody waits for, in one message
 AGAIN = (5.0, 20.0)                # seconds to another try, where the database is away
+REST = 60.0                        # seconds that a host is left alone which holds its rows locked
 HELP = """\
 usage: certdrop-desk [--cron | --once] [--verbose]
        certdrop-desk account VERB [--directory CA]
@@ -154,7 +156,8 @@ def _hear(talker: socket.socket, seconds: float) -> list[str] | None:
     if not select.select([talker], [], [], seconds)[0]:
         return None
     text = talker.recv(1 << 20)
-    return json.loads(text) if text else None
+    found = json.loads(text) if text else None
+    return [entry for entry in found if isinstance(entry, str) and spool.parse_entry(entry)] if isinstance(found, list) else None
 
 
 # ---- the part that talks with the database
@@ -186,10 +189,12 @@ def _talker(machine: Machine, loud: bool) -> socket.socket:
 def _talk(machine: Machine, sock: socket.socket, loud: bool) -> None:
     """Keep the tree as the database has it, and answer what the issuer wrote. Raises Away, OSError."""
     members.is_signed(members.Member(), b"", b"")          # loads what it takes while that can be loaded
+    with contextlib.suppress(ValueError):
+        tree.look_into(b"")
     grow = tuple(f"{site.STATE}/{name}" for name in ("sites", "live", "keeper"))
     for wall in walls.shut_in((f"{site.ETC}/fleet.d", spool.replies(), f"{site.STATE}/issuer"), (spool.requests(),), machine.ports, grow):
         say(wall, 0, loud)
-    mirror = Mirror(Database(machine.info))
+    mirror = Mirror(Database(machine.info), loud)
     mirror.link.listen("certdrop_desk")
     following, first, goes_on = 0.0, True, True
     while goes_on:
@@ -212,14 +217,16 @@ def _talk(machine: Machine, sock: socket.socket, loud: bool) -> None:
 class Mirror:
     """What this desk has of the fleet."""
 
-    def __init__(self, link: Database) -> None:
-        self.link = link
+    def __init__(self, link: Database, loud: bool = False) -> None:
+        self.link, self.loud = link, loud
         self.held: dict[Row, str] = {}         # how each request was known when it was laid down
         self.counts: dict[Row, int] = {}       # its answers,
         self.answered: dict[Row, str] = {}     # and how the newest is known
         self.states: dict[tuple[str, str], str] = {}
         self.said: dict[Row, str] = {}
         self._first = True
+        self._good: set[Row] = set()           # what root of its host signed
+        self._resting: dict[str, float] = {}   # hosts whose rows cannot be had, until when
 
     def sync(self) -> tuple[bool, list[str]]:
         """Take what there is, and lay it down: (whether something changed, the entries that somebody waits for)."""
@@ -232,14 +239,12 @@ class Mirror:
         for row in gone:
             for kept in (self.held, self.counts, self.answered, self.said):
                 kept.pop(row, None)            # type: ignore[attr-defined]
+            self._good.discard(row)
             changed = True
         known = {place: digest for place, digest in self.link.states().items() if database.is_row(Row(*place, 1, "csr"))}
         self.states = {place: digest for place, digest in self.states.items() if place in known}
-        for place, digest in known.items():
-            if self.states.get(place) != digest:
-                tree.put_state(*place, self.link.state(*place))
-                self.states[place] = digest
-                changed = True
+        for row in self._good & set(held):     # of others nothing is laid down
+            changed |= self._put_state(row, known)
         for row, (digest, count) in held.items():
             if (row.host, row.name) not in known:          # else the site would look as if it had no certificate yet
                 continue
@@ -247,16 +252,25 @@ class Mirror:
                 self.answered.pop(row, None)
             self.counts[row] = count
             if self.held.get(row) != digest:
-                changed |= self._lay_down(row, urged)
+                changed |= self._lay_down(row, known, urged)
                 self.held[row] = digest
         self._first = False
         return changed, urged
 
-    def _lay_down(self, row: Row, urged: list[str]) -> bool:
+    def _put_state(self, row: Row, known: dict[tuple[str, str], str]) -> bool:
+        place = row.host, row.name
+        if self.states.get(place) == known.get(place):
+            return False
+        tree.put_state(*place, self.link.state(*place))
+        self.states[place] = known[place]
+        return True
+
+    def _lay_down(self, row: Row, known: dict[tuple[str, str], str], urged: list[str]) -> bool:
         found = self.link.request(row)
         if found is None:
             return False
-        refusal = tree.put_request(row, *found)
+        refusal = tree.put_request(row, *found, lambda: self._put_state(row, known))
+        (self._good.discard if refusal else self._good.add)(row)
         if refusal:
             now = int(time.time())
             self._say(row, json.dumps({"class": "refused", "count": 1, "failed_at": now, "last_error": refusal, "since": now}))
@@ -274,12 +288,27 @@ class Mirror:
                 continue
             chain = tree.reply(entry)
             digest = database.digest(chain)
-            if row not in self.answered and self.counts[row]:
+            if row not in self.answered and self.counts.get(row):
                 self.answered[row] = self.link.last_answer(row)
             if chain and self.answered.get(row) != digest:
-                self.counts[row] += 1
-                self.link.reply(row, self.counts[row], chain)
-                self.answered[row] = digest
+                self._each(row, self._reply, chain, digest)
+
+    def _reply(self, row: Row, chain: bytes, digest: str) -> None:
+        self.link.reply(row, self.counts[row] + 1, chain)
+        self.counts[row] += 1
+        self.answered[row] = digest
+
+    def _each(self, row: Row, work: Callable[..., object], *values: object) -> None:
+        """Do it; that the database refuses it is this host's alone: its row is gone, or its courier holds it locked. Raises Away where all is away."""
+        if self._resting.get(row.host, 0.0) > time.monotonic():
+            return
+        try:
+            work(row, *values)
+        except Away as away:
+            if away.is_over:
+                raise
+            self._resting[row.host] = time.monotonic() + REST
+            say(f"{row.host} {row.name}: {away}; this host waits, others do not", 0, self.loud)
 
     def say(self) -> None:
         """Carry down what the issuer noted."""
@@ -290,8 +319,11 @@ class Mirror:
 
     def _say(self, row: Row, text: str) -> None:
         if self.said.get(row) != text and len(text) <= database.MOST:
-            self.link.say(row, text)
-            self.said[row] = text
+            self._each(row, self._carry, text)
+
+    def _carry(self, row: Row, text: str) -> None:
+        self.link.say(row, text)
+        self.said[row] = text
 
 
 def say(text: str, code: int, loud: bool = True) -> int:

@@ -64,13 +64,20 @@ def _state(name: str) -> str:
     return json.dumps(found, sort_keys=True)
 
 
-def have(row: Row, chain: bytes) -> None:
-    """Put an answer into the spool. Raises OSError."""
+def have(row: Row, chain: bytes, digest: str) -> bool:
+    """Put an answer into the spool, if it is one, and the one that was announced; whether it did. Root is started for nothing else. Raises OSError."""
+    if len(chain) > spool.MAX_REPLY or database.digest(chain) != digest or has(row, digest):
+        return False
+    try:
+        spool.pem_blocks(chain)
+    except spool.Refused:
+        return False
     fd = spool.open_directory(spool.replies())
     try:
         spool.write(fd, spool.entry(row.name, row.number, "pem"), chain)
     finally:
         os.close(fd)
+    return True
 
 
 def has(row: Row, digest: str) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from typing import Any
 
 from certdrop import events, words
-from certdrop.fleet import database, walls
-from certdrop.fleet.database import Away, Database
+from certdrop.fleet import database, members, walls
+from certdrop.fleet.database import Away, Database, Row
 
 SILENT = 4 * 3600.0                # seconds without a word from a machine
 WARNING, CRITICAL = 10 * 86400.0, 3 * 86400.0          # seconds before a certificate's end
@@ -26,14 +27,14 @@ def show(form: str) -> int:
     walls.shut_in((), (), machine.ports)
     try:
         link = Database(machine.info)
-        machines = link.ask("SELECT name, kind, extract(epoch FROM now() - seen)::float FROM machine ORDER BY kind, name")
+        machines = link.ask("SELECT name, kind, CASE WHEN isfinite(seen) THEN extract(epoch FROM now() - seen)::float END FROM machine ORDER BY kind, name")
         rows = link.ask(QUERY)
     except Away as away:
         words.say(f"certdrop-fleet: the fleet's database: {away}; hosts serve on, and what they want waits")
         return 3 if form == "--nagios" else os.EX_TEMPFAIL
     now = time.time()
-    sites = [_site(row, now) for row in rows]
-    silent = [{"name": name, "kind": kind, "seen": None if ago is None else int(now - ago)} for name, kind, ago in machines]
+    sites = [found for row in rows if (found := _site(row, now))]
+    silent = [found for row in machines if (found := _machine(row, now))]
     if form == "--json":
         print(json.dumps({"machines": silent, "sites": sites}, indent=1))
     elif form == "--prometheus":
@@ -45,12 +46,24 @@ def show(form: str) -> int:
     return os.EX_OK
 
 
-def _site(row: tuple[object, ...], now: float) -> dict[str, object]:
+def _machine(row: tuple[Any, ...], now: float) -> dict[str, object]:
+    """A machine, as it is shown; nothing where it is none."""
+    name, kind, ago = row
+    if not isinstance(name, str) or not members.is_name(name) or kind not in ("host", "desk"):
+        return {}
+    return {"name": name, "kind": kind, "seen": int(now - ago) if isinstance(ago, float) and _is_number(now - ago) else None}
+
+
+def _site(row: tuple[Any, ...], now: float) -> dict[str, object]:
+    """A request, as it is shown; nothing where it is none."""
     host, name, number, urged, desk, said, body, kind = row
+    if not database.is_row(Row(host, name, number, kind)):
+        return {}
     ledger, state = _object(said), _object(body)
     cert = state.get("cert")
     end = cert.get("not_after") if isinstance(cert, dict) else None
-    return {"host": host, "site": name, "number": number, "kind": kind, "now": urged, "desk": desk or "", "not_after": end if _is_number(end) else None,
+    return {"host": host, "site": name, "number": number, "kind": kind, "now": bool(urged), "desk": events.clean(desk or "", 40),
+            "not_after": end if _is_number(end) else None,
             "renew_at": ledger.get("renew_at") if _is_number(ledger.get("renew_at")) else None,
             "error": events.clean(ledger.get("last_error") or "", 500) if ledger.get("count") else ""}
 
@@ -112,7 +125,7 @@ def _day(moment: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value < 1 << 40
+    return type(value) in (int, float) and 0 <= value < 1 << 40           # type: ignore[operator]
 
 
 def _object(text: object) -> dict[str, object]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
+from collections.abc import Callable
 
 from certdrop import spool
 from certdrop.config import site
@@ -22,6 +24,10 @@ from certdrop.signer import protocol
 
 DAY = 86400.0
 SPOOL, STATE = "/var/spool/certdrop-fleet", "/var/lib/certdrop-fleet"
+_NUMBER, _MOMENT, _SHA256 = 10 ** 9, 1 << 40, "[0-9a-f]{64}"      # bounds, and forms of texts
+NOTED: dict[str, object] = {"refused": {"number": _NUMBER, "reason": "[a-z-]{1,40}", "reply_sha256": _SHA256},
+                            "install": {"number": _NUMBER, "next_try": _MOMENT}, "installed_at": _MOMENT}
+CERTIFICATE: dict[str, object] = {"sha256": _SHA256, "not_before": _MOMENT, "not_after": _MOMENT}
 
 
 def stand() -> None:
@@ -30,8 +36,8 @@ def stand() -> None:
     protocol.HOSTS = f"{site.ETC}/fleet.d"
 
 
-def put_request(row: Row, body: str, sig: str, now: str) -> str:
-    """Lay down a request; why not, in words, where root of its host did not sign it. Raises OSError."""
+def put_request(row: Row, body: str, sig: str, now: str, first: Callable[[], object] = lambda: None) -> str:
+    """Lay down a request, and what comes `first`; why not, in words, where root of its host did not sign it. Raises OSError."""
     try:
         member = members.load(protocol.HOSTS, row.host)
     except site.ConfigMissing:
@@ -39,13 +45,15 @@ def put_request(row: Row, body: str, sig: str, now: str) -> str:
     except site.ConfigError as error:
         return str(error)
     name, data = members.tree_name(row.host, row.name), body.encode("ascii", "replace")
+    signed, sig = (data, sig) if row.kind == "csr" else _revocation(data)
+    if not members.is_signed(member, statement(row.host, row.name, row.number, row.kind, signed), sig):
+        return f"the request is not signed by the key that {row.host} was enrolled with"
+    first()
     fd = spool.open_directory(spool.requests())
     try:
         if row.kind == "revoke":
             spool.write(fd, spool.entry(name, row.number, "revoke"), data)
             return ""
-        if not members.is_signed(member, statement(row.host, row.name, row.number, "csr", data), sig):
-            return f"the request is not signed by the key that {row.host} was enrolled with"
         spool.write(fd, spool.entry(name, row.number, "sig"), sig.encode("ascii", "replace"))
         spool.write(fd, spool.entry(name, row.number, "csr"), data)
         wanted = spool.entry(name, row.number, "now")
@@ -88,38 +96,36 @@ def forget(wanted: set[Row]) -> None:
                 kept.add((name, number))
     names = {name for name, _ in kept}
     for entry in os.listdir(spool.requests()):
-        name, _, rest = entry.partition("@")
-        digits = rest.partition(".")[0]
-        if not digits.isdecimal() or (name, int(digits)) not in kept:
+        known = spool.parse_entry(entry.removesuffix(".sig") + ".csr" if entry.endswith(".sig") else entry)
+        if known is None or known[:2] not in kept:
             with contextlib.suppress(OSError):
                 os.unlink(f"{spool.requests()}/{entry}")
-    for parent in ("live", "sites", "keeper"):
+    for parent, suffix in (("live", ""), ("sites", ""), ("keeper", ".json")):
         for entry in os.listdir(f"{site.STATE}/{parent}"):
-            if entry.removesuffix(".json") not in names:
+            if entry.removesuffix(suffix) not in names:
                 _clear(f"{site.STATE}/{parent}/{entry}")
 
 
 def put_state(host: str, name: str, text: str) -> None:
-    """Lay down what is known of a site: its newest certificate, and what root of its host noted. Raises OSError."""
+    """Lay down what is known of a site: its newest certificate, and what root of its host noted. Raises OSError.
+
+    A host's courier wrote that. The issuer reads it as it reads root's own files: so what is laid down has root's forms, whatever came.
+    """
     name = members.tree_name(host, name)
-    try:
-        found = json.loads(text)
-        found = found if isinstance(found, dict) else {}
-    except (ValueError, RecursionError):
-        found = {}
-    notes = {key: found[key] for key in ("refused", "install", "installed_at") if key in found}
+    found = _table(text)
+    notes = {key: value for key, form in NOTED.items() if (value := _formed(found.get(key), form))}
     _put(f"{site.STATE}/keeper", f"{name}.json", json.dumps(notes).encode())
-    number, live, cert = (found.get(key) for key in ("generation", "live", "cert"))
+    number, live, cert = found.get("generation"), found.get("live"), _formed(found.get("cert"), CERTIFICATE)
     parent, link = f"{site.STATE}/sites/{name}", f"{site.STATE}/live/{name}"
-    if not _is_number(number) or not isinstance(cert, dict):
+    if not _is_number(number) or not isinstance(cert, dict) or len(cert) < len(CERTIFICATE):
         _clear(parent)
         _clear(link)
         return
     chain = _chain(found.get("chain"))
     entry = f"{number:04d}"
     os.makedirs(f"{parent}/{entry}", mode=0o755, exist_ok=True)
-    for file, data in {"cert.json": json.dumps({key: cert.get(key) for key in ("sha256", "not_before", "not_after")}).encode(),
-                       "cert.pem": chain[0] if chain else b"", "fullchain.pem": b"".join(chain), "nginx.conf": b""}.items():
+    for file, data in {"cert.json": json.dumps(cert).encode(), "cert.pem": chain[0] if chain else b"", "fullchain.pem": b"".join(chain),
+                       "nginx.conf": b""}.items():
         _put(f"{parent}/{entry}", file, data)
     for other in os.listdir(parent):
         if other != entry:
@@ -172,10 +178,51 @@ def ledger(row: Row) -> str:
 
 
 def _chain(text: object) -> list[bytes]:
+    """The certificates of a chain that can be read wholly; others would raise what no reader of theirs expects (cryptography has exceptions of its own)."""
     try:
-        return spool.pem_blocks(str(text).encode("ascii", "replace"))
-    except spool.Refused:
+        blocks = spool.pem_blocks(str(text)[:spool.MAX_REPLY].encode("ascii", "replace"))
+        for block in blocks:
+            look_into(block)
+    except Exception:                          # whatever it is, the chain is none
         return []
+    return blocks
+
+
+def look_into(pem: bytes) -> None:
+    """Read of a certificate all that anybody reads of a live one. Raises whatever cryptography does."""
+    from cryptography import x509
+    one = x509.load_pem_x509_certificate(pem)
+    for part in (one.version, one.serial_number, one.subject, one.issuer, one.not_valid_before, one.not_valid_after, one.signature_hash_algorithm):
+        str(part)
+    for extension in one.extensions:
+        str(extension.value)
+
+
+def _revocation(data: bytes) -> tuple[bytes, str]:
+    """(what root signed, its signature) of a request to revoke; ("", "") where it is none."""
+    found = _table(data)
+    sig = found.pop("sig", None)
+    if not isinstance(sig, str) or not isinstance(found.get("payload"), dict):
+        return b"", ""
+    return json.dumps(found).encode(), sig
+
+
+def _table(text: str | bytes) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _formed(value: object, form: object) -> object:
+    """What of a value has a form; None for nothing. A form is a pattern for a text, a bound for a whole number from 0, or a table of such."""
+    if isinstance(form, dict):
+        found = {key: part for key, wanted in form.items() if (part := _formed(value.get(key), wanted)) is not None} if isinstance(value, dict) else {}
+        return found or None
+    if isinstance(form, int):
+        return value if type(value) in (int, float) and 0 <= value < form else None        # type: ignore[operator]
+    return value if isinstance(value, str) and re.fullmatch(str(form), value) else None
 
 
 def _is_number(value: object) -> bool:

@@ -42,7 +42,11 @@ TOGETHER = 2.0                     # seconds after a reply for others to come: r
 def main(argv: list[str]) -> int:
     """Returns a code of sysexits.h."""
     if os.path.exists(f"{site.ETC}/fleet/host.toml"):          # then a courier sits here
-        os.execv(COURIER, [COURIER, *argv])
+        try:
+            os.execv(COURIER, [COURIER, *argv])
+        except OSError as error:
+            return _stop(f"{COURIER}: {error.strerror}; this host is in a fleet, and nobody carries what it wants; the live certificates stay; install "
+                         f"certdrop-fleet again, or remove {site.ETC}/fleet/host.toml", os.EX_CONFIG)
     if "--help" in argv or "-h" in argv:
         print(HELP, end="")
         return os.EX_OK

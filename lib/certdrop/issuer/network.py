@@ -107,7 +107,9 @@ class Network:
                 try:
                     with open(task.standing.place + "/fullchain.pem", "rb") as stream:
                         task.foreign = browsers.is_foreign(stream.read(spool.MAX_REPLY), None)
-                except (OSError, ValueError) as error:         # roots that cannot be read: it is renewed in its time
+                except Exception as error:                     # roots that cannot be read: it is renewed in its time
+                    if not isinstance(error, (OSError, ValueError)) and not plan.is_of_a_host(error):
+                        raise
                     self.log.warning(happened.FAILED, site=task.name, kind="chain", error=events.clean(error))
                 task.decide(now)
 
@@ -190,7 +192,9 @@ class Network:
             self.reached()
         except ari.Absent as absent:
             ledger.note_no_window(certificate, absent.retry_after, True, time.time(), chance, ours)
-        except (Failure, OSError, MemoryError, ValueError, KeyError) as error:
+        except Exception as error:
+            if not isinstance(error, (Failure, OSError, MemoryError, ValueError, KeyError)) and not plan.is_of_a_host(error):
+                raise
             retry_after = error.retry_after if isinstance(error, Failure) else 0.0
             ledger.note_no_window(certificate, retry_after, False, time.time(), chance, ours)
             self.log.warning(happened.FAILED, site=task.name, kind="renewal information", error=str(error))
@@ -227,6 +231,10 @@ class Network:
             self._failed(task, failure)
         except (OSError, MemoryError) as error:
             self._failed(task, of_this_host(error))
+        except Exception as error:
+            if not plan.is_of_a_host(error):
+                raise
+            self._failed(task, Failure(REFUSED, f"what its host posted cannot be read: {type(error).__name__}: {error}"))
         finally:
             self.progress.done(task.name)
 
@@ -409,7 +417,9 @@ class Network:
             one.succeeded(time.time())
             self.log.info(happened.REVOKED, site=one.name, number=one.number)
             log.say(f"{one.name}: the certificate of generation {one.number:04d} is revoked", self.options.loud)
-        except (Failure, OSError, MemoryError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:
+            if not isinstance(error, (Failure, OSError, MemoryError, ValueError, KeyError, TypeError)) and not plan.is_of_a_host(error):
+                raise
             failure = (error if isinstance(error, Failure) else of_this_host(error) if isinstance(error, (OSError, MemoryError))
                        else Failure(REFUSED, f"the request to revoke: {error}"))
             if failure is not self.down:

@@ -82,10 +82,25 @@ def make(options: Options, pending: list[Request], now: float) -> list[Task]:
         config = general.load_config()
     except site.ConfigError:
         config = None                          # said where it is needed
-    tasks = [Task(request, options, config) for request in pending]
-    for task in tasks:
-        task.decide(now)
+    tasks = []
+    for request in pending:
+        try:
+            task = Task(request, options, config)
+            task.decide(now)
+        except Exception as error:
+            if not is_of_a_host(error):
+                raise
+            from certdrop.issuer import log
+            log.say(f"{request.name}: what its host posted cannot be read: {type(error).__name__}: {error}", options.loud)
+            continue
+        tasks.append(task)
     return tasks
+
+
+def is_of_a_host(error: Exception) -> bool:
+    """Whether, on a desk, it came of what one host posted, and so is that host's alone. Elsewhere root posted it, and it is a defect of ours."""
+    from certdrop.signer import protocol
+    return bool(protocol.HOSTS) and not isinstance(error, (ImportError, OSError, MemoryError)) and type(error).__name__ != "Moved"
 
 
 def curious(tasks: list[Task], now: float) -> list[Task]:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from certdrop import spool
-from certdrop.fleet import desk
-from certdrop.fleet.database import Row, digest
+from certdrop.config import site
+from certdrop.fleet import authority, desk
+from certdrop.fleet.database import Away, Row, digest
 
 from fleet.test_tree import CSR, ROW, TREE, entries, sign
 
@@ -93,7 +94,7 @@ def test_a_reply_goes_down_once(mirror: Any) -> None:
 def test_what_is_not_signed_is_said(mirror: Any) -> None:
     body, sig, now = mirror.link.rows[ROW]
     mirror.link.rows[ROW] = body, now, ""
-    assert mirror.sync() == (True, []) and entries() == []
+    assert mirror.sync() == (False, []) and entries() == []
     assert "not signed by the key that web1 was enrolled with" in mirror.link.told[ROW]
 
 
@@ -104,4 +105,71 @@ def test_nobody_waits_unless_root_signed_that(mirror: Any, sign: Any, now: str) 
     mirror.link.rows[ROW] = body, sig, sign("csr") if now == "csr" else now
     assert mirror.sync() == (True, [])
     mirror.link.rows[ROW._replace(kind="revoke")] = "{}", "-", "x"
-    assert mirror.sync() == (True, [])
+    assert mirror.sync()[1] == []
+
+
+def test_the_state_of_what_is_not_signed_is_not_laid_down(mirror: Any) -> None:
+    """Nor later, while no request of that site is good."""
+    good = mirror.link.rows[ROW]
+    mirror.link.rows[ROW] = good[0], good[2], ""
+    mirror.sync()
+    mirror.link.bodies["web1", "shop.example.org"] = '{"installed_at": 1790000001}'
+    mirror.sync()
+    assert entries("keeper") == []
+    mirror.link.rows[ROW] = good
+    mirror.sync()
+    assert entries("keeper") == [f"{TREE}.json"]
+    mirror.link.bodies["web1", "shop.example.org"] = '{"installed_at": 1790000002}'
+    assert mirror.sync()[0] and '1790000002' in pathlib.Path(f"{site.STATE}/keeper/{TREE}.json").read_text()
+
+
+@pytest.fixture
+def two(mirror: Any, sign: Any) -> Any:
+    """The same, with another host's request; both are answered."""
+    seed = authority.seed().decode()
+    pathlib.Path(f"{site.ETC}/fleet.d/web2.toml").write_text(f'key = "{authority.public(seed)}"\nnames = ["shop.example.org"]\n')
+    pathlib.Path(f"{site.ETC}/fleet/sign.key").write_text(f"web2 {seed}\n")
+    mirror.link.rows[OTHER] = CSR.decode(), sign("csr"), ""
+    mirror.link.bodies["web2", "shop.example.org"] = "{}"
+    mirror.sync()
+    for host in ("web1", "web2"):
+        path = pathlib.Path(f"{spool.replies()}/{host}_shop.example.org@0003.pem")
+        path.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        os.chmod(path, 0o640)
+        pathlib.Path(f"{site.STATE}/issuer/{host}_shop.example.org.json").write_text('{"count": 1}')
+    return mirror
+
+
+OTHER = ROW._replace(host="web2")
+
+
+@pytest.mark.parametrize("bad", [ROW, OTHER])
+def test_one_row_that_is_refused_holds_up_no_other(two: Any, monkeypatch: pytest.MonkeyPatch, bad: Any) -> None:
+    """Its host is left alone for a while: each try may take seconds, where a courier holds its rows locked."""
+    tries, done, locked = [], [], [bad]
+
+    def refuse(row: Any, *_: object) -> None:
+        if row in locked:
+            tries.append(row)
+            raise Away("canceling statement due to lock timeout")
+        done.append(row)
+    monkeypatch.setattr(two.link, "reply", refuse)
+    monkeypatch.setattr(two.link, "say", refuse)
+    two.answer()
+    two.say()
+    two.answer()
+    good = OTHER if bad == ROW else ROW
+    assert done == [good, good] and tries == [bad]
+    locked.clear()
+    monkeypatch.setattr(desk.time, "monotonic", lambda: 1e12)
+    two.answer()
+    two.say()
+    assert done == [good, good, bad, bad]
+
+
+def test_a_connection_that_has_ended_ends_it(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: object) -> None:
+        raise Away("server closed the connection", True)
+    monkeypatch.setattr(two.link, "reply", ended)
+    with pytest.raises(Away):
+        two.answer()

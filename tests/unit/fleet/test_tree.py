@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import datetime
 import hashlib
 import json
 import os
 import pathlib
+import re
+import ssl
 import time
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certdrop import spool
 from certdrop.config import site
 from certdrop.fleet import authority, tree
 from certdrop.fleet.database import Row, is_row
-from certdrop.issuer import ledger, plan, posted
+from certdrop.issuer import ari, ledger, plan, posted
 from certdrop.issuer.failure import Failure
 from certdrop.issuer.options import Options
 from certdrop.keeper import keys, signing
@@ -111,7 +119,85 @@ def test_a_state_that_is_none(sign: Any, text: str) -> None:
     assert set(entries("live")) == set()
 
 
-@pytest.mark.parametrize("row", [Row("web1", "../x", 1, "csr"), Row("we_b", "x", 1, "csr"), Row("web1", "x", 0, "csr"), Row("web1", "x", 1, "pem"),
+def test_what_root_did_not_sign_is_not_revoked(sign: Any) -> None:
+    """Nor laid down: the issuer reads it as root's."""
+    payload = {"payload": {"certificate": "x"}}
+    row = ROW._replace(kind="revoke")
+    seal = base64.b64encode(_key().sign(signing.statement("web1", row.name, 3, "revoke", json.dumps(payload).encode()))).decode()
+    for body in ("[" * 16000, "{}", json.dumps(payload), json.dumps({**payload, "sig": sign("csr")}), json.dumps({"payload": {}, "sig": seal}),
+                 json.dumps({**payload, "sig": [seal]})):
+        assert "not signed by the key that web1" in tree.put_request(row, body, "-", "")
+    assert entries() == []
+    assert tree.put_request(row, json.dumps({**payload, "sig": seal}), "-", "") == "" and entries() == [f"{TREE}@0003.revoke"]
+
+
+def _key() -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(base64.b64decode(pathlib.Path(f"{site.ETC}/fleet/sign.key").read_text().split()[1]))
+
+
+STATE: dict[str, Any] = {"generation": 2, "live": 1, "chain": "x", "cert": {"sha256": "a" * 64, "not_before": 5, "not_after": int(time.time()) + 1000},
+                         "install": {"number": 2, "next_try": 1}, "refused": {"number": 3, "reason": "key", "reply_sha256": "b" * 64}, "installed_at": 1,
+                         "shop": "p"}
+NONSENSE: list[Any] = [True, False, None, -1, 1.5, 1e-300, (1 << 40) - 1, 10 ** 400, float("nan"), float("inf"),
+                       "x", "\x1b[2J", "\ud800", [], [[]], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("key", [*STATE, *(f"{table}.{key}" for table in ("cert", "install", "refused") for key in STATE[table])])
+@pytest.mark.parametrize("answered", [False, True])
+def test_nonsense_in_a_state_stops_nobody(sign: Any, key: str, answered: bool) -> None:
+    """The issuer plans every site's next order, whatever one host's courier says."""
+    assert tree.put_request(ROW, CSR.decode(), sign("csr"), "") == ""
+    if answered:
+        pathlib.Path(f"{spool.replies()}/{TREE}@0003.pem").write_text("x")
+    for value in NONSENSE:
+        state = json.loads(json.dumps(STATE))
+        table, _, part = key.rpartition(".")
+        (state[table] if table else state)[part] = value
+        tree.put_state("web1", "shop.example.org", json.dumps(state))
+        listed, _, _ = posted.requests()
+        for task in plan.make(Options([], False), listed, time.time()):
+            task.wants_window(time.time())
+        for path in pathlib.Path(site.STATE).glob("keeper/*.json"):
+            assert not re.search(r"true|false|null|NaN|Infinity|\\u", path.read_text())
+
+
+def _built(change: str) -> str:
+    """A certificate that some library cannot read wholly."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    begin = datetime.datetime(2026, 1, 1)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(5).not_valid_before(begin)
+    builder = builder.not_valid_after(begin + datetime.timedelta(days=90)).add_extension(x509.SubjectAlternativeName([x509.DNSName("a.b")]), False)
+    if change == "twice":
+        builder._extensions = builder._extensions * 2
+    der = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    if change == "version":
+        der = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020107"), 1)
+    if change == "x400":
+        der = der.replace(bytes.fromhex("8203612e62"), bytes.fromhex("a303612e62"), 1)
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
+@pytest.mark.parametrize("change", ["", "twice", "version", "x400"])
+def test_a_chain_that_cannot_be_read_is_none(sign: Any, change: str) -> None:
+    tree.put_state("web1", "shop.example.org", json.dumps({**STATE, "chain": _built(change)}))
+    laid = pathlib.Path(f"{site.STATE}/sites/{TREE}/0002/fullchain.pem").read_bytes()
+    assert bool(laid) == (not change)
+    if change:
+        with pytest.raises(ValueError):
+            ari.identifier(laid)               # which the issuer expects
+
+
+def test_names_that_end_in_json(sign: Any) -> None:
+    """What belongs to one site is not kept for another's sake."""
+    tree.put_state("web1", "x.json", json.dumps(STATE))
+    tree.forget({ROW._replace(name="x.json")})
+    assert entries("sites") == ["web1_x.json"] and entries("keeper") == ["web1_x.json.json"]
+    tree.forget({ROW._replace(name="x")})
+    assert entries("sites") == [] and entries("keeper") == []
+
+
+@pytest.mark.parametrize("row", [Row("web1", 5, 1, "csr"), Row(None, "x", 1, "csr"), Row("web1", "../x", 1, "csr"), Row("we_b", "x", 1, "csr"),
+                                 Row("web1", "x", 0, "csr"), Row("web1", "x", 1, "pem"),
                                  Row("web1", "x" * 161, 1, "csr"), Row("web1", "x", True, "csr")._replace(number="1")])     # type: ignore[arg-type]
 def test_a_row_that_names_no_request(row: Row) -> None:
     assert not is_row(row)
