@@ -9,7 +9,7 @@ import json
 import os
 import time
 
-from certdrop import events, spool
+from certdrop import events, spool, words
 from certdrop.config import general, site
 from certdrop.issuer import due, ledger, notes
 from certdrop.issuer.agenda import Agenda
@@ -90,8 +90,8 @@ def make(options: Options, pending: list[Request], now: float) -> list[Task]:
         except Exception as error:
             if not is_of_a_host(error):
                 raise
-            from certdrop.issuer import log
-            log.say(f"{request.name}: what its host posted cannot be read: {type(error).__name__}: {error}", options.loud)
+            if options.loud:
+                words.say(f"certdrop-issue: {request.name}: what its host posted cannot be read: {type(error).__name__}: {error}")
             continue
         tasks.append(task)
     return tasks
