@@ -21,6 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "stage")]
 
 import world as stage  # noqa: E402
 from between import HOST, PORT, Between  # noqa: E402
+from three import Three  # noqa: E402
 
 STATE = "/var/lib/certdrop"
 SPOOL = "/var/spool/certdrop"
@@ -165,3 +166,11 @@ def between(host: Host) -> Iterator[Between]:
     host.configure(directory=f'"https://{HOST}:{PORT}/dir"')
     yield made
     made.close()
+
+
+@pytest.fixture
+def three(host: Host) -> Iterator[Three]:
+    """nginx with three sites; taken out again."""
+    found = Three(host)
+    yield found
+    found.close()

@@ -5,26 +5,9 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-from typing import Iterator
 
-import pytest
-from conftest import Host
 from terminal import Terminal
-from test_change import NGINX, Three
-
-
-@pytest.fixture
-def three(host: Host) -> Iterator[Three]:
-    """nginx with three sites, and a file that this host's other tests left no block in; taken out again."""
-    found = Three(host)
-    yield found
-    for name in found.first:
-        for folder in ("sites-enabled", "sites-available"):
-            (NGINX / folder / name).unlink(missing_ok=True)
-    host.world.nginx.reload()
-    for name in (found.php, found.proxy, found.default):
-        if os.path.exists(f"/etc/certdrop/sites.d/{name}.toml"):
-            host.run("certdrop", "remove", name, "--yes")
+from three import NGINX, Three
 
 
 def names(three: Three) -> list[str]:

@@ -77,7 +77,7 @@ def by_block(here: Known) -> list[Candidate]:
                 continue
             seen.add(name)
             if name in here.of:
-                begun += [name] * (f"# certdrop {here.of[name]} " in text)
+                begun += [name] * edit.bears(text, here.of[name])
                 continue
             why = _not_for_a_certificate(here.config, name)
             if why:
@@ -176,7 +176,7 @@ def from_nginx(names: list[str], options: dict[str, str]) -> int:
 
 def _is_served(here: Known, name: str) -> bool:
     """Whether a name's site has its lines in nginx's files, and none is lacking (by_block lists those)."""
-    return name in here.of and any(f"# certdrop {here.of[name]} " in text for text in here.config.texts.values())
+    return name in here.of and any(edit.bears(text, here.of[name]) for text in here.config.texts.values())
 
 
 def _why_absent(here: Known, name: str) -> str:

@@ -20,7 +20,7 @@ from certdrop.config import general, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
-from certdrop.nginx import blocks, change, fetched, own
+from certdrop.nginx import blocks, change, edit, fetched, own
 from certdrop.nginx.edit import Change
 from certdrop.trust import roots
 from certdrop.walls import become, users
@@ -281,7 +281,7 @@ def remove(name: str, agreed: bool) -> int:
         used = _used(run, name)
         for service in used:
             shown = configuration_of(service)                # seen without touching anything: a kill leaves nothing aside that is in use
-            if f"{live}/{name}/" in shown or f"# certdrop {name} " in shown:
+            if f"{live}/{name}/" in shown or edit.bears(shown, name):
                 places = own.uses(shown, name)
                 block = own.own(places, name)
                 edits = change.can_be_taken_out(name) if not block and service.name == "nginx" else []
@@ -327,7 +327,7 @@ def _freed(name: str, block: str, edits: Sequence[Change], shown: str) -> str:
         return f"certdrop-nginx wrote {block}, and nobody changed it: certdrop remove {name} --yes takes it away, too"
     if edits:
         return f"these lines are certdrop's, and nobody edited them: certdrop remove {name} --yes takes them out, too"
-    if f"# certdrop {name} " in shown:
+    if edit.bears(shown, name):
         return f"certdrop-nginx {name} --undo takes certdrop's lines out, or says which were edited"
     return "take the site out of it first"
 

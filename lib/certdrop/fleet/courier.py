@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pwd
 import random
 import sys
 import time
 
 from certdrop import TERMINAL, VERSION, events, spool, words
 from certdrop.config import site
-from certdrop.fleet import database, local, members, walls
+from certdrop.fleet import database, local, walls
 from certdrop.fleet.database import Away, Database, Machine, Row
 from certdrop.issuer import command, notes, turn
 from certdrop.issuer.due import TICK
@@ -63,14 +62,8 @@ def main(argv: list[str]) -> int:
     except Usage as error:
         return say(f"{error}{'' if str(error).endswith('?') else ';'} certdrop-courier --help shows how", os.EX_USAGE)
     try:
-        uid = pwd.getpwnam(spool.ISSUER).pw_uid
-        if os.getuid() == 0 or (os.getuid() == uid and any(map(os.isatty, (0, 1, 2)))):
-            return _elsewhere(argv)
-        if os.getuid() != uid:
-            return say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
-        os.umask(0o022)
-        os.chdir("/")
-        return _run(options, database.machine("host"))
+        return command.as_issuer(argv, say, "what was posted is posted; cron brings the reply; certdrop-status shows how it stands",
+                                 lambda: _run(options, database.machine("host")))
     except site.ConfigError as error:
         return _stop(f"{error}; the live certificates stay", os.EX_CONFIG)
     except (KeyError, PermissionError) as error:
@@ -79,15 +72,6 @@ def main(argv: list[str]) -> int:
         return _stop(f"{error}; the live certificates stay; the next run tries again", os.EX_TEMPFAIL, options.loud, options.apart)
     except KeyboardInterrupt:
         return os.EX_TEMPFAIL
-
-
-def _elsewhere(argv: list[str]) -> int:
-    from certdrop.walls import become
-    try:
-        code = become.run(spool.ISSUER if os.getuid() == 0 else "", [os.path.abspath(sys.argv[0]), *argv], command.LONGEST, outlives=True)
-    except become.Stopped as stopped:
-        return say(f"{stopped}; what was posted is posted; cron brings the reply; certdrop-status shows how it stands", os.EX_TEMPFAIL)
-    return code if code >= 0 else os.EX_TEMPFAIL
 
 
 def _run(options: Options, machine: Machine) -> int:
@@ -152,8 +136,7 @@ def _in_child(options: Options, machine: Machine) -> tuple[int, bool]:
 def _talk(options: Options, machine: Machine) -> tuple[int, bool]:
     """In the child: everything up, everything down, and wait for what is named. Raises Away, OSError."""
     state = [f"{site.STATE}/{name}" for name in ("sites", "live", "keeper")]
-    public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d", "services.d", "roots.d")]
-    for wall in walls.shut_in((spool.requests(), *state, *public), (spool.replies(), f"{site.STATE}/issuer"), machine.ports):
+    for wall in walls.shut_in((spool.requests(), *state), (spool.replies(), f"{site.STATE}/issuer"), machine.ports):
         say(wall, 0, options.loud)
     wanted, left = local.requests()
     for line in left:
@@ -220,7 +203,7 @@ class Waiting:
             if desk:
                 self._say(row, f"taken by {events.clean(desk, 40)}")
                 self._taken = True
-            found = _table(said)
+            found = database.as_table(said)
             if os.path.exists(f"{spool.replies()}/{spool.entry(row.name, row.number, 'pem')}") and row.kind == "csr":
                 self._say(row, f"issued; the reply for request {row.number:04d} waits for root")
             elif row.kind == "revoke" and found.get("done"):
@@ -249,14 +232,6 @@ class Waiting:
             say(f"{row.name}: {text}", 0, self.options.loud)
 
 
-def _table(said: str) -> dict[str, object]:
-    try:
-        found = json.loads(said)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _failed_at(found: dict[str, object]) -> int:
     return notes.number(found, "failed_at") if notes.number(found, "count") else 0
 
@@ -272,11 +247,7 @@ def _show_plan(names: list[str]) -> int:
 
 def _stop(text: str, code: int, loud: bool = True, apart: bool = False) -> int:
     """Say it, and leave it for those who would ask why nothing runs; returns the code."""
-    try:
-        if os.geteuid():
-            notes.put(command.STOPPED, text.encode("utf-8", "replace"))
-    except (OSError, MemoryError):
-        pass
+    command.leave(text)
     return say(text, code, loud, apart)
 
 
@@ -285,12 +256,3 @@ def say(text: str, code: int, loud: bool = True, apart: bool = False) -> int:
     if loud:
         words.say(f"certdrop-courier: {text}", to=1 if apart else 2)
     return code
-
-
-def host_name() -> str:
-    """What this host is called in its fleet; "" for none."""
-    try:
-        name = database.machine("host").name
-    except site.ConfigError:
-        return ""
-    return name if members.is_name(name) else ""

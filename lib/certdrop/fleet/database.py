@@ -7,6 +7,7 @@ psycopg2, which is loaded here alone.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import select
 from collections.abc import Iterable
@@ -243,6 +244,15 @@ def _md5(text: str) -> str:
 def digest(data: bytes) -> str:
     """The same of a reply."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def as_table(text: str | bytes) -> dict[str, object]:
+    """The JSON object that a text is; an empty one where it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _plainly(error: Exception) -> str:

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import json
 import os
-import pwd
 import random
 import select
 import socket
@@ -63,18 +62,7 @@ def main(argv: list[str]) -> int:
         unknown = min(set(argv) - {"--cron", "--once", "--verbose"})
         return say(f"{unknown!a:.80}: no such option; certdrop-desk --help shows how", os.EX_USAGE)
     try:
-        uid = pwd.getpwnam(spool.ISSUER).pw_uid
-        if os.getuid() == 0 or (os.getuid() == uid and any(map(os.isatty, (0, 1, 2)))):
-            return _elsewhere(argv)
-        if os.getuid() != uid:
-            return say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
-        os.umask(0o022)
-        os.chdir("/")
-        tree.stand()
-        if argv[0] == "account":
-            from certdrop.issuer import manage
-            return manage.main(argv[1:])
-        return _run(database.machine("desk"), "--once" in argv, "--verbose" in argv or "2" in os.environ.get(TERMINAL, ""))
+        return command.as_issuer(argv, say, "cron goes on", lambda: _work(argv))
     except site.ConfigError as error:
         return say(f"{error}; nothing is ordered", os.EX_CONFIG)
     except (KeyError, PermissionError) as error:
@@ -85,13 +73,12 @@ def main(argv: list[str]) -> int:
         return os.EX_TEMPFAIL
 
 
-def _elsewhere(argv: list[str]) -> int:
-    from certdrop.walls import become
-    try:
-        code = become.run(spool.ISSUER if os.getuid() == 0 else "", [os.path.abspath(sys.argv[0]), *argv], command.LONGEST, outlives=True)
-    except become.Stopped as stopped:
-        return say(f"{stopped}; cron goes on", os.EX_TEMPFAIL)
-    return code if code >= 0 else os.EX_TEMPFAIL
+def _work(argv: list[str]) -> int:
+    tree.stand()
+    if argv[0] == "account":
+        from certdrop.issuer import manage
+        return manage.main(argv[1:])
+    return _run(database.machine("desk"), "--once" in argv, "--verbose" in argv or "2" in os.environ.get(TERMINAL, ""))
 
 
 # ---- the process that has the issuer look

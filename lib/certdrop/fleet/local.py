@@ -1,6 +1,6 @@
 """What a host's courier carries: root's requests and the public state that a desk decides by, up; replies and the desk's ledger, down.
 
-Runs as: _certdrop. Trusts: root's directories. Reads: requests/, sites/, live/, keeper/, sites.d. Writes: replies/, issuer/NAME.json.
+Runs as: _certdrop. Trusts: root's directories. Reads: requests/, sites/, live/, keeper/. Writes: replies/, issuer/NAME.json.
 """
 
 from __future__ import annotations
@@ -57,10 +57,6 @@ def _state(name: str) -> str:
         found["live"] = int(link) if link.isdecimal() else 0
     except OSError:
         pass
-    try:
-        found["profile"] = site.load_site(name, site.load_config()).profile
-    except site.ConfigError:
-        pass                                   # root says so
     return json.dumps(found, sort_keys=True)
 
 
@@ -112,11 +108,7 @@ def note(name: str, said: str) -> None:
 
 
 def _notes(name: str) -> dict[str, object]:
-    try:
-        found = json.loads(_text_of(f"{site.STATE}/keeper/{name}.json"))
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return database.as_table(_text_of(f"{site.STATE}/keeper/{name}.json"))
 
 
 def _text(entry: str) -> str:

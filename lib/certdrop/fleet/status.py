@@ -12,7 +12,7 @@ from typing import Any
 
 from certdrop import events, words
 from certdrop.fleet import database, members, walls
-from certdrop.fleet.database import Away, Database, Row
+from certdrop.fleet.database import Away, Database, Row, as_table
 
 SILENT = 4 * 3600.0                # seconds without a word from a machine
 WARNING, CRITICAL = 10 * 86400.0, 3 * 86400.0          # seconds before a certificate's end
@@ -59,7 +59,7 @@ def _site(row: tuple[Any, ...], now: float) -> dict[str, object]:
     host, name, number, urged, desk, said, body, kind = row
     if not database.is_row(Row(host, name, number, kind)):
         return {}
-    ledger, state = _object(said), _object(body)
+    ledger, state = as_table(str(said)), as_table(str(body))
     cert = state.get("cert")
     end = cert.get("not_after") if isinstance(cert, dict) else None
     return {"host": host, "site": name, "number": number, "kind": kind, "now": bool(urged), "desk": events.clean(desk or "", 40),
@@ -126,11 +126,3 @@ def _day(moment: object) -> str:
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and 0 <= value < 1 << 40           # type: ignore[operator]
-
-
-def _object(text: object) -> dict[str, object]:
-    try:
-        found = json.loads(str(text))
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

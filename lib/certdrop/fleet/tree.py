@@ -18,7 +18,7 @@ from collections.abc import Callable
 from certdrop import spool
 from certdrop.config import site
 from certdrop.fleet import members
-from certdrop.fleet.database import Row
+from certdrop.fleet.database import Row, as_table
 from certdrop.keeper.signing import statement
 from certdrop.signer import protocol
 
@@ -112,7 +112,7 @@ def put_state(host: str, name: str, text: str) -> None:
     A host's courier wrote that. The issuer reads it as it reads root's own files: so what is laid down has root's forms, whatever came.
     """
     name = members.tree_name(host, name)
-    found = _table(text)
+    found = as_table(text)
     notes = {key: value for key, form in NOTED.items() if (value := _formed(found.get(key), form))}
     _put(f"{site.STATE}/keeper", f"{name}.json", json.dumps(notes).encode())
     number, live, cert = found.get("generation"), found.get("live"), _formed(found.get("cert"), CERTIFICATE)
@@ -200,19 +200,11 @@ def look_into(pem: bytes) -> None:
 
 def _revocation(data: bytes) -> tuple[bytes, str]:
     """(what root signed, its signature) of a request to revoke; ("", "") where it is none."""
-    found = _table(data)
+    found = as_table(data)
     sig = found.pop("sig", None)
     if not isinstance(sig, str) or not isinstance(found.get("payload"), dict):
         return b"", ""
     return json.dumps(found).encode(), sig
-
-
-def _table(text: str | bytes) -> dict[str, object]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _formed(value: object, form: object) -> object:

@@ -25,6 +25,8 @@ from certdrop.issuer.posted import Request
 
 TYPE_CHECKING = False              # what typing's is, for 2 ms less
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from certdrop.issuer.revoke import Revocations
 
 SUDO = ["/usr/bin/sudo", "-n", "/usr/sbin/certdrop-install"]
@@ -58,14 +60,8 @@ def main(argv: list[str]) -> int:
     except Usage as error:
         return say(f"{error}{'' if str(error).endswith('?') else ';'} certdrop-issue --help shows how", os.EX_USAGE)
     try:
-        uid = pwd.getpwnam(spool.ISSUER).pw_uid
-        if os.getuid() == 0 or (os.getuid() == uid and any(map(os.isatty, (0, 1, 2)))):
-            return _elsewhere(argv)
-        if os.getuid() != uid:
-            return say(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
-        os.umask(0o022)
-        os.chdir("/")
-        return _run(options)
+        return as_issuer(argv, say, "what was asked of the CA may be done; cron asks again for what is due; certdrop-status shows how it stands",
+                         lambda: _run(options))
     except (KeyError, PermissionError) as error:
         return _stop(f"{_plainly(error)}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM, True, options.apart)
     except (OSError, MemoryError) as error:
@@ -74,14 +70,22 @@ def main(argv: list[str]) -> int:
         return os.EX_TEMPFAIL
 
 
-def _elsewhere(argv: list[str]) -> int:
-    """The same by _certdrop, and away from this terminal: whoever takes the other process over gets nothing of it, nor of root's."""
-    from certdrop.walls import become
-    try:
-        code = become.run(spool.ISSUER if os.getuid() == 0 else "", [os.path.abspath(sys.argv[0]), *argv], LONGEST, outlives=True)
-    except become.Stopped as stopped:
-        return say(f"{stopped}; what was asked of the CA may be done; cron asks again for what is due; certdrop-status shows how it stands", os.EX_TEMPFAIL)
-    return code if code >= 0 else os.EX_TEMPFAIL
+def as_issuer(argv: list[str], tell: Callable[[str, int], int], follows: str, work: Callable[[], int]) -> int:
+    """Do this as _certdrop: started by root or at a terminal, the same program by _certdrop and away from there, so that whoever takes it over gets nothing
+    of the terminal, nor of root's. Who does not wait for its end is told what `follows`. For every program in this seat. Raises KeyError, OSError."""
+    uid = pwd.getpwnam(spool.ISSUER).pw_uid
+    if os.getuid() == 0 or (os.getuid() == uid and any(map(os.isatty, (0, 1, 2)))):
+        from certdrop.walls import become
+        try:
+            code = become.run(spool.ISSUER if os.getuid() == 0 else "", [os.path.abspath(sys.argv[0]), *argv], LONGEST, outlives=True)
+        except become.Stopped as stopped:
+            return tell(f"{stopped}; {follows}", os.EX_TEMPFAIL)
+        return code if code >= 0 else os.EX_TEMPFAIL
+    if os.getuid() != uid:
+        return tell(f"must be run as {spool.ISSUER} or root; try sudo", os.EX_NOPERM)
+    os.umask(0o022)
+    os.chdir("/")
+    return work()
 
 
 def _run(options: Options) -> int:
@@ -318,13 +322,18 @@ def _plainly(error: Exception) -> str:
 
 def _stop(text: str, code: int, loud: bool = True, apart: bool = False) -> int:
     """Say it, and leave it for those who would ask why nothing runs; returns the code."""
+    leave(text)
+    return say(text, code, loud, apart)
+
+
+def leave(text: str) -> None:
+    """Note why a run stopped, for those who would ask why nothing runs."""
     try:
         from certdrop.issuer import notes
         if os.geteuid():                       # root writes nothing there
             notes.put(STOPPED, text.encode("utf-8", "replace"))
     except (OSError, MemoryError, ImportError):
         pass                                   # a disk that is full, or read-only: who asks sees that
-    return say(text, code, loud, apart)
 
 
 def say(text: str, code: int, loud: bool = True, apart: bool = False) -> int:

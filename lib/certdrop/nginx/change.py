@@ -192,7 +192,7 @@ def lines_taken_out(config: Configuration, name: str) -> list[Change]:
         path = entry.replace("%2F", "/").replace("%25", "%")
         if path.startswith("/") and not any(os.path.realpath(one) == path for one in texts) and os.path.isfile(path):
             texts[path] = _text(path)
-    found = [Change(path, text, edit.found(path, text, name).rest) for path, text in texts.items() if f"# certdrop {name} " in text]
+    found = [Change(path, text, edit.found(path, text, name).rest) for path, text in texts.items() if edit.bears(text, name)]
     return [one for one in found if one.old != one.new]
 
 
@@ -266,7 +266,7 @@ def put(name: str, service: services.Service, edits: Sequence[Change], look: Cal
                 _note(f"{KEPT}/{one}", "begun", "\n".join(dict.fromkeys([*begun.get(one, []), *(path for path, _, _ in files)])).encode())
         for path, old, new in files:
             for one in (name, *more):
-                if f"# certdrop {one} ".encode() in new:
+                if edit.bears(new.decode("utf-8", "surrogateescape"), one):
                     _keep(one, path, old)
             done.append((path, old, new))
             _replace(path, old, new)
@@ -351,7 +351,7 @@ def _replace(path: str, old: bytes, new: bytes) -> None:
 
 def _keep(name: str, path: str, old: bytes) -> None:
     """A copy of a file as it was before any line of the site was in it."""
-    if f"# certdrop {name} ".encode() not in old:
+    if not edit.bears(old.decode("utf-8", "surrogateescape"), name):
         _note(f"{KEPT}/{name}", path.replace("%", "%25").replace("/", "%2F"), old)
 
 
@@ -385,7 +385,7 @@ def is_begun(name: str) -> bool:
 def tell_of_begun(name: str) -> bool:
     """Say what a run that was killed has left, if there was one."""
     for path in _begun(name):
-        has = os.path.isfile(path) and f"# certdrop {name} ".encode() in _bytes(path)
+        has = os.path.isfile(path) and edit.bears(_text(path), name)
         say(name, f"an earlier run was ended in the middle: {events.clean(path, 300)} {'has' if has else 'does not have'} certdrop's lines; "
                   "this run goes on from there")
     return is_begun(name)

@@ -71,6 +71,11 @@ class Found(NamedTuple):
     rest: str
 
 
+def bears(text: str, name: str) -> bool:
+    """Whether a text has lines of certdrop's for a site."""
+    return f"# certdrop {name} " in text
+
+
 def found(path: str, text: str, name: str) -> Found:
     """What certdrop wrote for a site into this text. Raises Refused where somebody edited it since."""
     inside = []
@@ -104,7 +109,7 @@ def without(config: Configuration, name: str) -> tuple[Configuration, str]:
     """The configuration as it is without a site's lines; and these lines. Raises Refused."""
     lines, texts = "", list[Source]()
     for path, text in config.texts.items():
-        one = found(path, text, name) if f"# certdrop {name} " in text else Found("", text)
+        one = found(path, text, name) if bears(text, name) else Found("", text)
         lines += one.inside
         texts.append(Source(path, one.rest))
     return (config if not lines and texts == [Source(*pair) for pair in config.texts.items()] else Configuration(texts)), lines

@@ -67,7 +67,7 @@ def take(wishes: Sequence[Wanted], order: Callable[[list[Wanted]], Failures]) ->
         ready = [one for one in wishes if _has_certificate(one.name)]
         before = _Pages(config, wishes)
         change.refuse_where_none_answers(names[0], service, before.asked, [*before.own.values()])
-        had = {one.name for one in wishes if f"# certdrop {one.name} " in text and not (
+        had = {one.name for one in wishes if edit.bears(text, one.name) and not (
             one in ready and one.name in begun and not change.is_served(before.of(one), [one.name]))}
         failed = _serve(service, ready, had, before)       # what is only to be loaded, or put in again, before others are changed
         left = [one for one in wishes if one not in ready]
