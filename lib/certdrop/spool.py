@@ -1,18 +1,16 @@
 """The spool: the only door between the keeper (root) and the issuer (_certdrop).
 
-This module is the contract. It has the names, the limits, the safe read and the atomic write,
-and both sides import it; it imports nothing of theirs. The administrator's text of the same
-contract is certdrop-spool(5).
+This module is the contract. It has the names, the limits and the atomic write, and both sides
+import it; it imports nothing of theirs. What the other side wrote is read by foreign.py. The
+administrator's text of the same contract is certdrop-spool(5).
 
-Runs as: whoever imports it. Trusts: nothing that it reads. Reads and writes: below SPOOL.
+Runs as: whoever imports it. Trusts: nothing. Writes: below SPOOL.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 
 SPOOL = "/var/spool/certdrop"
 ISSUER = "_certdrop"               # the user that writes replies and challenges
@@ -41,7 +39,6 @@ STEP = 60.0                        # seconds by which a clock may be set back wi
 _DIGITS = frozenset("0123456789")
 _FIRST = frozenset("abcdefghijklmnopqrstuvwxyz") | _DIGITS      # of a site's name
 _REST = _FIRST | frozenset("._-")
-_BASE64URL = _FIRST | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ_-")
 _BLOCK = rb"-----BEGIN CERTIFICATE-----\n((?:[A-Za-z0-9+/]{1,76}\n)*[A-Za-z0-9+/]{1,76}={0,2}\n)-----END CERTIFICATE-----\n"
 
 
@@ -63,11 +60,6 @@ def replies() -> str:
     return SPOOL + "/replies"
 
 
-def challenges() -> str:
-    """The directory that the issuer writes HTTP-01 tokens in, and nginx serves."""
-    return SPOOL + "/challenges"
-
-
 def is_site_name(text: str) -> bool:
     """Whether text may name a site: 1 to 200 of [a-z0-9._-], a letter or digit first."""
     return len(text) <= MAX_NAME and text[:1] in _FIRST and _REST.issuperset(text)
@@ -76,11 +68,6 @@ def is_site_name(text: str) -> bool:
 def may_name_a_new_site(text: str) -> bool:
     """The same, and no name that a file beside the sites' own has (issuer/revocations.json)."""
     return is_site_name(text) and text != "revocations"
-
-
-def is_token(text: str) -> bool:
-    """Whether text may be an HTTP-01 token (RFC 8555 section 8.3: base64url; we take 16 to 128 characters)."""
-    return 16 <= len(text) <= 128 and _BASE64URL.issuperset(text)
 
 
 def is_credible(moment: object, kind: tuple[float, float], now: float) -> bool:
@@ -103,35 +90,8 @@ def parse_entry(name: str) -> tuple[str, int, str] | None:
 
 
 def open_directory(path: str) -> int:
-    """A descriptor of a directory, for the dir_fd of read and write. The caller closes it."""
+    """A descriptor of a directory, for the dir_fd of write() and foreign.read(). The caller closes it."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def read(dir_fd: int, name: str, owner: int, limit: int = MAX_REPLY) -> bytes:
-    """The content of a file that another principal (uid `owner`) may have written: read once, into memory, at most `limit` bytes.
-
-    The file is opened by descriptor, neither followed nor waited for, and what was opened is
-    examined, never the path (CVE-2016-1247 and CVE-2017-9525 are of that kind). Raises Refused
-    (kind, owner, links, mode, busy, size) and FileNotFoundError.
-    """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    try:
-        stream = open(name, "rb", 1 << 16, opener=lambda name, _: os.open(name, flags, dir_fd=dir_fd))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        busy = error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR)       # EAGAIN: somebody holds a lease
-        raise Refused("busy" if busy else "kind") from error        # ELOOP: a link; ENXIO: a socket; EISDIR
-    with stream:
-        found = os.fstat(stream.fileno())
-        for wrong, reason in ((not stat.S_ISREG(found.st_mode), "kind"), (found.st_uid != owner, "owner"), (found.st_nlink != 1, "links"),
-                              (found.st_mode & 0o022, "mode"), (found.st_size > limit, "size")):
-            if wrong:
-                raise Refused(reason)
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise Refused("size")
-    return data
 
 
 def write(dir_fd: int, name: str, data: bytes, mode: int = 0o640, group: int = -1, owner: int = -1, named: bool = True) -> None:

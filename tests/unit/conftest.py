@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, Iterator
 
 import hypothesis
 import pytest
@@ -27,3 +27,11 @@ def world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     found = make_world(tmp_path, monkeypatch)
     found.ran()
     return found
+
+
+@pytest.fixture
+def door(tmp_path: pathlib.Path) -> Iterator[int]:
+    """A directory, open."""
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)

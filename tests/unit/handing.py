@@ -18,14 +18,14 @@ POPEN = subprocess.Popen
 HANDOVER = """
 import os, signal, sys, time
 sys.path.insert(0, {lib!r})
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.issuer import answers, handover
 from certdrop.walls import jail
 os.getuid = lambda found=os.getuid(): found or 4711            # whoever runs these tests
 spool.SPOOL = {place!r}
 jail.landlock = lambda **_: 0
-read, answer = spool.read, answers.answer
-spool.read = lambda fd, entry, owner: read(fd, entry, {uid})
+read, answer = foreign.read, answers.answer
+foreign.read = lambda fd, entry, owner: read(fd, entry, {uid})
 {change}
 handover.main()
 """

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIB = ROOT / "lib" / "certdrop"
 RAISED = {"Refused", "ConfigError", "Failed", "Failure", "Undelivered", "Moved", "ConfigMissing", "PermissionError", "fail", "_put_off"}
 # What a message of these says is for a log, or the reason of a refusal that certdrop-spool(5) explains.
-PASSED_OVER = {"signer/policy.py", "signer/service.py:Refused", "judge/chain.py", "spool.py"}
+PASSED_OVER = {"signer/policy.py", "signer/service.py:Refused", "judge/chain.py", "foreign.py", "spool.py"}
 
 
 def literals(node: ast.expr) -> Iterator[str]:

@@ -1,42 +1,25 @@
-"""The contract: the grammar, the safe read and the atomic write, against hostile input."""
+"""The contract: the grammar and the atomic write, against hostile input."""
 
 from __future__ import annotations
 
 import os
 import pathlib
 import re
-import socket
-import threading
-from typing import Callable, Iterator
+from typing import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certdrop import spool
+from certdrop import foreign, spool, tokens
 
 GOOD = b"-----BEGIN CERTIFICATE-----\n" + b"A" * 64 + b"\n" + b"B" * 20 + b"\n-----END CERTIFICATE-----\n"
-
-
-@pytest.fixture
-def door(tmp_path: pathlib.Path) -> Iterator[int]:
-    """A directory, open."""
-    fd = spool.open_directory(str(tmp_path))
-    yield fd
-    os.close(fd)
-
-
-def refused(door: int, name: str, owner: int = os.getuid()) -> str:
-    """The reason for which a read is refused."""
-    with pytest.raises(spool.Refused) as caught:
-        spool.read(door, name, owner)
-    return caught.value.reason
 
 
 def test_what_is_written_is_read(door: int) -> None:
     """A file has the mode asked for whatever the umask, and its content, and leaves no temporary."""
     spool.write(door, "a", b"content", 0o640)
-    assert spool.read(door, "a", os.getuid()) == b"content"
+    assert foreign.read(door, "a", os.getuid()) == b"content"
     assert os.stat("a", dir_fd=door).st_mode & 0o777 == 0o640
     assert os.listdir(door) == ["a"]
 
@@ -47,71 +30,7 @@ def test_a_temporary_of_a_killed_run_is_no_hindrance(door: int, tmp_path: pathli
     os.symlink("other", tmp_path / ".a.new")
     spool.write(door, "a", b"content")
     assert (tmp_path / "other").read_bytes() == b"untouched"
-    assert spool.read(door, "a", os.getuid()) == b"content"
-
-
-@pytest.mark.parametrize("kind", ["directory", "fifo", "socket", "link", "dangling"])
-def test_only_regular_files_are_read(door: int, tmp_path: pathlib.Path, kind: str) -> None:
-    """Whatever else stands there is refused at once, and nothing waits for a writer."""
-    path = tmp_path / "a"
-    if kind == "directory":
-        path.mkdir()
-    elif kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(str(path))
-            assert refused(door, "a") == "kind"
-        return
-    else:
-        if kind == "link":
-            (tmp_path / "b").write_bytes(GOOD)
-        path.symlink_to("b")
-    assert refused(door, "a") == "kind"
-
-
-def test_owner_links_mode_and_size(door: int, tmp_path: pathlib.Path) -> None:
-    """A file of somebody else's, with a second name, writable by others, or too long is refused."""
-    path = tmp_path / "a"
-    path.write_bytes(GOOD)
-    path.chmod(0o640)
-    assert refused(door, "a", os.getuid() + 1) == "owner"
-    path.chmod(0o660)
-    assert refused(door, "a") == "mode"
-    path.chmod(0o640)
-    os.link(path, tmp_path / "b")
-    assert refused(door, "a") == "links"
-    os.unlink(tmp_path / "b")
-    os.truncate(path, 10 << 30)
-    assert refused(door, "a") == "size"
-    os.truncate(path, spool.MAX_REPLY)
-    assert len(spool.read(door, "a", os.getuid())) == spool.MAX_REPLY
-    with pytest.raises(FileNotFoundError):
-        spool.read(door, "none", os.getuid())
-
-
-def test_a_file_that_grows_is_read_to_the_limit(door: int, tmp_path: pathlib.Path) -> None:
-    """A writer that goes on writing gets no more than the limit read."""
-    path = tmp_path / "a"
-    path.write_bytes(b"x")
-    path.chmod(0o600)
-    stop = threading.Event()
-
-    def grow() -> None:
-        with open(path, "ab", buffering=0) as stream:
-            while not stop.is_set() and stream.tell() < 1 << 24:
-                stream.write(b"x" * 65536)
-    writer = threading.Thread(target=grow)
-    writer.start()
-    try:
-        for _ in range(200):
-            try:
-                assert len(spool.read(door, "a", os.getuid())) <= spool.MAX_REPLY
-            except spool.Refused as reason:
-                assert reason.reason == "size"
-    finally:
-        stop.set()
-        writer.join()
+    assert foreign.read(door, "a", os.getuid()) == b"content"
 
 
 def test_blocks_are_rewrapped() -> None:
@@ -185,11 +104,11 @@ def test_entries() -> None:
                 "a@b@0008.csr", "a@0008.csr.now", "a@008.csr", "a@+008.csr", "a" * 201 + "@0008.csr", "a@0008.", "a@.csr"):
         assert spool.parse_entry(odd) is None
     assert spool.parse_entry("a" * 200 + "@123456789.revoke") == ("a" * 200, 123456789, "revoke")
-    assert [length for length in range(200) if spool.is_token("a" * length)] == list(range(16, 129))
+    assert [length for length in range(200) if tokens.is_token("a" * length)] == list(range(16, 129))
 
 
 _SITE = "[a-z0-9][a-z0-9._-]{0,199}"
-_GRAMMARS = {spool.is_site_name: _SITE, spool.is_token: "[A-Za-z0-9_-]{16,128}", spool.parse_entry: f"({_SITE})@([0-9]{{4,9}})\\.(csr|now|revoke|pem)"}
+_GRAMMARS = {spool.is_site_name: _SITE, tokens.is_token: "[A-Za-z0-9_-]{16,128}", spool.parse_entry: f"({_SITE})@([0-9]{{4,9}})\\.(csr|now|revoke|pem)"}
 
 
 @pytest.mark.parametrize("check", _GRAMMARS)

@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.doctor.ask import Said, ask
@@ -214,7 +214,7 @@ def _noted(url: str) -> dict[str, object]:
     try:
         fd = spool.open_directory(configuration.STATE + "/issuer")
         try:
-            return as_object(spool.read(fd, account_file(url), users.user_ids(spool.ISSUER)[0], MOST))
+            return as_object(foreign.read(fd, account_file(url), users.user_ids(spool.ISSUER)[0], MOST))
         finally:
             os.close(fd)
     except (OSError, KeyError, ValueError, spool.Refused):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from certdrop import events, spool, terminal, words
+from certdrop import events, spool, terminal, tokens, words
 from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import general
 from certdrop.config import site as configuration
@@ -95,7 +95,7 @@ def _look(typed: Words, argv: list[str]) -> int:
     finally:
         if token and not token.remove():
             words.say(f"certdrop-check: the process of {spool.ISSUER}'s that held the token did not end by itself, and was killed; its file "
-                      f"{token.name} may lie in {spool.challenges()}; the next run of certdrop-issue removes it")
+                      f"{token.name} may lie in {tokens.directory()}; the next run of certdrop-issue removes it")
 
 
 def _work(names: list[str], options: Collection[str]) -> int:

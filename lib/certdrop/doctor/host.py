@@ -10,13 +10,13 @@ import os
 import re
 import sys
 
-from certdrop import spool
+from certdrop import spool, tokens
 from certdrop.config import site as configuration
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
 from certdrop.events import LOGS
 
 PLACES = (configuration.STATE, f"{configuration.STATE}/sites", f"{configuration.STATE}/issuer", spool.SPOOL, spool.requests(), spool.replies(),
-          spool.challenges(), LOGS, configuration.ETC, "/tmp")
+          tokens.directory(), LOGS, configuration.ETC, "/tmp")
 LITTLE, TOO_LITTLE = 64 << 20, 4 << 20             # bytes: a thousand sites' generations, and one run's
 FEW, TOO_FEW = 2000, 100                           # inodes: a generation has ten
 OLDEST = {"acme-tiny": (5, 0, 1), "cryptography": (38,), "pyOpenSSL": (23,), "structlog": (22,), "idna": (3,)}

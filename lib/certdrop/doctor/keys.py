@@ -11,7 +11,7 @@ import os
 from datetime import datetime, timezone
 from typing import Any
 
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.config import site as configuration
 from certdrop.doctor.line import FAILED, WARNING, Line, verdict
 from certdrop.events import clean
@@ -101,6 +101,6 @@ def _end(one: Any) -> datetime:
 def _read(name: str, entry: str) -> bytes:
     fd = spool.open_directory(os.path.realpath(f"{configuration.STATE}/live/{name}"))
     try:
-        return spool.read(fd, entry, ROOT)
+        return foreign.read(fd, entry, ROOT)
     finally:
         os.close(fd)

@@ -13,7 +13,7 @@ import pwd
 import re
 from typing import NamedTuple
 
-from certdrop import spool
+from certdrop import tokens
 from certdrop.config import site as configuration
 from certdrop.doctor.ask import ask
 from certdrop.doctor.line import FAILED, OK, WARNING, Line, verdict
@@ -243,7 +243,7 @@ def readable(config: Configuration) -> list[tuple[str, str]]:
     except KeyError:
         return [(f"nginx's user {clean(name, 40)} does not exist", "see `user` in /etc/nginx/nginx.conf")]
     groups = {known.pw_gid, *(group.gr_gid for group in grp.getgrall() if name in group.gr_mem)}
-    path = spool.challenges()
+    path = tokens.directory()
     for folder in [*reversed(_above(path)), path]:
         try:
             found = os.stat(folder)

@@ -41,12 +41,12 @@ class Token(NamedTuple):
 
 def put() -> tuple[Token | None, list[Line]]:
     """Put one; None where that is not possible, and why. To be called as root, which starts a process of _certdrop's for it."""
-    from certdrop import spool
+    from certdrop import spool, tokens
     from certdrop.walls import become
     name = "certdrop-check-" + secrets.token_hex(14)       # it and its content are as long as the CA's and the answer to it (RFC 8555 section 8.1)
     content = f"{name}.{secrets.token_hex(22)[:43]}"
     try:
-        process = become.start(spool.ISSUER, ["/usr/bin/python3", "-IS", os.path.abspath(__file__), spool.challenges(), name, content], talk=True)
+        process = become.start(spool.ISSUER, ["/usr/bin/python3", "-IS", os.path.abspath(__file__), tokens.directory(), name, content], talk=True)
     except (KeyError, OSError) as error:
         return None, [_none(str(error))]
     found = Token(name, content, process)
@@ -57,10 +57,10 @@ def put() -> tuple[Token | None, list[Line]]:
 
 
 def _none(why: str) -> Line:
-    from certdrop import spool
+    from certdrop import spool, tokens
     from certdrop.doctor.line import WARNING, Line
     return Line(WARNING, "challenges", f"no token could be put to be fetched: a process of {spool.ISSUER}'s does that, and {why}",
-                f"see what else runs as {spool.ISSUER}, and {spool.challenges()}")
+                f"see what else runs as {spool.ISSUER}, and {tokens.directory()}")
 
 
 def hold(directory: str, name: str, content: str) -> int:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.config import site
 from certdrop.fleet import members
 from certdrop.keeper.signing import statement
@@ -167,7 +167,7 @@ def _beside(request: str) -> bytes:
     try:
         fd = spool.open_directory(spool.requests())
         try:
-            return spool.read(fd, spool.entry(known[0], known[1], "sig") if known else "", os.fstat(fd).st_uid, 200)
+            return foreign.read(fd, spool.entry(known[0], known[1], "sig") if known else "", os.fstat(fd).st_uid, 200)
         finally:
             os.close(fd)
     except (OSError, spool.Refused) as error:
@@ -179,7 +179,7 @@ def _read() -> list[Line]:
     fd = spool.open_directory(f"{site.STATE}/account")
     try:
         try:
-            text = spool.read(fd, JOURNAL, os.geteuid(), protocol.JOURNAL).decode("ascii", "replace")
+            text = foreign.read(fd, JOURNAL, os.geteuid(), protocol.JOURNAL).decode("ascii", "replace")
         except FileNotFoundError:
             return []
         except spool.Refused as refused:

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable
 
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.config import site
 from certdrop.fleet import members
 from certdrop.fleet.database import Row, as_table
@@ -153,7 +153,7 @@ def reply(entry: str) -> bytes:
     """A reply, as it goes down; nothing where it is none. Raises OSError."""
     fd = spool.open_directory(spool.replies())
     try:
-        return b"".join(spool.pem_blocks(spool.read(fd, entry, os.geteuid())))
+        return b"".join(spool.pem_blocks(foreign.read(fd, entry, os.geteuid())))
     except (spool.Refused, FileNotFoundError):
         return b""
     finally:
@@ -167,9 +167,9 @@ def ledger(row: Row) -> str:
         fd = spool.open_directory(f"{site.STATE}/issuer")
         try:
             if row.kind == "revoke":
-                found = json.loads(spool.read(fd, "revocations.json", os.geteuid(), 1 << 22)).get(spool.entry(name, row.number, "revoke"), {})
+                found = json.loads(foreign.read(fd, "revocations.json", os.geteuid(), 1 << 22)).get(spool.entry(name, row.number, "revoke"), {})
             else:
-                found = json.loads(spool.read(fd, f"{name}.json", os.geteuid()))
+                found = json.loads(foreign.read(fd, f"{name}.json", os.geteuid()))
         finally:
             os.close(fd)
         return json.dumps(found, sort_keys=True) if found else ""
@@ -225,7 +225,7 @@ def _put(parent: str, entry: str, data: bytes) -> None:
     fd = spool.open_directory(parent)
     try:
         with contextlib.suppress(FileNotFoundError, spool.Refused):
-            if spool.read(fd, entry, os.geteuid(), 1 << 20) == data:
+            if foreign.read(fd, entry, os.geteuid(), 1 << 20) == data:
                 return                         # its time says when something changed
         spool.write(fd, entry, data, 0o644)
     finally:

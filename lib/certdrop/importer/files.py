@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from certdrop import spool
+from certdrop import foreign, spool
 
 LINKS = 40                         # links on the way to one file, as the kernel has it
 LARGEST = 1 << 20                  # bytes of a configuration file
@@ -81,7 +81,7 @@ class Reader:
                 return self._read(self._target(place, name, links), limit, links - 1)
             owner = found.st_uid if found.st_uid in self.owners else 0
             try:
-                data = spool.read(place.fd, name, owner, limit)
+                data = foreign.read(place.fd, name, owner, limit)
             except spool.Refused as refused:
                 who = f" ({user_name(found.st_uid)}; --owner {user_name(found.st_uid)} trusts it)" if refused.reason == "owner" else ""
                 raise Unreadable(f"{path}: {_WHY[refused.reason]}{who}") from refused

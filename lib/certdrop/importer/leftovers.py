@@ -10,7 +10,7 @@ import os
 import re
 from typing import NamedTuple
 
-from certdrop import events, spool
+from certdrop import events, foreign, spool
 
 CRONTABS = "/var/spool/cron/crontabs"
 PERIODS = tuple(f"/etc/cron.{period}" for period in ("hourly", "daily", "weekly", "monthly"))
@@ -129,7 +129,7 @@ def _text(path: str) -> str:
         return ""
     try:
         name = os.path.basename(os.path.realpath(path))
-        data = spool.read(fd, name, os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid)
+        data = foreign.read(fd, name, os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid)
         return "" if b"\0" in data else data.decode("utf-8", "replace")
     except (OSError, spool.Refused):
         return ""

@@ -14,7 +14,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 
-from certdrop import events, spool
+from certdrop import events, tokens
 from certdrop.config import site
 from certdrop.nginx import challenge, run
 from certdrop.nginx import configuration as nginxconf
@@ -152,7 +152,7 @@ class Nginx:
     def _insert(self, server: Server) -> None:
         block = server.directive.block or []
         text = self._text(server.directive.file)
-        lines = [] if any(spool.challenges() in word for one in _all(server.inside) for word in one.args) else [f"include {SNIPPET};"]
+        lines = [] if any(tokens.directory() in word for one in _all(server.inside) for word in one.args) else [f"include {SNIPPET};"]
         if any(one.name in ("return", "rewrite", "if") for one in server.inside):
             lines.append(BREAK)
         if not block or not lines:
@@ -232,7 +232,7 @@ def _is_challenge(one: Directive) -> bool:
 
 
 def _is_ours(one: Directive) -> bool:
-    return any(spool.challenges() in word for inner in _all(one.block or []) for word in inner.args)
+    return any(tokens.directory() in word for inner in _all(one.block or []) for word in inner.args)
 
 
 def _on_disk(path: str) -> str | None:

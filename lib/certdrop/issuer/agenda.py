@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.config import site
 from certdrop.issuer import clock
 from certdrop.issuer.posted import Request, identity, stamp
@@ -29,7 +29,7 @@ class Agenda:
         try:
             fd = spool.open_directory(site.STATE + "/issuer")
             try:
-                head, *listed = spool.read(fd, "agenda", os.geteuid(), LONGEST).decode("ascii").splitlines()
+                head, *listed = foreign.read(fd, "agenda", os.geteuid(), LONGEST).decode("ascii").splitlines()
             finally:
                 os.close(fd)
             written, configured = head.split()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from certdrop import spool
+from certdrop import foreign, spool
 
 NOTHING, CLOSED, REPLY, REFUSED = b"-", b"--", b"+", b"!"      # how an answer begins: keeper/reader.py reads that
 
@@ -42,11 +42,11 @@ def listed(replies: int) -> bytes:
 
 def _answer(replies: int, name: str) -> bytes:
     try:
-        return REPLY + spool.read(replies, name, os.getuid())
+        return REPLY + foreign.read(replies, name, os.getuid())
     except spool.Refused as refused:
         if not isinstance(refused.__cause__, PermissionError):
             raise
         if os.stat(name, dir_fd=replies, follow_symlinks=False).st_uid != os.getuid():
             raise spool.Refused("owner") from refused
         os.chmod(name, 0o640, dir_fd=replies)                  # ours, by whatever modes
-        return REPLY + spool.read(replies, name, os.getuid())
+        return REPLY + foreign.read(replies, name, os.getuid())

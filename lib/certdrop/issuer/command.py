@@ -15,7 +15,7 @@ import pwd
 import sys
 import time
 
-from certdrop import TERMINAL, VERSION, spool
+from certdrop import TERMINAL, VERSION, spool, tokens
 from certdrop.config import site
 from certdrop.issuer import posted, turn
 from certdrop.issuer.agenda import Agenda
@@ -128,7 +128,7 @@ def _look(options: Options) -> tuple[int, bool, float]:
         else:
             pending = [request for request in listed if agenda.when(request) <= now]
         code, waits = os.EX_OK, False
-        if pending or stale or wanted or any(map(spool.is_token, os.listdir(spool.challenges()))) or not _stamped():
+        if pending or stale or wanted or any(map(tokens.is_token, os.listdir(tokens.directory()))) or not _stamped():
             code, waits = _in_child(options, pending, listed, stale, agenda, revocations)
             agenda = Agenda(time.time()) if options.cron else agenda
         if options.revoke and not code:

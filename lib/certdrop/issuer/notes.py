@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.config import site
 
 LONGEST = 16 << 20                 # bytes
@@ -23,7 +23,7 @@ def read(entry: str) -> bytes:
     """What stands in a file; nothing where there is none that can be used. Raises OSError where it cannot be read just now."""
     fd = spool.open_directory(site.STATE + "/issuer")
     try:
-        return spool.read(fd, entry, os.geteuid(), LONGEST)
+        return foreign.read(fd, entry, os.geteuid(), LONGEST)
     except FileNotFoundError:
         return b""
     except spool.Refused as refused:

@@ -13,7 +13,7 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from certdrop import spool
+from certdrop import spool, tokens
 from certdrop.config import general, site
 from certdrop.issuer import plan, proxy
 from certdrop.issuer.agenda import Agenda
@@ -136,7 +136,7 @@ def shut_in(config: general.Config, urls: list[str], lacking: list[str] | None =
     jail.forbid(CORE=0, FSIZE=64 << 20, NOFILE=1024, NPROC=512)          # 128 workers, each a thread and a connection
     state = [f"{site.STATE}/{name}" for name in ("sites", "live", "keeper")]
     public = [f"{site.ETC}/{name}" for name in ("certdrop.toml", "sites.d", "services.d", "roots.d")]   # not eab.toml, account/: the signer's
-    write = (spool.replies(), spool.challenges(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
+    write = (spool.replies(), tokens.directory(), site.STATE + "/issuer", "/var/log/certdrop/issuer.log")
     try:
         abi = jail.landlock((spool.requests(), *state, *public, config.ca_bundle, config.trust_roots, *more, *LIBRARIES, *NAMES), write, tuple(sorted(ports)))
     except jail.Unconfined as error:

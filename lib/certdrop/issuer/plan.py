@@ -9,7 +9,7 @@ import json
 import os
 import time
 
-from certdrop import events, spool, words
+from certdrop import events, spool, tokens, words
 from certdrop.config import general, site
 from certdrop.issuer import due, ledger, notes
 from certdrop.issuer.agenda import Agenda
@@ -124,7 +124,7 @@ def show(tasks: list[Task], now: float) -> None:
 
 def tidy(stale: set[str]) -> None:
     """Remove replies whose request is gone, and tokens that a killed run left. Only under the lock."""
-    for parent, entries in ((spool.replies(), stale), (spool.challenges(), {entry for entry in os.listdir(spool.challenges()) if spool.is_token(entry)})):
+    for parent, entries in ((spool.replies(), stale), (tokens.directory(), {entry for entry in os.listdir(tokens.directory()) if tokens.is_token(entry)})):
         for entry in entries:
             try:
                 os.unlink(f"{parent}/{entry}")

@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from certdrop import spool
+from certdrop import spool, tokens
 from certdrop.config import site
 from certdrop.issuer.account import NONCES, Session
 from certdrop.issuer.directory import as_object
@@ -102,10 +102,10 @@ class Order:
         module.LOGGER.setLevel(100)
         self.session.kid()                     # before the order, and outside of acme-tiny's hands
         try:
-            chain: object = module.get_crt("account", "csr", spool.challenges(), log=module.LOGGER, disable_check=True,
+            chain: object = module.get_crt("account", "csr", tokens.directory(), log=module.LOGGER, disable_check=True,
                                            directory_url=self.session.account.directory_url)
         except OSError as error:               # what is said with the CA raises Failure: this was a token's file
-            raise of_this_host(error, spool.challenges()) from error
+            raise of_this_host(error, tokens.directory()) from error
         except (ValueError, LookupError, AssertionError, TypeError, AttributeError, RecursionError) as error:
             # acme-tiny's own texts quote requests, so its words are not passed on
             raise Failure(UNREACHABLE, f"the CA's answers cannot be used ({_plainly(error)})") from error
@@ -229,7 +229,7 @@ class Order:
         place = f"http://{site.as_host(domain)}/.well-known/acme-challenge/{token}"
         connection = http.client.HTTPConnection(domain, 80, timeout=SELF_CHECK)
         try:
-            with open(f"{spool.challenges()}/{token}", "rb") as stream:
+            with open(f"{tokens.directory()}/{token}", "rb") as stream:
                 expected = stream.read()
             connection.request("GET", f"/.well-known/acme-challenge/{token}")
             response = connection.getresponse()
@@ -278,7 +278,7 @@ class Order:
             raise Failure(REFUSED, f"{domain}: the CA offers no http-01 challenge for it")
         for challenge in offered:
             token = str(challenge.get("token"))
-            if not spool.is_token(token):
+            if not tokens.is_token(token):
                 raise Failure(REFUSED, f"{domain}: the CA's token is not one that nginx would serve")
             if token not in self.tokens:
                 remove(token)                  # acme-tiny opens it by name: nothing may stand there
@@ -401,13 +401,13 @@ def _plainly(error: Exception) -> str:
 def remove(token: str) -> None:
     """Remove a token's file, where there is one."""
     try:
-        os.unlink(f"{spool.challenges()}/{token}")
+        os.unlink(f"{tokens.directory()}/{token}")
     except OSError:
         pass                                   # not there; or the directory is broken, which writing will say
 
 
 def sweep() -> None:
     """Remove what a killed run left in challenges/. Only under the lock, while no order is under way."""
-    for entry in os.listdir(spool.challenges()):
-        if spool.is_token(entry):
+    for entry in os.listdir(tokens.directory()):
+        if tokens.is_token(entry):
             remove(entry)

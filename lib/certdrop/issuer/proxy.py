@@ -9,7 +9,7 @@ import base64
 import os
 import urllib.parse
 
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.config import general, site
 
 PORT = 3128                        # where the URL has none
@@ -52,7 +52,7 @@ def password() -> str:
         try:
             if os.stat(PASSWORD, dir_fd=fd, follow_symlinks=False).st_mode & 0o007:
                 raise site.ConfigError(f"{path} can be read by others; {mend}")
-            found = spool.read(fd, PASSWORD, os.fstat(fd).st_uid, LONGEST).decode().rstrip("\r\n")
+            found = foreign.read(fd, PASSWORD, os.fstat(fd).st_uid, LONGEST).decode().rstrip("\r\n")
         finally:
             os.close(fd)
     except OSError as error:

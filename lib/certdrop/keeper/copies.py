@@ -12,7 +12,7 @@ import pwd
 
 from certdrop import spool
 from certdrop.config import site
-from certdrop.keeper import state
+from certdrop.keeper import integrity, state
 
 PARTS = {"combined": ("privkey.pem", "fullchain.pem"),          # the key first: Postfix insists, the others do not mind
          "fullchain": ("fullchain.pem",), "cert": ("cert.pem",), "chain": ("chain.pem",), "key": ("privkey.pem",)}
@@ -40,14 +40,13 @@ def differ(wanted: site.Site, number: int) -> bool:
 
 
 def _differs(name: str, number: int, copy: dict[str, str]) -> bool:
-    parent, _, entry = copy["path"].rpartition("/")
+    path = copy["path"]
     try:
-        fd = _descend(parent)
-        try:
-            return spool.read(fd, entry, pwd.getpwnam(copy["owner"]).pw_uid) != _content(name, number, copy)
-        finally:
-            os.close(fd)
-    except (OSError, KeyError, Failed, spool.Refused):
+        os.close(_descend(path.rpartition("/")[0]))
+        found = os.lstat(path)
+        as_put = (found.st_uid, found.st_nlink, found.st_mode & 0o022) == (pwd.getpwnam(copy["owner"]).pw_uid, 1, 0)
+        return not as_put or integrity.read(path) != _content(name, number, copy)
+    except (OSError, KeyError, Failed):
         return True                            # put() says what is wrong
 
 

@@ -39,7 +39,7 @@ def answered(run: Run) -> set[str]:
 
 
 def replies(run: Run, entries: list[str]) -> Generator[bytes | spool.Refused | None, None, None]:
-    """What stands in replies/ under each of these names, in turn: a reply, Refused as by spool.read() (`busy` where that hangs), or None.
+    """What stands in replies/ under each of these names, in turn: a reply, Refused as by foreign.read() (`busy` where that hangs), or None.
 
     Where neither requests/ nor replies/ was changed since there was no reply to any request, nobody looks.
     """

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from certdrop import spool
+from certdrop import tokens
 from certdrop.config import site
 from certdrop.nginx import expression, snippets
 from certdrop.nginx.configuration import Configuration, Server, listened, rank
@@ -138,7 +138,7 @@ def ends(config: Configuration, server: Server, asked: Asked, passed: frozenset[
         guesses = Guesses(given)
         end: End | expression.Unknown
         try:
-            end = phases.end(config, server, asked, guesses, f"{spool.challenges()}/{TOKEN}", passed)
+            end = phases.end(config, server, asked, guesses, f"{tokens.directory()}/{TOKEN}", passed)
         except expression.Unknown as unknown:
             end = unknown
         yield end, guesses.why[0] if guesses.why else ""
@@ -199,7 +199,7 @@ def _outcome(config: Configuration, server: Server, asked: Asked, end: End, hops
     if end.kind == "other":
         return _Outcome(f"{said} takes the challenges for {name}", unclear=at is not None and _is_ourselves(config, at))
     if at is None or at.name in ("root", "alias", "try_files"):
-        return _Outcome(f"{_block(server)} answers for {name}, and its location at {end.locations[-1].place} does not lead to {spool.challenges()}")
+        return _Outcome(f"{_block(server)} answers for {name}, and its location at {end.locations[-1].place} does not lead to {tokens.directory()}")
     if at.name == "return":
         return _Outcome(f"{said} takes the challenges for {name}")
     return _Outcome(f"{said} refuses the challenges for {name}")

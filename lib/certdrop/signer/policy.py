@@ -17,7 +17,7 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.signer.jose import b64, place_of, unb64
 from certdrop.signer.keyring import Key, Keyring
 from certdrop.signer.protocol import DEACTIVATE, MOST, ROLL_OVER, revocations
@@ -177,7 +177,7 @@ def _read(request: str, kind: str) -> bytes:
     try:
         fd = spool.open_directory(spool.requests())
         try:
-            return spool.read(fd, request, os.fstat(fd).st_uid)
+            return foreign.read(fd, request, os.fstat(fd).st_uid)
         finally:
             os.close(fd)
     except (OSError, spool.Refused) as error:

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from certdrop import events, happened, spool
+from certdrop import events, foreign, happened, spool
 from certdrop.config import general, site
 from certdrop.issuer.failure import Failure
 from certdrop.signer import keyring, protocol
@@ -50,7 +50,7 @@ def binding_key(config: general.Config) -> tuple[str, bytes] | None:
     try:
         fd = os.open(site.ETC, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)     # of what is in it, this process may read one file
         try:
-            text = spool.read(fd, "eab.toml", os.fstat(fd).st_uid)
+            text = foreign.read(fd, "eab.toml", os.fstat(fd).st_uid)
             if os.stat("eab.toml", dir_fd=fd).st_mode & 0o007:
                 raise site.ConfigError(f"{path}: every user can read this secret; chmod 640 {path}; chgrp {spool.ISSUER} {path}")
         finally:

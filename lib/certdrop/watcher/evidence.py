@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import timezone
 from urllib.parse import urlsplit
 
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.config import general
 from certdrop.config import site as configuration
 from certdrop.events import LOGS, clean
@@ -530,6 +530,6 @@ def _linked(link: str, found: Evidence) -> int | None:
 def _read(folder: str, name: str, owner: int, limit: int = spool.MAX_REPLY) -> bytes:
     fd = spool.open_directory(folder)
     try:
-        return spool.read(fd, name, owner, limit)
+        return foreign.read(fd, name, owner, limit)
     finally:
         os.close(fd)

@@ -19,7 +19,7 @@ from typing import Iterator
 from contextlib import contextmanager
 
 from certdrop import events
-from certdrop import spool
+from certdrop import foreign, spool
 from certdrop.config import site as configuration
 from certdrop.walls import users
 
@@ -191,7 +191,7 @@ def password() -> str:
         try:
             if os.stat(PASSWORD, dir_fd=fd, follow_symlinks=False).st_mode & 0o007:
                 raise Undelivered(f"{path} can be read by others; {mend}")
-            return spool.read(fd, PASSWORD, 0, 4096).decode().rstrip("\r\n")
+            return foreign.read(fd, PASSWORD, 0, 4096).decode().rstrip("\r\n")
         finally:
             os.close(fd)
     except OSError as error:

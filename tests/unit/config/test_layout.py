@@ -3,7 +3,7 @@
 import os
 import re
 
-from certdrop import events, spool
+from certdrop import events, spool, tokens
 from certdrop.config import layout, site
 
 layout.TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "setup", "layout")      # not installed here
@@ -23,7 +23,7 @@ def test_parents_stand_first_and_are_roots():
 def test_the_programs_use_these_paths():
     """What the modules name is what installation makes."""
     paths = {row.path for row in layout.rows()}
-    assert {site.ETC, site.STATE, spool.SPOOL, spool.requests(), spool.replies(), spool.challenges(), events.LOGS} <= paths
+    assert {site.ETC, site.STATE, spool.SPOOL, spool.requests(), spool.replies(), tokens.directory(), events.LOGS} <= paths
 
 
 def test_nobody_owns_anything_as_the_judge():

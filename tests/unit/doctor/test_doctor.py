@@ -13,7 +13,7 @@ from typing import Iterator
 
 import pytest
 
-from certdrop import spool
+from certdrop import tokens
 from certdrop.config import general, site
 from certdrop.doctor import ask, ca, clients, cron, doing, keys, names
 from certdrop.doctor import kernel, sites, token, users
@@ -295,7 +295,7 @@ def test_the_token_is_not_roots():
 
 def test_a_token_is_one_to_nginx():
     """Its name is one that the challenge location serves."""
-    assert spool.is_token("certdrop-check-" + "0" * 32)
+    assert tokens.is_token("certdrop-check-" + "0" * 32)
 
 
 # ---- sshd

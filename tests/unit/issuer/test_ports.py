@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certdrop import spool
+from certdrop import spool, tokens
 from certdrop.issuer import account, ports
 from certdrop.issuer.transport import Answer
 from certdrop.issuer.failure import AccountUnknown, Failure
@@ -68,7 +68,7 @@ class SmallCA:
             listed = [{"type": "dns-persist-01", "url": BASE + "/other"}, {"type": "http-01", "token": TOKEN, "url": BASE + "/challenge"}]
             return 200, {"status": self.status, "identifier": {"type": "dns", "value": "a.example.org"}, "challenges": listed}, {}
         if path == "/challenge":
-            found = f"{spool.challenges()}/{TOKEN}"
+            found = f"{tokens.directory()}/{TOKEN}"
             self.seen_files.append((open(found).read().partition(".")[0], os.stat(found).st_mode & 0o777))
             self.status = "valid"
             return 200, {}, {}
@@ -233,7 +233,7 @@ def test_no_room_for_a_token_is_no_fault_of_the_cas(ca, session, monkeypatch, wh
     with pytest.raises(Failure) as raised:
         order.place(module)
     assert (raised.value.kind, order.placed) == ("local", True)
-    assert raised.value.text == ("/somewhere" if where == "open" else spool.challenges()) + ": No space left on device"
+    assert raised.value.text == ("/somewhere" if where == "open" else tokens.directory()) + ": No space left on device"
 
 
 def test_finalize_that_comes_too_early(ca, session):

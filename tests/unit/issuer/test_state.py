@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certdrop import spool
+from certdrop import spool, tokens
 from certdrop.config import general, site
 from certdrop.issuer import budget, due, ledger, notes, orders, plan, posted
 from certdrop.issuer import command as issue
@@ -99,7 +99,7 @@ def test_replies_without_a_request_are_stale(disk):
     listed, stale, _ = posted.requests()
     assert listed[0].answered and stale == {"a.test@0002.pem", "gone.test@0001.pem"}
     plan.tidy(stale)
-    assert os.listdir(spool.replies()) == ["a.test@0003.pem"] and os.listdir(spool.challenges()) == ["README"]
+    assert os.listdir(spool.replies()) == ["a.test@0003.pem"] and os.listdir(tokens.directory()) == ["README"]
 
 
 @pytest.mark.parametrize("marker", ["withdrawn", "incomplete", "placeholder", "garbage"])

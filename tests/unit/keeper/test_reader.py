@@ -68,7 +68,7 @@ def test_replies_come_in_turn(run: Any) -> None:
 def test_one_that_hangs_is_busy_and_the_others_go_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is left where it is, and another process reads what is left."""
     monkeypatch.setattr(reader, "DEADLINE", 2.0)
-    change(monkeypatch, f"spool.read = lambda fd, entry, _: signal.pause() if entry == {ENTRIES[1]!r} else read(fd, entry, {os.getuid()})")
+    change(monkeypatch, f"foreign.read = lambda fd, entry, _: signal.pause() if entry == {ENTRIES[1]!r} else read(fd, entry, {os.getuid()})")
     put("c@0002.pem", b"c")
     assert [None, "busy", b"c", None] == said(run)
     assert 2 == len(run.started)
@@ -88,7 +88,7 @@ def test_no_more_hang_than_may(run: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(reader, "MOST", 3)
     monkeypatch.setattr(os, "killpg", lambda *_: None)              # what hangs in the kernel takes no signal
     monkeypatch.setattr(children, "GONE", 0.1)
-    change(monkeypatch, "spool.read = lambda *_: signal.pause()")
+    change(monkeypatch, "foreign.read = lambda *_: signal.pause()")
     assert ["busy"] * 4 == said(run)
     assert 3 == len(run.started)
     begin = time.monotonic()
@@ -130,7 +130,7 @@ def test_a_change_of_just_now_is_not_believed_to_be_the_last(run: Any, monkeypat
 def test_a_change_is_no_older_for_being_read_slowly(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reply that came while a child looked at the others may have the time that was seen before; it is found by the next run."""
     monkeypatch.setattr(reader, "SETTLED", 0.5e9)
-    change(monkeypatch, f"spool.read = lambda fd, entry, _: time.sleep(0.2) or read(fd, entry, {os.getuid()})")
+    change(monkeypatch, f"foreign.read = lambda fd, entry, _: time.sleep(0.2) or read(fd, entry, {os.getuid()})")
     put("x", b"")
     assert [None] * 4 == said(run) == said(run)
     assert 2 == len(run.started)
