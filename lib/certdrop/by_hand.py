@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 
 from certdrop import events, words
+from certdrop.keeper import lock
 from certdrop.keeper.command import explain
 
 
@@ -22,6 +23,8 @@ def guard(program: str, work: Callable[[], int]) -> int:
         return work()
     except Refused as error:
         text, code = str(error), os.EX_DATAERR
+    except lock.Busy as error:
+        text, code = f"another run is at work ({error}); try again later", os.EX_TEMPFAIL
     except ImportError:
         raise                                       # said where it started
     except Exception as error:

@@ -14,10 +14,20 @@ import sys
 from collections.abc import Callable
 
 from certdrop import words
-from certdrop.words import at_terminal, clean, put, say
+from certdrop.words import at_terminal, put, say
 
 KEPT = 1 << 16                     # bytes of standard output that are kept back where nobody watches
 LINE = 1 << 16                     # bytes that are shown as a line, though it has not ended
+
+
+def clean(text: str, colours: bool = False) -> str:
+    """Text in lines, and nothing that a terminal acts on (words.clean); with `colours`, but for the few that our tools use."""
+    if not colours or "\x1b" not in text:
+        return words.clean(text)
+    import re
+    parts = re.split(r"(\x1b\[(?:0|1|31|32|33)m)", text)
+    parts[::2] = map(words.clean, parts[::2])
+    return "".join(parts)
 
 
 class LineByLine:
@@ -99,7 +109,7 @@ def program(main: Callable[[list[str]], int], argv: list[str], colours: bool = F
     return code
 
 
-HEADING, GOOD, BAD, DOUBTFUL = "1", "32", "31", "33"       # what colours mean, in every tool (ECMA-48 SGR); words.clean() lets these pass
+HEADING, GOOD, BAD, DOUBTFUL = "1", "32", "31", "33"       # what colours mean, in every tool (ECMA-48 SGR); clean() lets these pass
 
 
 def colours(fd: int) -> bool:

@@ -22,15 +22,10 @@ def at_terminal(fd: int) -> bool:
     return os.isatty(fd) or str(fd) in os.environ.get(TERMINAL, "")
 
 
-def clean(text: str, colours: bool = False) -> str:
-    """Text in lines, and nothing that a terminal acts on; with `colours`, the few that certdrop-status uses."""
+def clean(text: str) -> str:
+    """Text in lines, and nothing that a terminal acts on."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    if colours and "\x1b" in text:
-        import re
-        parts = re.split(r"(\x1b\[(?:0|1|31|32|33)m)", text)
-        parts[::2] = map(clean, parts[::2])
-        return "".join(parts)
     return "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "?" for c in text)
 
 

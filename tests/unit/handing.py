@@ -12,7 +12,7 @@ import pytest
 from certdrop import spool
 from certdrop.config import site
 from certdrop.keeper import reader
-from certdrop.walls import users
+from certdrop.walls import become
 
 POPEN = subprocess.Popen
 HANDOVER = """
@@ -33,7 +33,7 @@ handover.main()
 
 def change(monkeypatch: pytest.MonkeyPatch, how: str = "") -> None:
     """Have those that read for root be this user, and do otherwise, from now on. Where state and spool are is told before."""
-    before = len(users.as_user(0, 0))
+    before = len(become.as_user(0, 0))
 
     def as_ours(argv: list[str], **more: Any) -> "subprocess.Popen[bytes]":
         return POPEN(argv[before:] if argv[0].endswith("/setpriv") else argv, **more)

@@ -198,6 +198,17 @@ def test_certdrop_install_uses_the_same_words(capfd):
                                       "certdrop-install: '': certdrop-install takes no names; certdrop-install --help shows how\n")
 
 
+def test_nobody_but_a_person_gives_certdrop_install_words() -> None:
+    """So what answers them (keeper/usage.py) is not among what root loads by cron and sudo."""
+    root = LIB.parent
+    lines = [line for name in ("cron.d/certdrop", "sudoers.d/certdrop", "systemd/certdrop-install.service") for line in (root / name).read_text().splitlines()
+             if "/usr/sbin/certdrop-install" in line and not line.startswith("#")]
+    after = [line.rpartition("/usr/sbin/certdrop-install")[2].split(" ") for line in lines]
+    assert [words[:2] for words in after] == [[";", "fi"], ["", '""'], [""]]
+    program = f"import sys; sys.path.insert(0, {str(LIB)!r}); import certdrop.start, certdrop.keeper.command; print('certdrop.keeper.usage' in sys.modules)"
+    assert subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 @pytest.mark.parametrize("module, argv", [("issuer", ["--plan"]), ("keeper", ["--help"])])
 def test_what_cron_starts_loads_no_argparse(module, argv):
     """It would be a third of what a run with nothing to do takes."""

@@ -68,7 +68,7 @@ OURS = {
     "admin/sites": {"nginx"},
     "config": {"spool"},
     "trust": {"config"},
-    "walls": {"terminal", "words"},
+    "walls": {"start", "terminal", "words"},
     "spool": set(),
     "foreign": {"spool"},
     "tokens": {"spool"},
@@ -296,6 +296,6 @@ def test_what_is_counted_as_roots_is_what_root_can_load(monkeypatch):
 
 
 def test_root_has_nobody_start_under_its_own_wait() -> None:
-    """subprocess's `user` waits, without a limit, for a child that another process of that user can stop: users.as_user() is how it is done."""
+    """subprocess's `user` waits, without a limit, for a child that another process of that user can stop: become.as_user() is how it is done."""
     calls = [(part, module, node) for part, module, source in sources() for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     assert [f"{part}/{module}" for part, module, call in calls if {word.arg for word in call.keywords} & {"user", "group", "extra_groups"}] == []

@@ -23,7 +23,7 @@ def test_strangers_are_known_beside_ones_own_alone() -> None:
     assert shown.strangers({V4: "mine", V6: "other"}, {"mine", "old"}) == [V6]
     assert shown.strangers({V4: "mine", V6: "old"}, {"mine", "old"}) == []
     assert shown.strangers({V4: "x", V6: "other"}, {"mine"}) == []
-    assert shown.judged({V4: "x", V6: "other"}, {"mine"}, {V6: "other"}, NEVER) == {V4: "x", V6: "other"}
+    assert places.judged({V4: "x", V6: "other"}, {"mine"}, {V6: "other"}, NEVER) == {V4: "x", V6: "other"}
 
 
 @pytest.mark.parametrize("to_anybody, leads_there, counts", [
@@ -34,7 +34,7 @@ def test_strangers_are_known_beside_ones_own_alone() -> None:
 ])
 def test_a_stranger_counts_where_the_name_has_a_block_or_an_address(to_anybody: str | None, leads_there: Callable[[places.Place], bool], counts: bool) -> None:
     """And never keeps the site's own sockets from being judged."""
-    found = shown.judged({V4: "mine", V6: "other"}, {"mine"}, {V6: to_anybody} if to_anybody else {}, leads_there)
+    found = places.judged({V4: "mine", V6: "other"}, {"mine"}, {V6: to_anybody} if to_anybody else {}, leads_there)
     assert found == {V4: "mine", **({V6: "other"} if counts else {})}
 
 

@@ -20,7 +20,7 @@ from certdrop.admin import sites, telling
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper import lock, notes, services
-from certdrop.walls import session, users
+from certdrop.walls import become, session, users
 
 OFFSETS = {2048: 560316, 3072: 2625351, 4096: 5736041}         # X of ffdhe2048, 3072, 4096: RFC 7919, appendix A
 USER = "_certdrop-judge"                                       # owns nothing
@@ -128,7 +128,7 @@ def search(bits: int) -> int:
     telling.say(f"certdrop: dhparam.pem: searching a prime of {bits} bits; this takes minutes, and the ones before stay until then")
     shows = words.at_terminal(2) and not telling.is_quiet()
     try:
-        with subprocess.Popen([*users.as_user(*users.user_ids(USER)), OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        with subprocess.Popen([*become.as_user(*users.user_ids(USER)), OPENSSL, "dhparam", "-2", str(bits)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, cwd="/", env=users.ENVIRONMENT, start_new_session=True,
                               preexec_fn=lambda: os.nice(19) and None) as process:
             text = _watch(process, shows)

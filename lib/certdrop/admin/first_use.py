@@ -16,7 +16,7 @@ from certdrop.by_hand import Refused
 from certdrop.commandline import Usage
 from certdrop.config import general, site
 from certdrop.trust import roots
-from certdrop.walls import users
+from certdrop.walls import become, users
 
 ACCOUNT = "/usr/sbin/certdrop-account"
 CONFIG = site.ETC + "/certdrop.toml"
@@ -147,7 +147,7 @@ def _agree(config: general.Config) -> bool:
 def _terms(config: general.Config) -> dict[str, str]:
     """What `certdrop-account terms` says: `terms`, `binding`, or `error`."""
     try:
-        done = subprocess.run([*users.as_user(*users.user_ids(spool.ISSUER)), ACCOUNT, "terms", "--directory", config.directory],
+        done = subprocess.run([*become.as_user(*users.user_ids(spool.ISSUER)), ACCOUNT, "terms", "--directory", config.directory],
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env=users.ENVIRONMENT,
                               start_new_session=True, timeout=WAIT, check=False)
     except subprocess.TimeoutExpired:

@@ -18,7 +18,7 @@ from certdrop import events, spool
 from certdrop.config import site
 from certdrop.doctor.ask import Said, ask
 from certdrop.doctor.line import FAILED, OK, WARNING, Line
-from certdrop.walls import users
+from certdrop.walls import become, users
 from certdrop.watcher.principal import USER
 
 USERS = (spool.ISSUER, USER)       # those whose jobs cron starts
@@ -90,7 +90,7 @@ def sudo() -> list[Line]:
     except KeyError:
         return []                              # said by the line on that user
     with _locks():
-        said = ask(*users.as_user(uid, gid), ENV, SUDO, "-n", INSTALL, seconds=TRIAL)
+        said = ask(*become.as_user(uid, gid), ENV, SUDO, "-n", INSTALL, seconds=TRIAL)
     words = said.words or _noted() or f"it ended with {said.code}"
     if said.code == os.EX_OK:
         if not _intercepts():

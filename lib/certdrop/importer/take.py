@@ -22,7 +22,7 @@ from certdrop.keeper import generations, install, lock, notes, services
 from certdrop.keeper.judges import Accepted
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
-from certdrop.walls import users
+from certdrop.walls import become, users
 
 PROGRAM = "certdrop-import"
 DEADLINE = 60                      # seconds for the child that writes the account key
@@ -122,7 +122,7 @@ def has_account(ca: str) -> bool:
 def _take_account(run: Run, account: Account) -> None:
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "account.py")
     try:                                               # its exit status is all that is heard of a process that others of its user can reach
-        code = subprocess.run([*users.as_user(*users.user_ids(spool.ISSUER)), "/usr/bin/python3", "-I", "-S", program, account_entry(account.ca)],
+        code = subprocess.run([*become.as_user(*users.user_ids(spool.ISSUER)), "/usr/bin/python3", "-I", "-S", program, account_entry(account.ca)],
                               input=account.key, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", env=users.ENVIRONMENT,
                               start_new_session=True, timeout=DEADLINE, check=False).returncode
     except (OSError, subprocess.SubprocessError):

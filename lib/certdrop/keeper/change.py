@@ -7,10 +7,11 @@ form. Reads: what Observed and Notes have read. Writes: nothing.
 from __future__ import annotations
 
 from certdrop.config import site
-from certdrop.keeper.judges import Place, Seen
+from certdrop.keeper.judges import Seen
 from certdrop.keeper.notes import Notes
 from certdrop.keeper.services import Service
 from certdrop.keeper.state import Observed
+from certdrop.shown import Place
 
 PATIENCE = 5.0                     # seconds for a reload to show; as many more for each second that the tests took beyond the first
 GRACE = 1.0                        # the same, for a site that nobody showed before

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from certdrop import VERSION, events, spool, words
+from certdrop import events, spool, words
 from certdrop.config import site
 from certdrop.keeper import install, lock, notes, reader
 from certdrop.keeper.run import Run
@@ -18,21 +18,13 @@ from certdrop.walls import session, world
 
 STOPPED, ASKED = "stopped", "stopped-asked"                # keeper/: why the last run did not come to its end, root's own and one that the issuer asked for
 RUNS = "own-run", "asked-run"                              # keeper/: their times are those of root's own last run, and of the last that the issuer asked for
-HELP = "usage: certdrop-install   (no arguments: takes what the spool holds, judges, installs, reloads; see certdrop-install(8))\n"
 
 
 def main(argv: list[str]) -> int:
     """`certdrop-install`. Returns a code of sysexits.h; 0 too where another run is at work."""
-    if argv in (["--help"], ["-h"]):
-        print(HELP, end="")
-        return os.EX_OK
-    if argv == ["--version"]:
-        print(f"certdrop-install {VERSION}")
-        return os.EX_OK
-    if argv:
-        what = "no such option" if argv[0].startswith("-") else "certdrop-install takes no names"
-        words.say(f"certdrop-install: {argv[0]!a:.80}: {what}; certdrop-install --help shows how")
-        return os.EX_USAGE
+    if argv:                                        # neither cron nor sudo's rule has any
+        from certdrop.keeper import usage
+        return usage.answer(argv)
     asked_by_issuer = os.environ.get("SUDO_USER") == spool.ISSUER
     watched = sys.stderr is not None and sys.stderr.isatty()
     try:
@@ -89,8 +81,6 @@ def explain(error: Exception, by_sudo: bool = False) -> tuple[str, int]:
     if isinstance(error, PermissionError):
         bound = " in the run that sudo started; what sudo forbids does not bind root's hourly run" if by_sudo else ""
         return f"{error.filename}: {error.strerror}{bound}; certdrop-check says what is wrong" if error.filename else str(error), os.EX_NOPERM
-    if isinstance(error, lock.Busy):
-        return f"another run is at work ({error}); try again later", os.EX_TEMPFAIL
     if isinstance(error, world.Unfit):
         return f"{error}; nothing was done", os.EX_TEMPFAIL
     if isinstance(error, OSError):

@@ -7,6 +7,7 @@ that root posted requests for, through reader.py. Writes: sites/ and notes, thro
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -56,13 +57,8 @@ class Case:
 
 def take(run: Run, wanted: list[site.Site]) -> None:
     """Read the replies that wait, have them judged, and write what is accepted into its generation; so many at a time as memory should hold."""
-    some: list[Case] = []
-    for case in _cases(run, wanted):
-        some.append(case)
-        if len(some) == AT_ONCE:
-            _judge(run, some)
-            some = []
-    if some:
+    cases = _cases(run, wanted)
+    while some := list(itertools.islice(cases, AT_ONCE)):
         _judge(run, some)
 
 

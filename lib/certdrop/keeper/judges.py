@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 
 from certdrop import events, spool
 from certdrop.keeper import children
+from certdrop.shown import Place
 from certdrop.walls import users
 
 USER = "_certdrop-judge"
@@ -23,8 +24,6 @@ LIMIT = 1 << 18                    # bytes of an answer: two thousand places
 _VERDICT = rb"accept ([0-9a-f]{64}) ([0-9]{1,12}) ([0-9]{1,12}) ([0-9a-f]{64}) ([0-9a-f]{64})|refuse ([a-z-]{1,30})"
 _SEEN = rb"(shown|untrusted|other)((?: [0-9a-f.:]{2,45},[0-9]{1,5},[a-z0-9-]{0,20}=(?:[0-9a-f]{64}|nothing))*)"
 _LACKS = rb"|lacks (.{1,250})"
-
-Place = tuple[str, int, str]       # where a service is asked: address, port, and what is said before the handshake
 
 
 class Accepted:

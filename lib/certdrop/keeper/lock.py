@@ -34,9 +34,9 @@ class Busy(Exception):
 def held(queue: str = VERB) -> Iterator[None]:
     """Be the one keeper that runs, when it is our turn in this queue. Raises Busy."""
     with _open("lock") as lock:
-        if not _try(lock):
+        if not _taken(lock):
             with _open(queue or ALL) as place:
-                if queue and not _try(place):
+                if queue and not _taken(place):
                     raise Busy(holder(lock))
                 _wait(lock, kills=queue != ISSUERS)
         with contextlib.suppress(OSError):     # a name for others to read: not worth a run on a full disk
@@ -50,7 +50,8 @@ def _wait(lock: FileIO, kills: bool) -> None:
     whom = holder(lock)
     if _taken(lock, 1.0):
         return
-    _say(f"another run is at work ({holder(lock)}); this one waits for it")
+    if words.at_terminal(2):                   # no lock is held yet that this could hold up
+        words.say(f"certdrop: another run is at work ({holder(lock)}); this one waits for it")
     if not _taken(lock, DEADLINE) and not _taken(lock, GONE if kills and whom == holder(lock) and _end_holder(lock) else 0.0):
         raise Busy(holder(lock))
 
@@ -79,28 +80,18 @@ def _holders(lock: FileIO) -> list[int]:
     return [int(words[4]) for words in lines if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(os.fstat(lock.fileno()).st_ino)]
 
 
-def _say(text: str) -> None:
-    """Tell whoever looks on; no lock is held yet that this could hold up."""
-    if words.at_terminal(2):
-        words.say(f"certdrop: {text}")
-
-
 def _open(entry: str) -> FileIO:
     return open(f"{site.STATE}/keeper/{entry}", "r+b", buffering=0,
                 opener=lambda path, flags: os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600))
 
 
-def _taken(lock: FileIO, patience: float) -> bool:
+def _taken(lock: FileIO, patience: float = 0.0) -> bool:
     """Whether it is ours within so many seconds."""
     end = time.monotonic() + patience
-    while not (ours := _try(lock)) and time.monotonic() < end:
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= end:
+            return False
         time.sleep(0.05)                       # flock has no deadline of its own
-    return ours
-
-
-def _try(lock: FileIO) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -15,10 +15,6 @@ from certdrop import events, spool
 from certdrop.config import site
 from certdrop.keeper import integrity
 
-TYPE_CHECKING = False              # what typing's is, for 2 ms less
-if TYPE_CHECKING:
-    from typing import TypeGuard
-
 BACK_OFF = (60, 600, 3000)         # seconds to the next try of an installation, and of a verdict that time can heal
 REFUSED_KEPT = 20                  # refused replies kept for the administrator
 
@@ -39,10 +35,10 @@ class Notes:
         self._before = "" if self.damage else json.dumps(found, sort_keys=True)
         self.refused = _failure(found, "refused", "reason")
         self.install = _failure(found, "install", "state")
-        self.spent = {key: int(value) for key, value in _table(found, "spent").items() if _is_moment(value)}
+        self.spent = {key: int(str(value)) for key, value in _table(found, "spent").items() if _is_moment(value)}
         self.revoke = {key: value for key, value in _table(found, "revoke").items() if isinstance(value, dict) and _is_moment(value.get("not_after"))}
         at = found.get("installed_at")
-        self.installed_at = int(at) if _is_moment(at) and spool.is_credible(at, spool.HAPPENED, time.time()) else 0
+        self.installed_at = int(str(at)) if _is_moment(at) and spool.is_credible(at, spool.HAPPENED, time.time()) else 0
 
     def save(self) -> None:
         """Write the notes, where they changed."""
@@ -124,7 +120,7 @@ def _failure(found: dict[str, object], key: str, what: str) -> dict[str, object]
     return value if whole else {}
 
 
-def _is_moment(value: object) -> TypeGuard[int]:
+def _is_moment(value: object) -> bool:
     """Whether it is a moment, or another number from 0 on, that can be reckoned with."""
     return type(value) is int and 0 <= value < 1 << 40
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from certdrop import events
 from certdrop.nginx.blocks import Refused
-from certdrop.walls import users
+from certdrop.walls import become, users
 
 LOOK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "doctor", "pages.py")
 PATIENCE = 300                     # seconds for all pages
@@ -46,7 +46,7 @@ def look(asked: Sequence[Asked]) -> list[Page]:
     if not asked:
         return []
     try:
-        process = subprocess.Popen([*users.as_user(*users.user_ids("_certdrop-watch")), "/usr/bin/python3", "-IS", LOOK], stdin=subprocess.PIPE,
+        process = subprocess.Popen([*become.as_user(*users.user_ids("_certdrop-watch")), "/usr/bin/python3", "-IS", LOOK], stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", env=users.ENVIRONMENT, start_new_session=True)
         said = _said(process, json.dumps(asked).encode(), MOST * len(asked))
         found = [Page(int(one["status"]), int(one["length"]), str(one["sum"]), tuple(events.clean(word, 200) for word in one["chain"]),

@@ -67,10 +67,18 @@ def run(user: str, argv: list[str], patience: float, seen: bytes = b"", out: int
         kill(process)
 
 
+def as_user(uid: int, gid: int) -> list[str]:
+    """What stands before a command so that it runs as a user, with no other group: subprocess's own `user` would not do.
+
+    A child has the user's uid there before it executes anything, and root waits for that without a limit, while others of that uid can stop it.
+    """
+    return ["/usr/bin/setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--"]
+
+
 def start(user: str, argv: list[str], seen: bytes = b"", talk: bool = False) -> subprocess.Popen[bytes]:
     """The program, begun; with `talk` its input is a pipe that stays open. Raises KeyError, OSError."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # whoever started us may have had it ignored: waiting would fail
-    before = users.as_user(*users.user_ids(user)) if user else []
+    before = as_user(*users.user_ids(user)) if user else []
     lacking = users.lacking(users.BECOMING) if user else ""
     if lacking:
         raise OSError(f"root lacks {lacking} here, and cannot become {user}; give it back in the unit or container that took it away")

@@ -14,10 +14,6 @@ import sys
 
 from certdrop import TERMINAL
 
-TYPE_CHECKING = False              # what typing's is, for 2 ms less
-if TYPE_CHECKING:
-    from typing import NoReturn
-
 LOOK = 0.1                         # seconds between two looks for words
 PART = 1 << 16                     # bytes of them at once
 
@@ -50,7 +46,7 @@ def _interrupt(*_: object) -> None:
     interrupted = True
 
 
-def _end_as(child: int, said: dict[int, int]) -> NoReturn:
+def _end_as(child: int, said: dict[int, int]) -> None:
     """Show what the child says until it has ended, not what it leaves behind; then end as it did."""
     from certdrop import words
     program, process, shown, ended = os.path.basename(sys.argv[0]), os.pidfd_open(child), dict.fromkeys(said, 0), False

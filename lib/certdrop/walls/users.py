@@ -31,14 +31,6 @@ def lacking(needed: dict[int, str]) -> str:
     return ", ".join(name for bit, name in needed.items() if not effective >> bit & 1)
 
 
-def as_user(uid: int, gid: int) -> list[str]:
-    """What stands before a command so that it runs as a user, with no other group: subprocess's own `user` would not do.
-
-    A child has the user's uid there before it executes anything, and root waits for that without a limit, while others of that uid can stop it.
-    """
-    return ["/usr/bin/setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--"]
-
-
 def become(user: str) -> None:
     """Change from root to `user` for good: no other group, no way back. Raises KeyError, PermissionError."""
     uid, gid = user_ids(user)

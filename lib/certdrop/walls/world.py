@@ -15,6 +15,7 @@ import struct
 import sys
 from collections.abc import Callable
 
+from certdrop import start
 from certdrop.walls import users
 
 # With less, a run could fail half-way, and a good reply would be blamed for it.
@@ -59,15 +60,11 @@ def _timers() -> None:
 
 def _streams() -> None:
     """The three descriptors are there, do not block, and send no signal: the caller may hold the other end of each."""
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~(os.O_ASYNC | os.O_NONBLOCK | os.O_DIRECT))
-            fcntl.fcntl(fd, fcntl.F_SETOWN, 0)
-            fcntl.fcntl(fd, fcntl.F_SETSIG, 0)
-        except OSError:
-            os.open("/dev/null", os.O_RDWR)       # takes the lowest number: this one
-        if getattr(sys, name) is None:            # Python leaves them out where they were closed
-            setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8", errors="backslashreplace", closefd=False))
+    start.open_standard()
+    for fd in range(3):
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~(os.O_ASYNC | os.O_NONBLOCK | os.O_DIRECT))
+        fcntl.fcntl(fd, fcntl.F_SETOWN, 0)
+        fcntl.fcntl(fd, fcntl.F_SETSIG, 0)
 
 
 def _environment() -> None:

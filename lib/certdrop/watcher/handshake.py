@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 
-from certdrop.watcher.places import Place
+from certdrop.shown import Place
 
 AT_ONCE = 64                       # handshakes
 PATIENCE = 5.0                     # seconds for one handshake

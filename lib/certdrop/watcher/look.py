@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from certdrop import shown
 from certdrop.config import site as configuration
+from certdrop.shown import Place
 from certdrop.watcher import handshake, verdict
 from certdrop.watcher.evidence import Evidence, Reader
-from certdrop.watcher.places import Place, Places
+from certdrop.watcher.places import Places, judged
 from certdrop.watcher.verdict import Thresholds, Verdict
 
 NOBODYS = "nobody.certdrop.invalid"             # a name that no block has (RFC 6761 section 6.4)
@@ -39,6 +40,6 @@ def _judged(site: Evidence, seen: dict[Place, str], places: Places) -> set[str]:
     listening = {place: leaf for place, leaf in seen.items() if leaf != handshake.NOBODY}
     doubted = shown.strangers(listening, live)
     to_anybody = handshake.ask([(place, NOBODYS, site.kind) for place in doubted]) if doubted else {}
-    found = shown.judged(listening, live, {place: leaf for (place, _, _), leaf in to_anybody.items()}, lambda place: places.leads_to(site.domains[0], place))
-    site.astray = shown.words(place for place, leaf in found.items() if leaf not in live)
+    found = judged(listening, live, {place: leaf for (place, _, _), leaf in to_anybody.items()}, lambda place: places.leads_to(site.domains[0], place))
+    site.astray = shown.words([place for place, leaf in found.items() if leaf not in live])
     return set(found.values()) or set(seen.values())

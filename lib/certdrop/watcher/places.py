@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 
 from certdrop import listening
 from certdrop.config import service as described
 from certdrop.config import site as configuration
 from certdrop.config.service import Service
+from certdrop.shown import Place, strangers
 
 PATIENCE = 10.0                    # seconds for the DNS, in a run
 MOST = 16                          # addresses of a port that are asked
-
-Place = tuple[str, int, str]       # address, port, preface: "", "proxy-protocol", or a protocol that has STARTTLS
 
 
 class Places:
@@ -81,3 +81,10 @@ def addresses6() -> set[str]:
             return {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in stream}
     except OSError:
         return set()                           # a kernel without IPv6
+
+
+def judged(now: dict[Place, str], own: set[str], to_anybody: dict[Place, str], leads_there: Callable[[Place], bool]) -> dict[Place, str]:
+    """What counts of what is shown: without strangers at sockets that are others'. A stranger's is the site's all the same, if it shows the name something
+    else than it shows anybody (`to_anybody`: asked for a name that nobody has), for then a block there has this name; or if the name's addresses lead there."""
+    passed = {place for place in strangers(now, own) if now[place] == to_anybody.get(place) and not leads_there(place)}
+    return {place: leaf for place, leaf in now.items() if place not in passed}

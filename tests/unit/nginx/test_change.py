@@ -142,7 +142,7 @@ def test_nonsense_of_who_looks_is_no_page(said: str, tmp_path: pathlib.Path, mon
     program.write_text(said)
     monkeypatch.setattr(pages, "LOOK", str(program))
     monkeypatch.setattr(pages.users, "user_ids", lambda _: (0, 0))
-    monkeypatch.setattr(pages.users, "as_user", lambda *_: [])
+    monkeypatch.setattr(pages.become, "as_user", lambda *_: [])
     with pytest.raises(Refused, match="could not be looked at.*nothing was changed"):
         pages.stable([("127.0.0.1", NAME, "http")])
 
