@@ -213,12 +213,13 @@ class Challtestsrv(Server):
     def __init__(self, ipv4: str = "127.0.0.1", ipv6: str = "", port: int = 53, management_port: int = 8055) -> None:
         super().__init__("challtestsrv")
         self.ipv4, self.ipv6, self.port, self.management_port = ipv4, ipv6, port, management_port
+        self.listen = "127.0.0.1"                           # several.py has other machines ask, too
 
     def start(self) -> None:
         program = pebble_program("pebble-challtestsrv")
         usage = subprocess.run([program, "-h"], capture_output=True, text=True, check=False).stderr
         listen = "-dnsserver" if "-dnsserver " in usage else "-dns01"      # its name until 2.4
-        argv = [program, listen, f"127.0.0.1:{self.port}", "-management", f"127.0.0.1:{self.management_port}", "-http01", "", "-https01", "",
+        argv = [program, listen, f"{self.listen}:{self.port}", "-management", f"127.0.0.1:{self.management_port}", "-http01", "", "-https01", "",
                 "-tlsalpn01", "", "-defaultIPv4", self.ipv4, "-defaultIPv6", self.ipv6]
         self.launch(argv + (["-doh", ""] if "-doh " in usage else []))
         self.wait_ready(self.port, self.management_port)
@@ -295,6 +296,7 @@ class Pebble(Server):
     def __init__(self, name: str = "pebble", host: str = "ca.stage.test", port: int = 14000, management_port: int = 15000, **options: Any) -> None:
         super().__init__(name)
         self.host, self.port, self.management_port = host, port, management_port
+        self.listen = "127.0.0.1"
         self.options = PebbleOptions(**options)
         authority = Authority()
         self.ca_bundle = authority.bundle
@@ -308,7 +310,7 @@ class Pebble(Server):
     def _config(self) -> str:
         options = self.options
         pebble: dict[str, object] = {
-            "listenAddress": f"127.0.0.1:{self.port}", "managementListenAddress": f"127.0.0.1:{self.management_port}",
+            "listenAddress": f"{self.listen}:{self.port}", "managementListenAddress": f"127.0.0.1:{self.management_port}",
             "certificate": self.certificate, "privateKey": self.key, "httpPort": options.http_port, "tlsPort": options.tls_port,
             "ocspResponderURL": "", "externalAccountBindingRequired": bool(options.eab), "externalAccountMACKeys": dict(options.eab),
             "domainBlocklist": list(options.blocked), "retryAfter": {"authz": options.retry_after[0], "order": options.retry_after[1]},
