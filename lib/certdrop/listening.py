@@ -1,4 +1,4 @@
-"""On which addresses of this host somebody listens: where the judge and the watcher ask services for their certificates.
+"""On which addresses of this host somebody listens, and by which name: how the judge and the watcher ask services for their certificates.
 
 Runs as: whoever imports it. Trusts: the kernel. Reads: /proc/self/net. Writes: nothing.
 """
@@ -31,6 +31,14 @@ def listeners() -> dict[int, list[str]]:
                     if address not in listed.setdefault(int(port, 16), []):
                         listed[int(port, 16)].append(address)
     return {**found, **roots}
+
+
+def asked_name(domains: list[str], probe: str) -> str:
+    """The name by which services are asked for a site: its `probe`, if that is a name; else its first domain that is no wildcard; else one just below the
+    first, which no server block is likely to have to itself."""
+    if "." in probe and ":" not in probe:
+        return probe
+    return next((domain for domain in domains if not domain.startswith("*.")), "certdrop-asks" + domains[0][1:])
 
 
 def _address(text: str, family: socket.AddressFamily) -> str:

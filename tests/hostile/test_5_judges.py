@@ -136,7 +136,7 @@ def others(ground: Ground) -> Iterator[list[Judge]]:
 
 def answers(chain: Judge, served: Judge) -> bool:
     """Whether both still do their work."""
-    question = {"name": "example.org", "key": "ecdsa", "ports": [[1, ""]], "probe": "", "wanted": "", "others": [], "known": [], "verify": False,
+    question = {"names": ["example.org"], "key": "ecdsa", "ports": [[1, ""]], "probe": "", "wanted": "", "others": [], "known": [], "verify": False,
                 "patience": 0.0}
     return chain.ask(b'{"spki": ""}\n').split()[0] == "refuse" and served.ask(json.dumps(question).encode()) == "other"
 

@@ -257,6 +257,12 @@ class Challtestsrv(Server):
         if issuers:
             self.ask("add-caa", host=host, policies=[{"tag": "issue", "value": issuer} for issuer in issuers])
 
+    def set_txt(self, host: str, *texts: str) -> None:
+        """The TXT records of a name, in place of those that it had."""
+        self.ask("clear-txt", host=host)
+        for text in texts:
+            self.ask("set-txt", host=host, value=text)
+
 
 def fetch(request: urllib.request.Request, context: Optional[ssl.SSLContext] = None, timeout: float = 10.0) -> bytes:
     """One HTTP request, past whatever proxy the environment names."""

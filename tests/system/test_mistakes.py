@@ -474,7 +474,7 @@ def leave(host: Host) -> None:
 
 @pytest.mark.parametrize("word, why", [
     ("my_shop.NAME", "underscore"), ("NAME.", "ends in a dot"), ("https://NAME/", "a URL"), ("NAME,www.NAME", "with spaces between"),
-    ("*.NAME", "a wildcard needs the DNS-01"), ("NAME:80", "no port"), ("hostmaster@NAME", "a mail address"), ("NAME/blog", "a path"),
+    ("*.NAME:443", "no port"), ("NAME:80", "no port"), ("hostmaster@NAME", "a mail address"), ("NAME/blog", "a path"),
 ])
 def test_what_is_no_name(host: Host, word: str, why: str) -> None:
     """It is said why, and the command that stands there adds what was meant."""

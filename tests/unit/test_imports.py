@@ -29,7 +29,8 @@ OURS = {
     "issuer": {"foreign", "tokens", "renewal", "start", "spool", "events", "happened", "terminal", "words", "progress", "config", "walls", "trust", "signer"},
     "issuer/manage": {"commandline"},
     "issuer/handover": {"answering"},
-    "issuer/tlsa": {"watcher/resolver"},         # it asks the DNS as the doctor does, by the same code
+    "issuer/tlsa": {"watcher/resolver"},         # they ask the DNS as the doctor does, by the same code
+    "issuer/published": {"watcher/resolver"},
     "issuer/plan": {"fleet/tree"},               # of a desk: which profile a host's sites have
     "issuer/options": {"commandline"},           # to refuse a word
     "issuer/rehearsal": {"judge"},     # a dry run is told what root's judge would say, by the judge's own code

@@ -110,7 +110,8 @@ def _not_for_a_certificate(config: Configuration, name: str) -> str:
     if name.startswith("~"):
         return f"{shown}: a regular expression; name each host, with certdrop add"
     if "*" in name:
-        return f"{shown}: a wildcard, which needs the DNS-01 challenge; name each host, with certdrop add"
+        return f"{shown}: a wildcard, which a record in the DNS proves; certdrop add '{shown}' says which" if not site.refusal(name, site.VALIDATIONS[1]) \
+            else f"{shown}: no wildcard that a CA issues for; name each host, with certdrop add"
     if not site.is_host_name(name):
         return f"{shown}: no full DNS name, and no CA issues for it"
     for server in config.servers:

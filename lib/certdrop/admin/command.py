@@ -14,17 +14,17 @@ from certdrop.admin import candidates, dhparam, first_use, revoke, sites, tellin
 from certdrop.admin import names as site_names
 from certdrop.by_hand import Refused, guard
 from certdrop.commandline import Program, Syntax, Usage, Words
-from certdrop.config import general, site
+from certdrop.config import general, persist, site
 from certdrop.keeper.command import as_root
 from certdrop.keeper.revoke import REASONS
 from certdrop.trust import roots
 
 VERBS = {
     "add": Syntax((
-        "DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE]\n[--ca CA | --staging] [--contact ADDRESS] [--yes]"
+        "DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE] [--validation METHOD]\n[--ca CA | --staging] [--contact ADDRESS] [--yes]"
         "\n[--apply | --no-apply | --no-issue] [--dry-run]",
         "[--from-nginx] [DOMAIN...] [--ca CA | --staging] [--contact ADDRESS]\n[--yes] [--dry-run]",
-    ), "a new site: one certificate for these domains, its first domain its name; without domains, sites for what nginx answers for", {
+    ), "a new site: one certificate for these domains, named for the first; without domains, sites for what nginx answers for", {
         "--from-nginx": "a site for each server block on port 80 that has no certificate, or for those of these domains; the blocks are changed to "
                         "serve HTTPS, in one go. Without --yes it asks which",
         "--apply": "change the server block that nginx has for the domains, so that it serves HTTPS, as certdrop-nginx NAME --apply does",
@@ -32,6 +32,7 @@ VERBS = {
         "--name NAME": "the site's name; by default, its first domain",
         "--key KIND": f"the kind of key: {', '.join(site.KEYS)}",
         "--profile PROFILE": "one of the CA's profiles, such as shortlived",
+        "--validation METHOD": f"how the names are proven: {', '.join(site.VALIDATIONS)} (a TXT record that you publish; wildcards need it, and get it)",
         "--ca CA": "a name such as letsencrypt or zerossl, or the https:// URL of an ACME directory; only for the first site",
         "--staging": "the same as --ca letsencrypt-staging: for tests; browsers do not trust it",
         "--contact ADDRESS": "the mail address that the CA may write to; only for the first site",
@@ -102,18 +103,18 @@ def _checked(words: Words) -> int:
         names = [sites.a_label(name) for name in names]
         if ":" in names[0]:
             options.setdefault("--name", "ip6-" + names[0].replace(":", "-"))      # no site's name has a colon
-        sites.refuse(names, options.get("--name", names[0]))
-        name = options.get("--name", names[0])
+        name, validation = options.get("--name", sites.name_for(names)), options.get("--validation", persist.validation_of(names, ""))
+        sites.refuse(names, name, validation or persist.HTTP)
         if os.geteuid() == 0:
             sites.refuse_existing(names, name, options.get("--key", ""))
-        here = candidates.offered(name, names, options) if os.geteuid() == 0 else None
+        here = candidates.offered(name, names, options) if os.geteuid() == 0 and validation != persist.METHOD else None
         settings = first_use.settle(options) if os.geteuid() == 0 else ""
         if "--dry-run" in options:
             return _foretell(names, options)
         if here:
             return as_root(candidates.taking(here, name, names, settings, options))
         return as_root(lambda: sites.add(names, name, options.get("--key", ""), options.get("--profile", ""), settings,
-                                         "--no-issue" not in options))
+                                         "--no-issue" not in options, validation))
     if verb == "remove" and os.geteuid() == 0 and "--yes" not in options and sys.stdin.isatty() and sys.stderr.isatty():
         block = sites.own_block(names[0])
         if not terminal.agrees(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted{', and ' * bool(block)}{block}. "
@@ -131,14 +132,14 @@ def _from_nginx(names: list[str], options: dict[str, str]) -> int:
         raise Usage("add needs a domain; or --from-nginx, which takes what nginx answers for (at a terminal, certdrop add lists it)")
     if not names and "--yes" in options and "--from-nginx" not in options:
         raise Usage("add --yes needs a domain; certdrop add --from-nginx --yes takes all that nginx answers for")
-    for option in ("--name", "--key", "--profile", "--apply", "--no-apply", "--no-issue"):
+    for option in ("--name", "--key", "--profile", "--validation", "--apply", "--no-apply", "--no-issue"):
         if option in options:
             raise Usage(f"{option} goes with domains, and without --from-nginx")
     return candidates.from_nginx(names, options)
 
 
 def _foretell(names: list[str], options: dict[str, str]) -> int:
-    name, config = options.get("--name", names[0]), general.load_config()
+    name, config = options.get("--name", sites.name_for(names)), general.load_config()
     config.directory = options.get("--ca", config.directory)
     for line in (f"write /etc/certdrop/sites.d/{name}.toml for {' '.join(names)}", "" if os.path.exists(first_use.CONFIG) else f"write {first_use.CONFIG}",
                  f"make a key and a placeholder certificate; live/{name} would lead to them", "post a request for the issuer",
@@ -174,6 +175,10 @@ def _refuse(words: Words) -> None:
         raise Usage(f"--reason: give one of {', '.join(REASONS)}")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", options.get("--profile", "x")):
         raise Usage("--profile: give the name of one of the CA's profiles")
+    if options.get("--validation", persist.HTTP) not in site.VALIDATIONS:
+        raise Usage(f"--validation: give one of {', '.join(site.VALIDATIONS)}")
+    if "--apply" in options and persist.METHOD in (options.get("--validation"), persist.validation_of(names, "")):
+        raise Usage("--apply goes with names that are proven by http; certdrop-nginx NAME --apply changes the server block afterwards")
     if options.get("--key", "ecdsa-p256") not in site.KEYS:
         raise Usage(f"--key: give one of {', '.join(site.KEYS)}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from certdrop import events, happened, listening, progress, spool, words
 from certdrop.admin import first_use, telling
 from certdrop.by_hand import Refused
-from certdrop.config import general, site
+from certdrop.config import general, persist, site
 from certdrop.keeper import generations, install, lock, notes, revoke, services, state
 from certdrop.keeper.run import Run
 from certdrop.keeper.state import Observed
@@ -25,6 +26,7 @@ from certdrop.nginx.edit import Change
 from certdrop.trust import roots
 from certdrop.walls import become, users
 
+ACCOUNT = "/usr/sbin/certdrop-account"
 ISSUE = "/usr/sbin/certdrop-issue"
 WATCH = "/usr/sbin/certdrop-watch"
 DEADLINE = 3600                    # seconds for the issuer's whole run
@@ -35,22 +37,22 @@ NO_NAME = (("://", "that is a URL"), ("@", "that is a mail address"), (r"[,;\s]"
            (r"\.$", "it ends in a dot"), (r"^[^.*]+$", "it has no dot, and no CA issues for such a name"))
 
 
-def add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool) -> int:
+def add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool, validation: str = "") -> int:
     """Add a site, ask for its certificate where `ask` says so, and tell what would go wrong unseen. Raises Refused and site.ConfigError."""
-    code = _add(domains, name, key, profile, settings, ask)
+    code = _add(domains, name, key, profile, settings, ask, validation)
     warn_of_silence()
     return code
 
 
-def _add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool) -> int:
+def _add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool, validation: str) -> int:
     """A site's configuration, a placeholder, a request; then have the issuer run, and install."""
-    refuse(domains, name)
     with lock.held():
         config = general.load_config()
+        refuse(domains, name, validation or config.validation)
         _refuse_site(domains, name, key, config)
         config = _ready(settings, config)
         run = telling.Run()
-        _describe(run, name, domains, key, profile, config)
+        _describe(run, name, domains, key, profile, config, validation)
         install.reconcile(run, [name])
         wanted = {name: Observed(name).next}
     run.flush()
@@ -59,10 +61,30 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
         words.say(f"{PROGRAM}: note: {unknown}")
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
+    if site.load_site(name, config).validation == persist.METHOD and not _is_published(name):
+        words.say(f"{PROGRAM}: {name}: no certificate is asked for now; the placeholder stays; cron asks once the records are in the DNS; "
+                  f"certdrop renew {name} asks at once")
+        return os.EX_TEMPFAIL
     telling.say(f"{PROGRAM}: {name}: asking {roots.ca_named(config)}")
     code = issue(wanted)
     telling.say(*[f"{PROGRAM}: {name}: {line}" for line in ([] if code else _what_next(name))])
     return code
+
+
+def _is_published(name: str) -> bool:
+    """Say what proves a site's names, and wait for it in the DNS where a person looks on. Whether it is there. The account is made, for the records name it."""
+    quiet = os.memfd_create("said", os.MFD_CLOEXEC)
+    try:
+        for argv, out in (([ACCOUNT, "register", "--yes"], quiet), ([ACCOUNT, "show", "--records", name, "--wait"], 1)):
+            code = become.run(spool.ISSUER, argv, DEADLINE * 2, out=out)
+            if code:
+                return False
+        return True
+    except become.Stopped as stopped:
+        words.say(f"{PROGRAM}: {name}: {ACCOUNT}: {stopped}")
+        return False
+    finally:
+        os.close(quiet)
 
 
 def add_several(groups: Mapping[str, list[str]], key: str, profile: str, settings: str) -> dict[str, str]:
@@ -74,7 +96,7 @@ def add_several(groups: Mapping[str, list[str]], key: str, profile: str, setting
         config, run, is_ready = general.load_config(), telling.Run(), False
         for name, domains in groups.items():
             try:
-                refuse(domains, name)
+                refuse(domains, name, config.validation)
                 _refuse_site(domains, name, key, config)
             except Refused as refused:
                 failed[name] = str(refused).removeprefix(f"{name}: ")
@@ -90,8 +112,9 @@ def add_several(groups: Mapping[str, list[str]], key: str, profile: str, setting
 def _refuse_site(domains: list[str], name: str, key: str, config: general.Config) -> None:
     """Raise Refused where there is such a site."""
     if os.path.lexists(f"{site.ETC}/sites.d/{name}.toml") or Observed(name).numbers:
-        raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}")
-    twin = _twin(domains, key or config.key, config) if name == domains[0] else ""
+        other = "; --name gives the new one another name" if name != domains[0] else ""
+        raise Refused(f"{name}: this site exists; to change it edit {site.ETC}/sites.d/{name}.toml and run certdrop renew {name}{other}")
+    twin = _twin(domains, key or config.key, config) if name == name_for(domains) else ""
     if twin:
         raise Refused(f"{name}: the site {twin} is for the same names, with the same kind of key; nothing was added; certdrop renew {twin} renews it "
                       "(--name adds a second site for them)")
@@ -118,12 +141,12 @@ def _ready(settings: str, config: general.Config) -> general.Config:
     return config
 
 
-def _describe(run: Run, name: str, domains: list[str], key: str, profile: str, config: general.Config) -> None:
+def _describe(run: Run, name: str, domains: list[str], key: str, profile: str, config: general.Config, validation: str = "") -> None:
     """Write a site's file."""
     if not (profile or config.profile) and config.directory.startswith("letsencrypt") and any(map(site.is_address, domains)):
         profile = general.SHORT                        # the only one that may name an address there
     text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n"
-    text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile)) if value)
+    text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile), ("validation", validation)) if value)
     first_use.write(f"{site.ETC}/sites.d/{name}.toml", text.encode(), 0o644)
     run.log.write(happened.ADDED, site=name, domains=" ".join(domains))
     run.tell(name, f"added; its names: {' '.join(domains)}")
@@ -155,17 +178,19 @@ def warn_of_silence() -> None:
         words.say(*[f"{PROGRAM}: note: " + events.clean(line, 300) for line in done.stderr.decode("utf-8", "replace").splitlines()[:5] if line.strip()])
 
 
-def refuse(domains: list[str], name: str) -> None:
-    """Raise Refused unless these domains, of that name, can be a site."""
-    try:
-        for domain in domains:
-            site.refuse_domain(domain)
-    except site.ConfigError as error:
+def name_for(domains: list[str]) -> str:
+    """The name of a site for these domains, where none is given: its first one; of a wildcard the name below the star, for a site is named as a file is."""
+    return domains[0].removeprefix("*.")
+
+
+def refuse(domains: list[str], name: str, validation: str) -> None:
+    """Raise Refused unless these domains, of that name, can be a site, and be proven so."""
+    for domain, wrong in ((domain, wrong) for domain in domains if (wrong := site.refusal(domain, validation))):
         meant = [name for text in domains for name in what_is_meant(text)]
-        could = meant != domains and meant and all(site.is_host_name(one) or site.is_address(one) for one in meant)
+        could = meant != domains and meant and not any(site.refusal(one, persist.validation_of([one], validation)) for one in meant)
         why = next((why for sign, why in NO_NAME if re.search(sign, domain) and domain.count(":") < 2), "")       # more look like an address
-        raise Refused((f"{domain!a:.80}: no host name: {why}" if why else str(error)) + "; nothing was added" +
-                      (f"; try: certdrop add {' '.join(dict.fromkeys(meant))}" if could else "")) from error
+        raise Refused((f"{domain!a:.80}: no host name: {why}" if why else wrong) + "; nothing was added" +
+                      (f"; try: certdrop add {' '.join(map(shlex.quote, dict.fromkeys(meant)))}" if could else ""))
     if len(set(domains)) != len(domains):
         raise Refused("a domain is given twice")
     if not spool.may_name_a_new_site(name):
@@ -179,7 +204,7 @@ def what_is_meant(text: str) -> list[str]:
         part = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", part).partition("/")[0].rpartition("@")[2]
         part = re.sub(r":[0-9]{1,5}$", "", part) if part.count(":") == 1 else part
         part = part.strip(".").replace("_", "-")
-        found += [part[2:], "www." + part[2:]] if part.startswith("*.") else [part] if part else []
+        found += [part] if part else []
     return found
 
 
@@ -190,11 +215,7 @@ def a_label(domain: str) -> str:
             return str(ipaddress.ip_address(domain[1:-1] if domain.startswith("[") and domain.endswith("]") else domain))
         except ValueError:
             return domain.lower()
-    import idna
-    try:
-        return idna.encode(domain, uts46=True).decode()
-    except idna.IDNAError:
-        return domain                          # refused with the others, in words for what was typed
+    return site.as_a_labels(domain)            # what is none is refused with the others, in words for what was typed
 
 
 def renew(names: list[str], force: bool) -> int:

@@ -30,6 +30,7 @@ DIRECTORIES = {
 STORE = "/etc/ssl/certs/ca-certificates.crt"
 KEYS = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096")
 MAX_DOMAINS = 100                  # Let's Encrypt's limit for one certificate
+VALIDATIONS = ("http-01", "dns-persist-01")     # how names are proven (RFC 8555 section 8.3, draft-ietf-acme-dns-persist): wildcards by the second alone
 
 _AGE = r"([1-9][0-9]{0,3})d"
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -38,7 +39,7 @@ _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*"
 _PATH = r"(/[A-Za-z0-9._@+-]+){2,}"
 _SERVICE = r"[a-z0-9][a-z0-9-]{0,30}"
 _SITE_ONLY = ("domains", "probe", "copy")
-_BOTH = ("key", "key_max_age", "profile", "services")
+_BOTH = ("key", "key_max_age", "profile", "services", "validation")
 # Keys of certdrop.toml that root passes over: general.py is about them.
 OTHERS = ("contact", "preferred_chain", "staging", "proxy", "ca_bundle", "account_key_max_age", "workers", "self_check", "mail", "limits")
 
@@ -55,12 +56,11 @@ class Config:
     """What root uses of certdrop.toml, with the defaults."""
 
     def __init__(self) -> None:
-        self.directory = "letsencrypt"
-        self.profile = ""
-        self.trust_roots = STORE
+        self.directory, self.profile, self.trust_roots = "letsencrypt", "", STORE
         self.key = "ecdsa-p256"
         self.key_max_age = "renewal"
         self.services: list[str] = ["nginx"]
+        self.validation = VALIDATIONS[0]
 
     @property
     def directory_url(self) -> str:
@@ -87,11 +87,12 @@ class Site:
         self.name = name
         self.domains: list[str] = []
         self.copy: list[dict[str, str]] = []   # tables of path, owner, group, mode, what (see keeper/copies.py)
-        self.probe = ""                        # empty: where the service listens; "ADDR:PORT", "proxy-protocol", "off"
+        self.probe = ""                        # empty: where the service listens; "ADDR:PORT", "proxy-protocol", a name below a wildcard, "off"
         self.key = config.key
         self.key_max_age = config.key_max_age
         self.profile = config.profile
         self.services = list(config.services)
+        self.validation = config.validation
 
 
 def _match(pattern: str, text: str) -> re.Match[str] | None:
@@ -133,17 +134,18 @@ def as_a_labels(text: str) -> str:
         return text
     try:
         import idna                            # python3-idna; few need it
-        return str(idna.encode(text, uts46=True).decode())
+        return "*." * text.startswith("*.") + str(idna.encode(text.removeprefix("*."), uts46=True).decode())
     except (ImportError, UnicodeError):        # IDNAError is one
         return text
 
 
-def refuse_domain(text: str) -> None:
-    """Raise ConfigError, saying why, unless text is a name that HTTP-01 can prove (RFC 8555 section 8.3)."""
-    if text.startswith("*."):
-        raise ConfigError(f"{text}: a wildcard needs the DNS-01 challenge, which certdrop does not do; name each host instead")
-    if not is_host_name(text) and not is_address(text):
-        raise ConfigError(f"{text!a:.80}: no host name; give a full DNS name such as www.example.org, or an IP address")
+def refusal(text: str, validation: str = VALIDATIONS[0]) -> str:
+    """Why text is no name that can be proven so; "" where it is. A wildcard has one label that is a star, and two at least behind it (RFC 9525 section 6.3)."""
+    if text.startswith("*.") and validation == VALIDATIONS[0]:
+        return f'{text}: no wildcard can be proven by {validation}; write validation = "{VALIDATIONS[1]}", or name each host'
+    host = is_host_name(text.removeprefix("*.")) and len(text) <= 253
+    or_address = ", or an IP address" * (validation == VALIDATIONS[0])
+    return "" if host or (or_address and is_address(text)) else f"{text!a:.80}: no host name; give a full DNS name such as www.example.org{or_address}"
 
 
 def load_config() -> Config:
@@ -180,15 +182,12 @@ def load_site(name: str, config: Config) -> Site:
     if len(site.domains) > MAX_DOMAINS:
         raise ConfigError(f"{path}: domains: {len(site.domains)} names; at most {MAX_DOMAINS} fit in one certificate")
     site.domains = [as_a_labels(domain) for domain in site.domains]
-    for domain in site.domains:
-        try:
-            refuse_domain(domain)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: domains: {error}") from error
+    for wrong in filter(None, (refusal(domain, site.validation) for domain in site.domains)):
+        raise ConfigError(f"{path}: domains: {wrong}")
     if len(set(site.domains)) != len(site.domains):
         raise ConfigError(f"{path}: domains: a name stands there twice")
-    if site.probe not in ("", "off", "proxy-protocol") and not _match(r"(\[[0-9a-f:]+\]|[0-9.]+):[0-9]{1,5}", site.probe):
-        raise ConfigError(f'{path}: probe: "{site.probe}": give "ADDRESS:PORT", "proxy-protocol" or "off"')
+    if site.probe not in ("", "off", "proxy-protocol") and not _match(rf"(\[[0-9a-f:]+\]|[0-9.]+):[0-9]{{1,5}}|{_HOST}", site.probe):
+        raise ConfigError(f'{path}: probe: "{site.probe}": give "ADDRESS:PORT", a name below a wildcard, "proxy-protocol" or "off"')
     _check_copies(path, site.copy)
     _check_policy(path, site)
     return site
@@ -206,8 +205,9 @@ def site_names() -> list[str]:
 
 
 def _check_policy(path: str, found: Config | Site) -> None:
-    if found.key not in KEYS:
-        raise ConfigError(f'{path}: key: "{found.key}": give one of {", ".join(KEYS)}')
+    for key, known in (("key", KEYS), ("validation", VALIDATIONS)):
+        if getattr(found, key) not in known:
+            raise ConfigError(f'{path}: {key}: "{getattr(found, key)}": give one of {", ".join(known)}')
     if found.key_max_age != "renewal" and age_in_days(found.key_max_age) is None:
         raise ConfigError(f'{path}: key_max_age: "{found.key_max_age}": give "renewal" or an age such as "180d"')
     if not all(_match(_SERVICE, service) for service in found.services):

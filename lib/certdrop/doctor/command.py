@@ -56,11 +56,8 @@ def main(argv: list[str]) -> int:
 
 def _look(typed: Words, argv: list[str]) -> int:
     names, options = typed.names, typed.options
-    try:
-        for name in names if "--new" in options else []:
-            configuration.refuse_domain(name)
-    except configuration.ConfigError as error:
-        print(f"certdrop-check: {events.clean(error, 200)}", file=sys.stderr)
+    for wrong in filter(None, map(configuration.refusal, names if "--new" in options else [])):
+        print(f"certdrop-check: {events.clean(wrong, 200)}", file=sys.stderr)
         return os.EX_DATAERR
     if "--new" in options and (not names or not {"--issuing", "--offline"}.isdisjoint(options)):
         raise Usage("--new needs domains" if not names else "--new excludes --issuing and --offline")

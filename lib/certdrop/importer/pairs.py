@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from certdrop import frames, spool, words
-from certdrop.config import site
+from certdrop.config import persist, site
 from certdrop.importer.files import Reader, Unreadable
 from certdrop.keeper import children, judges, state
 
@@ -31,7 +31,7 @@ WHY = {                            # why a pair, or an account key, stays where 
     "judge-failed": "it could not be examined",
     "grammar": "its chain is no PEM of certificates",
     "count": f"its chain has more than {spool.MAX_CERTIFICATES} certificates",
-    "names-wildcard": "a wildcard needs the DNS-01 challenge, which certdrop does not do",
+    "names-wildcard": "its certificate has a wildcard in its subject alone",
     "names-missing": "its certificate has no names that certdrop could ask for",
     "names-extra": "its certificate has a name (an IP address, or one in the subject alone) that certdrop does not ask for",
     "not-yet-valid": "its certificate is not valid yet",
@@ -91,7 +91,7 @@ class Found:
         except spool.Refused as refused:
             self.why, self.again = WHY[refused.reason], refused.reason == "judge-failed"
         if self.pair and not spool.may_name_a_new_site(self.name):
-            self.name = self.pair.domains[0]
+            self.name = self.pair.domains[0].removeprefix("*.")
         if self.pair and self.name in self.pair.domains:
             self.pair.domains.sort(key=lambda domain: domain != self.name)         # the one that it is called by stands first
 
@@ -178,12 +178,7 @@ def _obstacle(pair: Pair, untrusted: bool) -> str:
         return WHY.get(pair.verdict, WHY["judge-failed"])
     if pair.spki in state.burnt():
         return "its key was marked as compromised, and is never used again; certdrop add gets a certificate with a new key"
-    try:
-        for domain in pair.domains:
-            site.refuse_domain(domain)
-    except site.ConfigError as error:
-        return str(error)
-    return ""
+    return next(filter(None, (site.refusal(domain, persist.validation_of(pair.domains, persist.HTTP)) for domain in pair.domains)), "")
 
 
 def _reason(answer: str) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from certdrop import spool
-from certdrop.config import general, site
+from certdrop.config import general, persist, site
 from certdrop.importer import take
 from certdrop.importer.clients import CLIENTS, AcmeTiny, Client
 from certdrop.importer.files import Reader, Unreadable
@@ -193,6 +193,9 @@ class Survey:
         pair = one.pair
         if pair is None:
             return
+        if persist.validation_of(pair.domains, "") == persist.METHOD:
+            one.remarks.append(f"its wildcard is proven otherwise from now on, by a TXT record that stays ({persist.METHOD}): publish what "
+                               f"certdrop-account show --records {one.name} prints before the certificate ends")
         if pair.readers:
             one.remarks.append(f"its key could be read by {pair.readers}; change it soon: certdrop rotate {one.name}")
         if pair.verdict == EXPIRED:

@@ -16,7 +16,7 @@ import time
 import urllib.parse
 
 from certdrop import happened, spool
-from certdrop.config import general, site
+from certdrop.config import general, persist, site
 from certdrop.importer.pairs import Account, Found, Pair
 from certdrop.keeper import generations, install, lock, notes, services
 from certdrop.keeper.judges import Accepted
@@ -96,7 +96,8 @@ def configuration(found: Found, config: general.Config) -> str:
     kind = nearest_kind(pair.kind)
     text = f"# Taken over from {found.client}, {found.key}, on {time.strftime('%Y-%m-%d')}. See certdrop.toml(5).\n" if found.key.isprintable() else ""
     text += "domains = [" + ", ".join(f'"{domain}"' for domain in pair.domains) + "]\n"
-    return text + (f'key = "{kind}"\n' if kind != config.key else "")
+    how = persist.validation_of(pair.domains, config.validation)
+    return text + (f'key = "{kind}"\n' if kind != config.key else "") + (f'validation = "{how}"\n' if how != config.validation else "")
 
 
 def nearest_kind(kind: str) -> str:

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from certdrop import spool
-from certdrop.config import site
+from certdrop.config import persist, site
 from certdrop.issuer import clock, directory, notes
 from certdrop.issuer.transport import Answer, Transport
 from certdrop.issuer.failure import REFUSED, UNREACHABLE, AccountUnknown, Failure, from_answer
@@ -45,7 +45,7 @@ class Account:
         self.sought = False                    # and for the one that it lost
         self.is_over = False                   # whether the CA said that the account is deactivated, in this run
         self.known: dict[str, object] = {}     # directory, directory_at, account, contact, changing (the key), before (the account that was,
-        # or that the CA lost), agreed (to make another in its place)
+        # or that the CA lost), agreed (to make another in its place), issuers (the names by which the CA goes in records, as a challenge had them)
         self._entry = f"account@{jose.entry(directory_url)}.json"
         self._keep = keep
         if keep:
@@ -73,7 +73,7 @@ class Account:
                "directory_at": spool.is_credible(found.get("directory_at"), clock.FRESH, time.time()),
                "account": self.is_here(found.get("account")), "contact": isinstance(found.get("contact"), list),
                "changing": isinstance(found.get("changing"), bool), "before": self.is_here(found.get("before")),
-               "agreed": isinstance(found.get("agreed"), bool)}
+               "agreed": isinstance(found.get("agreed"), bool), "issuers": bool(persist.issuers(found.get("issuers")))}
         self.known = {key: value for key, value in found.items() if fit.get(key)}
 
     def _save(self) -> None:
@@ -222,6 +222,17 @@ class Session:
     def take_back(self, nonce: str) -> None:
         """A nonce that was not used."""
         self._nonce = self._nonce or nonce
+
+    def issuers(self) -> list[str]:
+        """The names by which the CA goes in records that prove names: as a challenge had them, else its directory (RFC 8555 section 9.7.6). Raises Failure."""
+        known, meta = persist.issuers(self.account.known.get("issuers")), self.directory().get("meta")
+        return known or persist.issuers(meta.get("caaIdentities") if isinstance(meta, dict) else None)
+
+    def learn_issuers(self, found: list[str]) -> None:
+        """A challenge had these. Raises OSError."""
+        with self.account.lock:
+            if found and found != self.issuers():
+                self.account.note(issuers=found)
 
     def check_profile(self, profile: str) -> None:
         """Raise Failure, listing what there is, unless the CA offers this profile (draft-ietf-acme-profiles section 3)."""

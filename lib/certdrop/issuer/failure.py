@@ -18,6 +18,7 @@ VALIDATION = "validation"
 REFUSED = "refused"
 LOCAL = "local"                        # this host's own: no room, no memory, a process that was killed
 
+NOT_PUBLISHED = "not-published"        # the problem of a failure that the CA was not asked for: a record that proves a name is not in the DNS
 PROXY = "proxy"                        # the problem of a failure that is the configured proxy's, and not the CA's
 
 OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EMFILE, errno.ENFILE)

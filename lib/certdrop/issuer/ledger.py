@@ -11,7 +11,7 @@ import random
 
 from certdrop import events
 from certdrop.issuer import due, notes
-from certdrop.issuer.failure import LOCAL, REFUSED, UNREACHABLE, Failure
+from certdrop.issuer.failure import LOCAL, NOT_PUBLISHED, REFUSED, UNREACHABLE, Failure
 
 _NUMBERS = ("count", "own", "cut_off", "since", "failed_at", "next_try", "retry_after", "issued_at", "hurries",
             "window_start", "window_end", "poll_at", "polls_failed", "renew_at", "tlsa_seen", "tlsa_ttl", "tlsa_since")
@@ -54,7 +54,7 @@ class Ledger(due.Record):
 
     def failed(self, failure: Failure, certificate: due.Certificate | None, now: float, placed: bool = False) -> None:
         """Note a failure and the next try. `placed`: the CA had taken an order, or was about to."""
-        if failure.kind == LOCAL:
+        if failure.kind == LOCAL or failure.problem == NOT_PUBLISHED:
             self.note_own_failure(placed, now, random.random())
         else:
             left = certificate.not_after - now if certificate and failure.kind == UNREACHABLE else None

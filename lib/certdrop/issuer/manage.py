@@ -7,6 +7,8 @@ lock, notes of the account, the log; through the signer, its keys.
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -17,18 +19,21 @@ from collections.abc import Callable
 
 from certdrop import TERMINAL, events, happened, spool, terminal
 from certdrop import words as saying
-from certdrop.commandline import Program, Syntax, Words
-from certdrop.config import general, site
-from certdrop.issuer import orders, proxy, turn
+from certdrop.commandline import Program, Syntax, Usage, Words
+from certdrop.config import general, persist, site
+from certdrop.issuer import orders, proxy, published, turn
 from certdrop.issuer.account import BY_HAND, DOUBTFUL, FORBIDS, LOST, Account, Session
 from certdrop.issuer.directory import as_object
 from certdrop.issuer.transport import Gate, Transport, context
 from certdrop.issuer.failure import REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure
+from certdrop.progress import Progress
 from certdrop.signer import jose, process, protocol
 from certdrop.trust import roots
 from certdrop.walls import become
 
 DAY = 86400
+WAIT = 3600.0                      # seconds for records to come into the DNS, where a person waits for that,
+LOOK = 5.0                         # and between two looks
 PATIENCE = 120.0                   # seconds for all that is said with the CA
 CA = {"--directory CA": "in place of the configured one: a name such as letsencrypt, or the https:// URL of an ACME directory"}
 LINE = Program("certdrop-account", "certdrop-account(8)", Syntax(
@@ -38,8 +43,11 @@ certdrop-account register --directory letsencrypt-staging --yes
 """), {
     "register": Syntax(("[--directory CA] [--yes]",), "make an account at the CA; its terms of service are shown", {
         **CA, "--yes": "agree to the terms of service"}, "certdrop-account register --directory letsencrypt-staging --yes", takes_names=False),
-    "show": Syntax(("[--directory CA]",), "the account, its key, and the CAA record that lets in no other account", CA,
-                   "certdrop-account show", takes_names=False),
+    "show": Syntax(("[--directory CA]", "--records [NAME...] [--until DATE] [--wait] [--directory CA]"),
+                   "the account, its key, and the CAA record that lets in no other account", {
+        **CA, "--records": "the TXT records that prove the names of these sites, or of all that are proven so, and CAA records beside them",
+        "--until DATE": "a record that is good until the end of this day, such as 2027-12-31; without it, for ever",
+        "--wait": "at a terminal, until the records are in the DNS; exit status 75 if they are not"}, "certdrop-account show --records example.org"),
     "terms": Syntax(("[--directory CA]",), "what the CA demands: its terms of service, an external account binding, its profiles; makes no account", CA,
                     "certdrop-account terms --directory zerossl", takes_names=False),
     "contact": Syntax(("[--directory CA]",), "tell the CA the contact that certdrop.toml has now", CA, "certdrop-account contact", takes_names=False),
@@ -56,6 +64,10 @@ class Options:
     def __init__(self, words: Words) -> None:
         self.verb, self.directory = words.verb, words.options.get("--directory", "")
         self.yes, self.due = "--yes" in words.options, "--due" in words.options
+        self.records, self.wait, self.sites = "--records" in words.options, "--wait" in words.options, words.names
+        self.until = _end_of(words.options["--until"]) if "--until" in words.options else None
+        if not self.records and (self.wait or self.until or self.sites):
+            raise Usage("names of sites, --until and --wait go with --records")
 
 
 def main(argv: list[str]) -> int:
@@ -90,13 +102,25 @@ def _checked(options: Options, argv: list[str]) -> int:
 def _elsewhere(options: Options, argv: list[str]) -> int:
     """The same by _certdrop, and away from this terminal. What is to be agreed to is asked here: that process hears no answer. Raises terminal.Declined."""
     if options.verb == "deactivate" and not options.yes:
-        ask(f"The account at {_config(options).directory_url} ends for ever: no certificate can be renewed, nor revoked, by it any more. Deactivate it?")
+        config = _config(options)
+        ask(f"The account at {config.directory_url} ends for ever: no certificate can be renewed, nor revoked, by it any more.{_to_change(config)} "
+            "Deactivate it?")
         argv = [argv[0], "--yes", *argv[1:]]
     code = _there(argv)
     if options.verb == "register" and not options.yes and code == os.EX_USAGE:
         ask("Do you agree to them?")
         code = _there([argv[0], "--yes", *argv[1:]])
     return code
+
+
+def _to_change(config: general.Config) -> str:
+    """Which records name an account that is to be another: a sentence, "" where none does."""
+    try:
+        owners = list(dict.fromkeys(one.owner for found in proven_by_records(config, []) for one in persist.wanted(found.domains)))
+    except site.ConfigError:
+        return ""
+    more = f" and {len(owners) - 5} more" if len(owners) > 5 else ""
+    return f" The TXT records at {', '.join(owners[:5])}{more} name it, and must be changed before these names are renewed." if owners else ""
 
 
 def _there(argv: list[str]) -> int:
@@ -128,7 +152,8 @@ def _do(options: Options) -> int:
         return os.EX_OK
     if options.verb == "deactivate" and not options.yes:
         raise terminal.Declined("there is no terminal to ask at; --yes confirms")
-    if turn.take("certdrop-account", not options.due, first=options.verb not in ("show", "terms")) is None:
+    turn_lock = turn.take("certdrop-account", not options.due, first=options.verb not in ("show", "terms"))
+    if turn_lock is None:
         return os.EX_TEMPFAIL                  # a run of certdrop-issue; the next day is early enough
     may = {"rollover": {protocol.ROLL_OVER}, "deactivate": {protocol.DEACTIVATE, protocol.FIND}}.get(options.verb, {protocol.FIND})
     holder = process.start(config, frozenset(may))
@@ -142,6 +167,8 @@ def _do(options: Options) -> int:
     account = Account(config.directory_url, config.contact, holder)
     line = Transport(context(config), time.monotonic() + PATIENCE, Gate(), through)
     verbs = Verbs(config, holder, account, Session(account, line))
+    if options.records:
+        return verbs.records(options, turn_lock)
     by_name: dict[str, Callable[[], int]] = {"show": verbs.show, "terms": verbs.terms, "contact": verbs.contact, "deactivate": verbs.deactivate,
                                              "register": lambda: verbs.register(options.yes), "rollover": lambda: verbs.rollover(options.due)}
     return by_name[options.verb]()
@@ -206,12 +233,38 @@ class Verbs:
             facts["contact"] = " ".join(map(str, contact)) if isinstance(contact, list) and contact else "none"
         facts["key"] = f"RSA {self.holder.numbers.n.bit_length()}, {self._age()}; SHA-256 of its JWK {thumbprint(self.holder.jwk())}"
         if place:
-            facts["CAA record"] = f'example.org. CAA 0 issue "{self._identity()}; accounturi={place}; validationmethods=http-01"'
+            methods = ",".join(sorted({self.config.validation, *(one.validation for one in proven_by_records(self.config, []))}))
+            facts["CAA record"] = f'example.org. CAA 0 issue "{self._identity()}; accounturi={place}; validationmethods={methods}"'
         if roots.missing(self.config):
             facts["note"] = roots.missing(self.config)
         for name, value in facts.items():
             print(f"{name + ':':<12} {events.clean(value, 1000)}")
         return code
+
+    def records(self, options: Options, turn_lock: int) -> int:
+        """Print what proves the names of sites, and look whether it is there. Only for an account of which the CA has just said that it is our key's: whoever
+        has us publish another account's URL gets certificates for these names."""
+        sites = proven_by_records(self.config, options.sites)
+        if not sites:
+            raise Failure(REFUSED, f"no site here has validation = \"{persist.METHOD}\"; see certdrop.toml(5)")
+        place, _ = self._asked(str(self.account.known.get("account") or ""))
+        if not place:
+            raise Failure(REFUSED, "the records name the account, and there is none yet; certdrop-account register makes one")
+        issuers = self.session.issuers()
+        if not issuers:
+            raise Failure(REFUSED, "the CA does not say by which name it goes in records; its first challenge does: certdrop renew NAME, then ask again")
+        wanted = list(dict.fromkeys(one for found in sites for one in persist.wanted(found.domains)))
+        seen = dict(published.look(wanted, issuers, place))
+        for one in wanted:
+            print(f"; {one.name}: {seen[one].why}, as this host sees it" if seen[one].why else f"; {one.name}: it is there")
+            print(persist.line(one.owner, persist.text(issuers[0], place, one.below, options.until)), flush=True)
+        print("; beside them, that no other account gets certificates for these names, and for what is below and has no CAA record of its own:")
+        for one in wanted:
+            print(persist.caa(one.name, issuers[0], place, _methods(one.name, self.config)), flush=True)
+        if not options.wait:
+            return os.EX_OK
+        os.close(turn_lock)                    # others need not wait for the DNS
+        return _wait(wanted, issuers, place)
 
     def _asked(self, known: str) -> tuple[str, dict[str, object]]:
         """(the account's URL, "" for none; the account) as the CA has it: asked at its URL, and by the key alone where that is not known, or no more
@@ -271,7 +324,7 @@ class Verbs:
         self.holder.exchange()
         self._account()                        # by the new key
         self.log.write(happened.KEY_CHANGED, account=place, key=thumbprint(self.holder.jwk()))
-        return say(f"the account {place} has a new key", os.EX_OK, not quiet)
+        return say(f"the account {place} has a new key; its URL is the same, so no TXT or CAA record changes", os.EX_OK, not quiet)
 
     def deactivate(self) -> int:
         """End the account (RFC 8555 section 7.3.6)."""
@@ -283,6 +336,7 @@ class Verbs:
                 raise
             place = str(self.account.known.get("account") or "")
             say(f"{failure.text}; so the key is set aside", os.EX_OK)
+        say(f"the account {place} is over.{_to_change(self.config)}", os.EX_OK, bool(_to_change(self.config)))
         self.account.forget(place, agreed=True)
         self.holder.deactivated()
         self.log.write(happened.DEACTIVATED, account=place)
@@ -306,6 +360,54 @@ class Verbs:
         listed = meta.get("meta") if isinstance(meta, dict) else None
         names = listed.get("caaIdentities") if isinstance(listed, dict) else None
         return str(names[0]) if isinstance(names, list) and names else "NAME-OF-THE-CA"
+
+
+def proven_by_records(config: site.Config, names: list[str]) -> list[site.Site]:
+    """These sites, or all, as far as their names are proven by records. Raises site.ConfigError where one that is named cannot be read."""
+    found = []
+    for name in names or site.site_names():
+        try:
+            one = site.load_site(name, config)
+        except site.ConfigError:
+            if names:
+                raise
+            continue                           # the keeper says so
+        found += [one] * (one.validation == persist.METHOD)
+    return found
+
+
+def _methods(name: str, config: site.Config) -> list[str]:
+    """By which methods sites of this host are proven whose names are under this one's CAA record, as far as it is known."""
+    found = {persist.METHOD}
+    for other in site.site_names():
+        with contextlib.suppress(site.ConfigError):
+            one = site.load_site(other, config)
+            found |= {one.validation for domain in one.domains if domain == name or domain.endswith("." + name)}
+    return sorted(found)
+
+
+def _wait(wanted: list[persist.Wanted], issuers: list[str], place: str) -> int:
+    """Look until the records are there, where a person looks on; else once."""
+    end = time.monotonic() + (WAIT if saying.at_terminal(2) else 0.0)
+    with Progress("certdrop-account", shown=True) as progress:
+        while True:
+            lacking = [one for one, seen in published.look(wanted, issuers, place) if seen.why]
+            if not lacking:
+                return os.EX_OK
+            if time.monotonic() > end:
+                break
+            more = f", and for {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            progress.at(lacking[0].owner, f"waiting for the record{more}; Ctrl-C ends only that")
+            time.sleep(LOOK)
+    return say(f"{lacking[0].owner} has no record that does, as this host sees it", os.EX_TEMPFAIL)
+
+
+def _end_of(day: str) -> int:
+    """The last second of a day (UTC). Raises Usage."""
+    try:
+        return int(datetime.datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=datetime.timezone.utc).timestamp()) + DAY - 1
+    except ValueError:
+        raise Usage("--until: give a day such as 2027-12-31") from None
 
 
 def thumbprint(jwk: dict[str, str]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from certdrop import events, happened, renewal, spool
-from certdrop.config import general, site
+from certdrop.config import general, persist, site
 from certdrop.issuer import ari, budget, log, plan, revoke
 from certdrop.issuer.account import DOUBTFUL, FORBIDS, LOST, Account, Session
 from certdrop.issuer.warm_up import WarmUp
@@ -298,8 +298,13 @@ class Network:
         replaces = self._replaces(task, session)
         if replaces:
             extra["replaces"] = replaces
+        validation = self._validation(wanted, request.csr())
+        if validation == persist.METHOD:
+            from certdrop.issuer import published              # few have what this needs
+            published.refuse_unpublished(task, ports.names_of(ports.request(request.csr())), session.issuers(), session.kid())
+            self._registered(session)
         order = ports.Order(session, request.csr(), extra, self.config.self_check, self.config.preferred_chain, request.entry,
-                            lambda: self._spend(order.names, False), lambda step: self.progress.at(task.name, step))
+                            lambda: self._spend(order.names, False), lambda step: self.progress.at(task.name, step), validation)
         self._spend(order.names, bool(replaces))
         begin, before = time.monotonic(), session.transport.requests - session.ahead
         session.ahead = 0
@@ -318,6 +323,7 @@ class Network:
             raise
         finally:
             task.placed = order.placed
+            session.learn_issuers(order.issuers)
         leaf = replies.examine(sent, order.csr)
         self.budget.note(budget.ISSUED, budget.set_of(order.names), time.time())
         replies.put_reply(request.reply, sent)
@@ -335,6 +341,11 @@ class Network:
             self.log.warning(happened.FAILED, site=task.name, kind="warning", error=warning)
             log.say(f"{task.name}: {warning}", self.options.loud)
         log.say(f"{task.name}: issued; the reply for request {request.number:04d} waits for root", self.options.loud)
+
+    def _validation(self, wanted: site.Site | None, csr: bytes) -> str:
+        """How a request's names are proven: as root's configuration says; on a desk, which has no site's file, as the names demand."""
+        from certdrop.issuer import ports
+        return wanted.validation if wanted else persist.validation_of(ports.names_of(ports.request(csr)), self.config.validation)
 
     def _spend(self, names: list[str], replaces: bool) -> None:
         """Count an order that replaces nothing. Raises Failure where it would go beyond the budget."""
@@ -360,8 +371,11 @@ class Network:
     def _rehearse(self, task: Task) -> None:
         from certdrop.issuer import ports, reply as replies
         try:
-            session = self._session()
-            profile = site.load_site(task.name, self.config).profile
+            session, wanted = self._session(), site.load_site(task.name, self.config)
+            profile = wanted.profile
+            if wanted.validation == persist.METHOD:
+                raise Failure(LOCAL, f"its names are proven by {persist.METHOD}, and no record in the DNS names the account to throw away that a dry run "
+                              f"orders with; certdrop-check {task.name} looks whether the records for the real one are there")
             if profile:
                 session.check_profile(profile)
             csr = replies.throwaway_request(ports.names_of(ports.request(task.request.csr())))

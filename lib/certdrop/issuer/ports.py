@@ -1,7 +1,8 @@
 """acme-tiny, unmodified, with ports: a private copy of its module for each worker, whose four names for the world lead to ours.
 
 acme-tiny is the protocol's logic; `urlopen`, `subprocess`, `time` and `json` are all it knows of the world. What the CA has already said (the
-directory, the account, a nonce, the order that finalize returned) is not asked twice; an answer is never invented.
+directory, the account, a nonce, the order that finalize returned) is not asked twice; an answer is never invented. Where names are proven by a record
+in the DNS, which acme-tiny does not know, an authorization that it asks for is answered once the CA has decided on it (_proven).
 Runs as: _certdrop, shut in. Trusts: the installed acme-tiny. Reads: its module. Writes: through it, tokens in the spool's challenges/.
 """
 
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from certdrop import spool, tokens
-from certdrop.config import site
+from certdrop.config import persist, site
 from certdrop.issuer.account import NONCES, Session
 from certdrop.issuer.directory import as_object
 from certdrop.issuer.transport import Answer
@@ -66,11 +67,16 @@ def load() -> types.ModuleType:
 
 class Order:
     """One order, as acme-tiny places it. `csr` is PEM; `extra` goes into the order's payload (profile, replaces); `chain` names a root to prefer,
-    `request` the entry of requests/ that the signer shall look at. `may_go_on` is asked before an order is placed once more, as no replacement."""
+    `request` the entry of requests/ that the signer shall look at, `validation` how the names are proven. `may_go_on` is asked before an order is
+    placed once more, as no replacement."""
 
     def __init__(self, session: Session, csr: bytes, extra: dict[str, str], self_check: str = "off", chain: str = "",
-                 request: str = "", may_go_on: Callable[[], None] = lambda: None, told: Callable[[str], None] = lambda step: None) -> None:
+                 request: str = "", may_go_on: Callable[[], None] = lambda: None, told: Callable[[str], None] = lambda step: None,
+                 validation: str = persist.HTTP) -> None:
         self.session, self.extra, self.self_check, self.chain, self.request = session, dict(extra), self_check, chain, request
+        self.validation = validation
+        self.issuers: list[str] = []           # the names by which the CA goes in records, as a challenge had them
+        self._authorizations: set[str] = set()
         self.csr = x509.load_pem_x509_csr(csr)
         self.names = names_of(self.csr)
         self.may_go_on = may_go_on             # raises Failure
@@ -150,6 +156,8 @@ class Order:
         self._refused_nonces = 0
         if url == self.session.url("newOrder"):
             self._learn_order(answer)
+        elif url in self._authorizations:
+            answer = self._proven(url, answer)
         elif url == self._finalize:
             self._learn_finalized(answer)
         elif url == self._order:
@@ -191,6 +199,33 @@ class Order:
         if not place:
             raise Failure(UNREACHABLE, "the CA did not say the order's URL")
         self._order, self._finalize = str(place), str(order.get("finalize"))
+        listed = order.get("authorizations")
+        self._authorizations = {str(one) for one in listed} if isinstance(listed, list) and self.validation == persist.METHOD else set()
+
+    def _proven(self, url: str, answer: Answer) -> Answer:
+        """An authorization as the CA has it once it looked for the record in the DNS: acme-tiny goes on from one that is valid. Raises Failure."""
+        found = as_object(answer)
+        name, challenge = persist.name_of(found), _challenge(found, persist.METHOD)
+        if found.get("status") != "pending" or name not in self.names:
+            return answer
+        if challenge is None:
+            raise Failure(REFUSED, f"{name}: the CA offers no {persist.METHOD} challenge for it")
+        self.issuers = persist.issuers(challenge.get("issuer-domain-names"))
+        if not self.issuers:
+            raise Failure(REFUSED, f"{name}: the CA's {persist.METHOD} challenge does not say which names the CA goes by")
+        if challenge.get("accounturi", self.session.kid()) != self.session.kid():
+            self.warnings.append(f"{name}: the CA would rather have another accounturi in the record than our account's URL; that is not published")
+        self._pause = FIRST_PAUSE
+        self.session.post(str(challenge.get("url")), {})
+        while True:
+            answer = self.session.post(url, None)
+            found = as_object(answer)
+            if found.get("status") != "pending":
+                return answer
+            error = (_challenge(found, persist.METHOD) or {}).get("error")
+            self._give_up(name, [error] if isinstance(error, dict) else [])
+            self._retry_after = seconds_of(answer.headers.get("Retry-After"))
+            self._sleep(1.0)
 
     def _learn_finalized(self, answer: Answer) -> None:
         self.told("waiting for the certificate")
@@ -261,8 +296,7 @@ class Order:
         return found
 
     def _learn_authorization(self, authorization: dict[str, object]) -> None:
-        identifier, challenges = authorization["identifier"], authorization["challenges"]
-        domain = str(identifier.get("value")) if isinstance(identifier, dict) else ""
+        challenges, domain = authorization["challenges"], persist.name_of(authorization)
         self._seen += [domain] if domain in self.names and domain not in self._seen else []
         self.told(f"validating {len(self._seen)} of {len(self.names)}")
         listed = [challenge for challenge in challenges if isinstance(challenge, dict)] if isinstance(challenges, list) else []
@@ -272,7 +306,9 @@ class Order:
             errors = [challenge["error"] for challenge in listed if isinstance(challenge.get("error"), dict)]
             said = "; ".join(told(error) for error in errors) or f"that the authorization is {authorization['status']}"
             raise Failure(VALIDATION, f"{domain}: the CA says {said}", names=[domain])
-        offered = [challenge for challenge in listed if challenge.get("type") == "http-01"]
+        if self.validation == persist.METHOD and authorization.get("status") != "valid":
+            raise Failure(REFUSED, f"{domain}: the CA came to no decision about it, and it is proven by {persist.METHOD} alone")
+        offered = [challenge for challenge in listed if challenge.get("type") == "http-01" and self.validation == persist.HTTP]
         self._give_up(domain, [error for one in offered if one.get("status") != "valid" and isinstance(error := one.get("error"), dict)])
         if authorization.get("status") == "pending" and not offered:
             raise Failure(REFUSED, f"{domain}: the CA offers no http-01 challenge for it")
@@ -347,6 +383,12 @@ def names_of(csr: x509.CertificateSigningRequest) -> list[str]:
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
         raise Failure(REFUSED, "the request has no names") from error
     return [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
+
+
+def _challenge(authorization: dict[str, object], kind: str) -> dict[str, object] | None:
+    """The challenge of this type."""
+    listed = authorization.get("challenges")
+    return next((one for one in listed if isinstance(one, dict) and one.get("type") == kind), None) if isinstance(listed, list) else None
 
 
 def _identifier(one: dict[str, str]) -> dict[str, str]:

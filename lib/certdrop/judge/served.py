@@ -42,7 +42,7 @@ CIPHERS = {"ecdsa": "aECDSA", "rsa": "aRSA"}      # the suites of TLS 1.2 that n
 def serve(roots: str) -> int:
     """Answer each question about a site: `STATE`, and `ADDRESS,PORT,PREFACE=LEAF` for each place where somebody answers (the leaf's SHA-256, or `nothing`).
 
-    Asked for is its `name`, for its `key` (a kind), at the `ports` ([port, STARTTLS]), by its `probe`. The state is `shown` where the `wanted` leaf is
+    Asked for is one of its `names`, for its `key` (a kind), at the `ports` ([port, STARTTLS]), by its `probe`. The state is `shown` where the `wanted` leaf is
     shown: by each place of those `known`, and none of the `others` by any. Where the question says `verify`, it is `untrusted` unless OpenSSL's TLS client
     finds name and chain good, up to these roots: a second opinion on what was accepted, by other code, in a process that never saw the reply.
     All else is `other`. For that it is asked again, until so many seconds of `patience` passed since the first question.
@@ -100,7 +100,7 @@ class Client:
         answer, end = NOTHING, time.monotonic() + deadline
         for key in dict.fromkeys((asked["key"], "")):
             if answer == NOTHING and time.monotonic() < end:           # who hangs for one kind of key is not asked for another
-                answer = ask(self.context(key, verify), place, asked["name"], end - time.monotonic())
+                answer = ask(self.context(key, verify), place, listening.asked_name(asked["names"], asked["probe"]), end - time.monotonic())
         if time.monotonic() < end:
             self._hung.discard(place)
         else:
@@ -110,10 +110,10 @@ class Client:
 
 def places(ports: list[tuple[int, str]], probe: str, listeners: dict[int, list[str]]) -> list[Place]:
     """The places to ask, by a site's `probe`: where somebody listens on its services' ports, unless it says otherwise."""
-    if probe not in ("", "proxy-protocol"):
+    if ":" in probe:
         host, _, port = probe.rpartition(":")
         return sorted({(host.strip("[]"), int(port), preface) for _, preface in ports})
-    return sorted({(address, port, probe or preface) for port, preface in ports for address in listeners.get(port, [])})
+    return sorted({(address, port, probe if probe == "proxy-protocol" else preface) for port, preface in ports for address in listeners.get(port, [])})
 
 
 def context(key: str, roots: str) -> ssl.SSLContext:

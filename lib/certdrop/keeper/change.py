@@ -79,7 +79,7 @@ class Change:
         """
         forward = number == self.to
         known = [place for place, leaf in self.before.items() if leaf in self.own]
-        return {"name": self.wanted.domains[0], "key": str(self.observed.facts(self.to, "request")["key"]).partition("-")[0],
+        return {"names": self.wanted.domains, "key": str(self.observed.facts(self.to, "request")["key"]).partition("-")[0],
                 "ports": [(service.port, service.starttls) for name, service in used.items() if name in self.wanted.services and service.port],
                 "probe": self.wanted.probe, "wanted": self.observed.sha256(number), "verify": forward, "known": known if forward else [],
                 "others": sorted(self.own - {self.observed.sha256(number)}) if forward else [self.observed.sha256(self.to)], "patience": patience}

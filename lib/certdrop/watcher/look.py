@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from certdrop import shown
 from certdrop.config import site as configuration
+from certdrop.listening import asked_name
 from certdrop.shown import Place
 from certdrop.watcher import handshake, verdict
 from certdrop.watcher.evidence import Evidence, Reader
@@ -25,10 +26,10 @@ def look(reader: Reader, names: list[str], places: Places | None, thresholds: Th
 
 def served(sites: list[Evidence], places: Places) -> dict[str, set[str]]:
     """What the services of this host show for each site; a site that nobody was asked for is not there."""
-    asked = {site.name: [(place, site.domains[0], site.kind) for place in places.of(site.services, site.probe)]
+    asked = {site.name: [(place, asked_name(site.domains, site.probe), site.kind) for place in places.of(site.services, site.probe)]
              for site in sites
              if site.certificate and site.services and site.probe != "off" and site.domains
-             and (configuration.is_host_name(site.domains[0]) or configuration.is_address(site.domains[0]))}
+             and not configuration.refusal(site.domains[0], configuration.VALIDATIONS[site.domains[0].startswith("*.")])}
     answers = handshake.ask([question for questions in asked.values() for question in questions])
     seen = {name: {question[0]: answers[question] for question in questions} for name, questions in asked.items() if all(q in answers for q in questions)}
     return {site.name: _judged(site, seen[site.name], places) for site in sites if site.name in seen}
@@ -40,6 +41,7 @@ def _judged(site: Evidence, seen: dict[Place, str], places: Places) -> set[str]:
     listening = {place: leaf for place, leaf in seen.items() if leaf != handshake.NOBODY}
     doubted = shown.strangers(listening, live)
     to_anybody = handshake.ask([(place, NOBODYS, site.kind) for place in doubted]) if doubted else {}
-    found = judged(listening, live, {place: leaf for (place, _, _), leaf in to_anybody.items()}, lambda place: places.leads_to(site.domains[0], place))
+    name = asked_name(site.domains, site.probe)
+    found = judged(listening, live, {place: leaf for (place, _, _), leaf in to_anybody.items()}, lambda place: places.leads_to(name, place))
     site.astray = shown.words([place for place, leaf in found.items() if leaf not in live])
     return set(found.values()) or set(seen.values())

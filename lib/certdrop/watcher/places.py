@@ -35,8 +35,9 @@ class Places:
         if probe == "off":
             return found
         for service in filter(None, map(self.service, services)):
-            if probe in ("", "proxy-protocol"):
-                found += [(address, service.port, probe or service.starttls) for address in self.listening.get(service.port, [])[:MOST]]
+            if ":" not in probe:
+                preface = probe if probe == "proxy-protocol" else service.starttls
+                found += [(address, service.port, preface) for address in self.listening.get(service.port, [])[:MOST]]
                 continue
             host, _, port = probe.rpartition(":")
             found += [(host.strip("[]"), int(port), service.starttls)] if int(port) < 65536 else []

@@ -27,7 +27,8 @@ PATIENCE = 5.0                     # seconds for one question
 CRITICAL = 128                     # the flag of a CAA property that must be understood
 KNOWN_TAGS = ("issue", "issuewild", "iodef", "contactemail", "contactphone", "issuemail", "issuevmc")
 METHOD = "http-01"
-MOST = 16                          # addresses, and records, of a name that are looked at
+MOST = 16                          # addresses, and records, of a name that are looked at,
+MOST_TEXTS = 64                    # and TXT records
 
 NO_NAME, NO_RECORD, BOGUS, BROKEN, SILENT = "no-name", "no-record", "dnssec", "servfail", "silent"
 
@@ -47,6 +48,15 @@ class Published(NamedTuple):
     hashes: frozenset[str] = frozenset()
     others: int = 0
     ttl: float = 0.0
+    authentic: bool = False
+    problem: str = ""
+    words: str = ""
+
+
+class Texts(NamedTuple):
+    """The TXT records of a name, each with its strings put together, and whether the resolver says that DNSSEC proves them; or what is wrong."""
+
+    texts: list[str]
     authentic: bool = False
     problem: str = ""
     words: str = ""
@@ -105,6 +115,16 @@ def tlsa(owner: str) -> Published:
               if record.type_covered == dns.rdatatype.TLSA]
     return Published(frozenset(record.cert.hex() for record in ours[:MOST]), len(answer) - len(ours), float(max([answer.rrset.ttl, *signed])),
                      bool(answer.response.flags & dns.flags.AD))
+
+
+def txt(owner: str) -> Texts:
+    """What TXT records are published at a name. Raises nothing."""
+    if not HAVE_DNS:
+        return Texts([], problem=BROKEN, words="python3-dnspython is not installed")
+    answer, problem, words = _answer(owner, "TXT")
+    if answer is None:
+        return Texts([], problem=problem, words=words)
+    return Texts([b"".join(record.strings).decode("ascii", "replace") for record in list(answer)[:MOST_TEXTS]], bool(answer.response.flags & dns.flags.AD))
 
 
 def _ask(name: str, kind: str) -> tuple[list[Any], str, str]:

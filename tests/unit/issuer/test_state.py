@@ -415,7 +415,7 @@ def test_a_wrong_command_line(argv):
 def test_internationalized_names(given, expected):
     """Are asked for as A-labels."""
     assert site.as_a_labels(given) == expected
-    site.refuse_domain(site.as_a_labels(given))
+    assert not site.refusal(site.as_a_labels(given))
 
 
 @pytest.mark.parametrize("text, good", [
@@ -430,8 +430,20 @@ def test_addresses(text, good):
 @pytest.mark.parametrize("text", ["\u2764\ufe0f\u200d.", "\u00fc" * 64 + ".example", "\u0661a.example\u3002", "-\u00fc.example"])
 def test_names_that_cannot_be_converted_are_refused(text):
     """With one line, as any other that is no host name."""
-    with pytest.raises(site.ConfigError):
-        site.refuse_domain(site.as_a_labels(text))
+    assert "no host name" in site.refusal(site.as_a_labels(text))
+
+
+@pytest.mark.parametrize("text, good", [
+    ("*.example.org", True), ("*.xn--bcher-kva.example", True), ("*.b\u00fccher.example", True), ("*.a.b.example.org", True),
+    ("*." + "a." * 123 + "test", True), ("*." + "a." * 125 + "org", False), ("*", False), ("*.", False), ("*.com", False), ("*.*.example.org", False),
+    ("*x.example.org", False), ("x*.example.org", False), ("x.*.example.org", False), ("*.example.org.", False), ("*.Example.org", False),
+    (".example.org", False), ("*..example.org", False), ("*.1.2.3.4", False), ("*.::1", False), ("*.example.org\n", False), ("*. example.org", False),
+    ("*.e_x.org", False), ("*.-x.org", False), ("**.example.org", False), ("?.example.org", False), ("[a].example.org", False), ("192.0.2.1", False),
+    ("2001:db8::1", False), ("example.org", True)])
+def test_wildcards(text, good):
+    """Are one star, alone in the first label, and a host name behind it; and only where a record in the DNS proves names, which proves no address."""
+    assert bool(site.refusal(site.as_a_labels(text), site.VALIDATIONS[1])) != good
+    assert site.refusal(site.as_a_labels(text)) or "*" not in text
 
 
 @pytest.mark.parametrize("number, code, told", [(errno.EPERM, os.EX_SOFTWARE, True), (errno.ENOSPC, os.EX_TEMPFAIL, False)])

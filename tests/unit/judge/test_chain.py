@@ -157,6 +157,19 @@ def test_a_lie_in_the_leaf_has_its_reason(reason: str, lies: dict[str, Any]) -> 
     assert verdict(pem(leaf(**lies), *above)) == f"refuse {reason}"
 
 
+@pytest.mark.parametrize(("asked", "shown", "answer"), [
+    (["*.example.org"], ["*.example.org"], "accept"), (["example.org", "*.example.org"], ["*.example.org", "example.org"], "accept"),
+    (["*.example.org"], ["*.EXAMPLE.org"], "accept"), (["*.example.org"], ["*.www.example.org"], "refuse names-wildcard"),
+    (["*.example.org"], ["*.example.org", "*.org"], "refuse names-wildcard"),
+    (["*.example.org"], ["*.example.org", "*.*.example.org"], "refuse names-wildcard"),
+    (["*.example.org"], ["www.example.org"], "refuse names-missing"), (["*.example.org"], ["*.example.org", "example.org"], "refuse names-extra"),
+    (["www.example.org"], ["*.example.org"], "refuse names-wildcard"), (["*.example.org"], ["?.example.org", "*.example.org"], "refuse names-extra"),
+])
+def test_only_the_wildcard_that_was_asked_for(asked: list[str], shown: list[str], answer: str) -> None:
+    """Nor what it covers, or what covers it: names are compared as text."""
+    assert verdict(pem(leaf(domains=shown), INTERMEDIATE), names=asked).startswith(answer)
+
+
 def test_replays_are_refused() -> None:
     """A leaf that was live before, and one that begins more than 48 hours before the live one; a shorter life is fine."""
     made = leaf(begin=now() - 3 * DAY, end=now() + DAY)

@@ -17,7 +17,7 @@ OLD, NEW, STRANGER = "a" * 64, "b" * 64, "c" * 64
 
 def question(**more: Any) -> dict[str, Any]:
     """The new one is waited for, and was shown by nobody."""
-    return {"name": "example.org", "key": "ecdsa", "ports": [[443, ""]], "probe": "", "wanted": NEW, "others": [OLD], "known": [], "verify": False,
+    return {"names": ["example.org"], "key": "ecdsa", "ports": [[443, ""]], "probe": "", "wanted": NEW, "others": [OLD], "known": [], "verify": False,
             "patience": 0.0, **more}
 
 
@@ -79,7 +79,7 @@ def test_who_hangs_keeps_no_other_place_from_being_asked(monkeypatch: pytest.Mon
     monkeypatch.setattr(served.listening, "listeners", lambda: {})
     monkeypatch.setattr(served, "places", lambda *_: there)
     client = served.Client("")
-    question = {"name": "a.test", "key": "ecdsa", "ports": [], "probe": ""}
+    question = {"names": ["a.test"], "key": "ecdsa", "ports": [], "probe": ""}
     assert client.look(question) == {**dict.fromkeys(there[:3], "nothing"), there[3]: NEW}
     assert said == [(1, 3), (2, 3), (3, 3), (443, 3), (1, 10)]
     said.clear()
@@ -92,12 +92,12 @@ def test_it_asks_again_until_it_is_shown_or_patience_ends(monkeypatch: pytest.Mo
     shown_at = {"late.example": 2.0, "never.example": float("inf")}
     monkeypatch.setattr(served.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(served.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
-    monkeypatch.setattr(served.Client, "look", lambda _, asked: {HERE: NEW if clock[0] >= shown_at.get(asked["name"], 0.0) else OLD})
+    monkeypatch.setattr(served.Client, "look", lambda _, asked: {HERE: NEW if clock[0] >= shown_at.get(asked["names"][0], 0.0) else OLD})
     said: list[tuple[str, float]] = []
 
     def serve(answer: Any) -> None:
         for name in ("late.example", "never.example", "last.example"):
-            said.append((answer(json.dumps(question(name=name, patience=3.0)).encode()).decode(), clock[0]))
+            said.append((answer(json.dumps(question(names=[name], patience=3.0)).encode()).decode(), clock[0]))
     monkeypatch.setattr(answering, "serve", serve)
     assert os.EX_OK == served.serve("")
     assert [f"shown 127.0.0.1,443,={NEW}", f"other 127.0.0.1,443,={OLD}", f"shown 127.0.0.1,443,={NEW}"] == [text for text, _ in said]

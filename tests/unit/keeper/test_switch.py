@@ -133,9 +133,9 @@ class World:
         began = self.now
         for question in questions:
             assert question["patience"] <= most
-            until = max(self.now, min(self.shown_at.get(question["name"], FAR), began + question["patience"]))
-            self.now = self.last[question["name"]] = until
-            yield Seen("shown" if until >= self.shown_at.get(question["name"], FAR) else "other", {})
+            until = max(self.now, min(self.shown_at.get(question["names"][0], FAR), began + question["patience"]))
+            self.now = self.last[question["names"][0]] = until
+            yield Seen("shown" if until >= self.shown_at.get(question["names"][0], FAR) else "other", {})
             self.now += 0.01
 
     def wait(self, changes: list[Change]) -> list[str]:
