@@ -107,7 +107,13 @@ def test_what_is_printed_is_what_the_ca_wants(host: Host, name: str) -> None:
         host.world.dns.set_txt(owner, text)
     host.run("certdrop-issue", user="_certdrop", code=0)
     assert names_in(name) == {f"*.{name}", f"www.{name}"} and host.live(name) == 2
+    checked = host.run("certdrop-check", name)
+    assert f"ok      {name}: names: {name}, www.{name}: the TXT record is there" in checked.text and f"{name}: port 80" not in checked.text, checked
     host.world.dns.set_txt(records[1][0])
+    checked = host.run("certdrop-check", name)
+    assert f"{records[1][0]}: there is no record; the record of {name} covers it by the draft" in checked.text, checked
+    watched = Terminal()
+    assert f"{name}: a TXT record that proves its names does not do" in watched.run("certdrop-watch")
     said = host.run("certdrop-account", "show", "--records", name, "--wait", "--until", "2030-01-01")
     assert said.code == os.EX_TEMPFAIL and f"; {name}: it is there" in said.text and f"; www.{name}: there is no record" in said.text, said
     assert "policy=wildcard; persistUntil=1893542399" in said.text and "validationmethods=dns-persist-01" in said.text

@@ -43,6 +43,7 @@ OURS = {
     "watcher/command": {"commandline", "doctor/line", "doctor/mail"},
     "status": {"renewal", "commandline", "events", "progress", "terminal", "words", "config", "walls", "watcher"},
     "doctor": {"foreign", "tokens", "commandline", "spool", "events", "progress", "terminal", "words", "config", "walls", "trust", "watcher"} | READS_NGINX,
+    "doctor/nginx": {"listening"},
     "doctor/ca": {"issuer/directory", "issuer/transport", "issuer/failure", "issuer/proxy"},     # it asks the CA as the issuer does, by the same code
     "fleet": {"foreign", "commandline", "spool", "events", "terminal", "words", "config", "walls"},
     "fleet/proof": {"keeper/signing", "signer/policy", "signer/protocol"},

@@ -68,6 +68,13 @@ def issuers(said: object) -> list[str]:
     return said if all(isinstance(one, str) and len(one) <= LONGEST and site.is_host_name(one) for one in said) else []
 
 
+def noted_issuers(noted: dict[str, object]) -> list[str]:
+    """The same, of the issuer's note of an account: as a challenge had them, else the CA's directory (RFC 8555 section 9.7.6)."""
+    directory = noted.get("directory")
+    meta = directory.get("meta") if isinstance(directory, dict) else None
+    return issuers(noted.get("issuers")) or issuers(meta.get("caaIdentities") if isinstance(meta, dict) else None)
+
+
 def text(issuer: str, account: str, below: bool, until: int | None = None) -> str:
     """What a record says."""
     return "; ".join([issuer, f"accounturi={account}", *[f"policy={WILDCARD}"] * below, *([] if until is None else [f"persistUntil={until}"])])

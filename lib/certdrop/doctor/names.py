@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+from certdrop.config import persist
 from certdrop.config import site as configuration
 from certdrop.doctor import fetch
-from certdrop.doctor.line import FAILED, WARNING, Line, verdict
+from certdrop.doctor.line import FAILED, OK, WARNING, Line, verdict
 from certdrop.doctor.nginx import Seen
 from certdrop.events import clean
 from certdrop.nginx.challenge import PATH
@@ -65,12 +66,22 @@ class Doing(NamedTuple):
 def look(sites: list[configuration.Site], doing: Doing, no_token: Sequence[Line] = ()) -> list[Line]:
     """All of it, for these sites. Where there is no token, `no_token` says why."""
     lines = [] if resolver.HAVE_DNS or not sites else [Line(WARNING, "DNS", NO_DNSPYTHON, "apt install python3-dnspython")]
-    if doing.token is None and sites:
+    by_record = [found for found in sites if found.validation == persist.METHOD]
+    if doing.token is None and len(by_record) < len(sites):
         lines += [*no_token] or [Line(WARNING, "challenges", "no token could be put to be fetched: only root can have that done", "sudo certdrop-check")]
     end = time.monotonic() + DEADLINE
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
+        recorded = {found.name: {one.name: pool.submit(_recorded, found.name, one, doing, end) for one in persist.wanted(found.domains)}
+                    for found in by_record if resolver.HAVE_DNS}
+        sites = [found for found in sites if found not in by_record]
         asked = {(found.name, domain): pool.submit(_one, found.name, domain, doing, end) for found in sites for domain in found.domains}
+        for name, pieces in recorded.items():
+            wrong = [trouble for domain, future in pieces.items() for trouble in _result(domain, future, end)]
+            lines += together(name, [one for one in wrong if one.level != OK])
+            if all(one.level == OK for one in wrong):
+                lines += verdict(f"{name}: names", [], f"{', '.join(list(pieces)[:3])}{' ...' if len(pieces) > 3 else ''}: the TXT record is there, for this "
+                                 f"CA and our account ({', '.join(sorted({one.why for one in wrong}))}), and CAA lets the CA issue")
         for found in sites:
             wrong = [trouble for domain in found.domains for trouble in _result(domain, asked[found.name, domain], end)]
             lines += together(found.name, wrong)
@@ -117,6 +128,16 @@ def _one(site: str, domain: str, doing: Doing, end: float) -> Obstacles:
     if resolver.HAVE_DNS and not looked.problem:
         wrong += caa(domain, doing.authority)
     return wrong
+
+
+def _recorded(site: str, wanted: persist.Wanted, doing: Doing, end: float) -> Obstacles:
+    """The same of a name, and what is below, that a record in the DNS proves: nobody asks port 80 there. Where nothing is wrong, what DNSSEC says."""
+    from certdrop.doctor import records
+    if time.monotonic() > end:
+        raise TimeoutError
+    found, proof = records.look(site, wanted, doing.authority.identities, doing.authority.account)
+    wrong = [*idn(wanted.name), *(Obstacle(*one) for one in found), *caa(wanted.name, doing.authority, persist.METHOD, wanted.below)]
+    return wrong or [Obstacle(OK, proof, "")]
 
 
 def idn(domain: str) -> Obstacles:
@@ -233,7 +254,7 @@ def _firewall() -> str:
     return next((command for path, command in FIREWALLS if os.path.exists(path)), "see its rules")
 
 
-def caa(domain: str, authority: Authority) -> Obstacles:
+def caa(domain: str, authority: Authority, method: str = persist.HTTP, wildcard: bool = False) -> Obstacles:
     """Whether the CA may issue."""
     records, where, problem = resolver.caa(domain)
     if problem:
@@ -244,6 +265,7 @@ def caa(domain: str, authority: Authority) -> Obstacles:
     if not authority.identities:
         shown = ", ".join(f"{record.tag} {record.value}" for record in records[:4])
         return [Obstacle(WARNING, f"{domain}: CAA at {where} has {clean(shown, 150)}; the CA does not say by which name it goes there", "compare by hand")]
-    why = resolver.forbidden(records, authority.identities, authority.account)
+    why = resolver.forbidden(records, authority.identities, authority.account, method) or (
+        resolver.forbidden(records, authority.identities, authority.account, method, True) if wildcard else "")
     return [Obstacle(FAILED, f"{domain}: CAA at {where} allows {why}",
                      f"add to the CAA records of {where}: 0 issue \"{authority.identities[0]}\"")] if why else []

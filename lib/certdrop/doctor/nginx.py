@@ -14,10 +14,12 @@ import re
 from typing import NamedTuple
 
 from certdrop import tokens
+from certdrop.config import persist
 from certdrop.config import site as configuration
 from certdrop.doctor.ask import ask
 from certdrop.doctor.line import FAILED, OK, WARNING, Line, verdict
 from certdrop.events import clean
+from certdrop.listening import asked_name
 from certdrop.nginx import challenge, expression, run, vacancy
 from certdrop.nginx import configuration as nginxconf
 from certdrop.nginx.configuration import Configuration, Server
@@ -85,6 +87,8 @@ def by_reading(seen: Seen, sites: list[configuration.Site]) -> list[Line]:
     """What is in the way of challenges by nginx's configuration alone, where no token is fetched, which alone decides."""
     lines = [Line(WARNING, "nginx challenges", *seen.kept_out)] if seen.kept_out else []
     for found in sites:
+        if found.validation == persist.METHOD:
+            continue                           # nobody asks port 80 for it
         wrong: dict[tuple[str, str], None] = {}
         for ways in seen.ways.get(found.name, {}).values():
             ways = [one for one in ways if one[0] in seen.addresses or not seen.addresses]
@@ -122,7 +126,7 @@ def in_the_way(config: Configuration, found: configuration.Site) -> dict[str, li
     """By name what keeps challenges from certdrop, at each address that nginx listens at, and at any other one ("*", "[::]"); or that it cannot be told."""
     trouble: dict[str, list[tuple[str, str, str, bool]]] = {}
     write: list[bool] = []                     # asked for when it is needed
-    for domain in found.domains:
+    for domain in found.domains if found.validation == persist.HTTP else ():
         ways: dict[str, challenge.Way] = {}
         for address in dict.fromkeys([*config.answers.addresses(80), "*", "[::]"]):
             loopback = {"*": "127.0.0.1", "[::]": "[::1]"}.get(address, "")
@@ -148,6 +152,10 @@ def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
         except expression.Unknown as unknown:
             return [Line(WARNING, f"{found.name}: port {port}", f"cannot tell from nginx's configuration which block answers for {domain}: "
                          f"{clean(str(unknown), 200)}", unknown.mend)]
+        below = _below(config, found, domain, include) if domain.startswith("*.") else None
+        if below is not None:
+            wrong += below
+            continue
         own = [server for server in servers if server.has_name(configuration.as_host(domain))]
         servers = own or servers               # where it has no block another answers, rightly; what is served there is asked
         if not servers:
@@ -159,6 +167,19 @@ def certificate(config: Configuration, found: configuration.Site) -> list[Line]:
     if absent and len(absent) == len(found.domains):
         return [Line(WARNING, what, "nginx serves nothing there", f"certdrop-nginx {found.name} --write puts a server block in place")]
     return verdict(what, list(dict.fromkeys(wrong)), f"nginx includes {include}", WARNING)         # what is served is asked by a handshake, which decides
+
+
+def _below(config: Configuration, found: configuration.Site, domain: str, include: str) -> list[tuple[str, str]] | None:
+    """What is wrong where no block has a wildcard, and blocks of single names below it have its certificate; None where it is not so."""
+    if any(server.has_name(domain) for server in config.servers):
+        return None
+    names = [name for server in config.servers if config.includes(server, include) for name in server.names
+             if name.partition(".")[2] == domain[2:] and configuration.is_host_name(name)]
+    asked = asked_name(found.domains, found.probe)
+    if not names or asked in names or not asked.endswith(domain[1:]):
+        return [] if names else None
+    return [(f"no server block has {domain}, and those below it that have its certificate are not asked for it: after a renewal certdrop asks for {asked}",
+             f'write probe = "{names[0]}" into {configuration.ETC}/sites.d/{found.name}.toml')]
 
 
 def sni(domain: str) -> str:

@@ -225,8 +225,7 @@ class Session:
 
     def issuers(self) -> list[str]:
         """The names by which the CA goes in records that prove names: as a challenge had them, else its directory (RFC 8555 section 9.7.6). Raises Failure."""
-        known, meta = persist.issuers(self.account.known.get("issuers")), self.directory().get("meta")
-        return known or persist.issuers(meta.get("caaIdentities") if isinstance(meta, dict) else None)
+        return persist.noted_issuers({**self.account.known, "directory": self.directory()})
 
     def learn_issuers(self, found: list[str]) -> None:
         """A challenge had these. Raises OSError."""

@@ -21,7 +21,7 @@ from typing import Any
 from certdrop import events, happened, spool, words
 from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import layout
-from certdrop.config import general
+from certdrop.config import general, persist
 from certdrop.config import site as configuration
 from certdrop.doctor import mail
 from certdrop.doctor import line as check_line
@@ -232,6 +232,9 @@ def read_and_write(pipes: tuple[int, int], route: mailer.Route) -> int:
     runs = {"keeper": reader.last_run("keeper"), "issuer": reader.last_run("issuer")}
     problems = alarm.of_host(runs["keeper"], runs["issuer"], sites, disorder, now, read_only)
     problems += [problem for site in sites for problem in alarm.of_site(site, now)]
+    if any(site.evidence.validation == persist.METHOD for site in sites):
+        from certdrop.watcher import records   # few have what this needs
+        problems += records.problems(reader, [site.evidence for site in sites], now)
     kind = alarm.decide(before, problems, now, configuration.STATE in read_only)
     after = MailHealth(int(now), before.failed if problems else "", before.told, before.mailed)
     if kind:

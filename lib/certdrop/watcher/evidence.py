@@ -18,7 +18,7 @@ from datetime import timezone
 from urllib.parse import urlsplit
 
 from certdrop import foreign, spool
-from certdrop.config import general
+from certdrop.config import general, persist
 from certdrop.config import site as configuration
 from certdrop.events import LOGS, clean
 from certdrop.trust import roots
@@ -86,6 +86,7 @@ class Evidence:
     name: str
     domains: list[str] = field(default_factory=list)
     probe: str = ""
+    validation: str = ""                       # how its names are proven
     services: list[str] = field(default_factory=list)
     configured_at: int = 0                     # when the site's file was last written
     wrong: str = ""                            # why the configuration, or what is on disk, cannot be used
@@ -207,7 +208,7 @@ class Reader:
         found = Evidence(name)
         try:
             wanted = configuration.load_site(name, self.config)
-            found.domains, found.probe, found.services = wanted.domains, wanted.probe, wanted.services
+            found.domains, found.probe, found.services, found.validation = wanted.domains, wanted.probe, wanted.services, wanted.validation
             found.configured_at = self.configured_at(name)
         except (configuration.ConfigError, OSError) as error:
             found.wrong = clean(error, TEXT)
@@ -236,6 +237,11 @@ class Reader:
         """The URL of the account that the configured CA does not know any more, by the issuer's note; "" where there is none such."""
         noted = self._json("issuer", account_file(self.config.directory_url), self.issuer, None)
         return "" if text(noted, "account") or noted.get("agreed") is True else text(noted, "before")
+
+    def in_records(self) -> tuple[list[str], str]:
+        """(the names by which the configured CA goes in records, our account's URL there; empty where not known), by the issuer's note."""
+        noted = self._json("issuer", account_file(self.config.directory_url), self.issuer, None)
+        return persist.noted_issuers(noted), text(noted, "account")
 
     def _last_run(self, principal: str) -> Run:
         """When `keeper` or `issuer` last ran: the time the stamp was written, not what it says."""

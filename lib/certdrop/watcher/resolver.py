@@ -26,7 +26,6 @@ except ImportError:
 PATIENCE = 5.0                     # seconds for one question
 CRITICAL = 128                     # the flag of a CAA property that must be understood
 KNOWN_TAGS = ("issue", "issuewild", "iodef", "contactemail", "contactphone", "issuemail", "issuevmc")
-METHOD = "http-01"
 MOST = 16                          # addresses, and records, of a name that are looked at,
 MOST_TEXTS = 64                    # and TXT records
 
@@ -185,21 +184,23 @@ def _text(value: object) -> str:
     return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
 
 
-def forbidden(records: list[Record], identities: list[str], account: str) -> str:
-    """Why these properties keep the CA from issuing over HTTP-01 to this account ("" where they do not, or where the account is not known)."""
+def forbidden(records: list[Record], identities: list[str], account: str, method: str = "http-01", wildcard: bool = False) -> str:
+    """Why these properties keep the CA from issuing by this method to this account ("" where they do not, or where the account is not known). For a
+    `wildcard` issuewild goes before issue (RFC 8659 section 4.3)."""
     for record in records:
         if record.flags & CRITICAL and record.tag not in KNOWN_TAGS:
             return f"a critical property that no CA knows: {clean(record.tag, 30)}"
-    issue = [record.value for record in records if record.tag == "issue"]
+    tag = "issuewild" if wildcard and any(record.tag == "issuewild" for record in records) else "issue"
+    issue = [record.value for record in records if record.tag == tag]
     reasons = []
     for value in issue:
         issuer, *rest = (part.strip() for part in value.split(";"))
         if issuer.lower().rstrip(".") not in identities:
             continue
         parameters = {key.strip().lower(): content.strip() for key, _, content in (part.partition("=") for part in rest if part)}
-        methods = [method.strip().lower() for method in parameters.get("validationmethods", METHOD).split(",")]
-        if METHOD not in methods:
-            reasons.append(f"{clean(issuer, 60)} only by {clean(','.join(methods), 60)}, and certdrop proves names by {METHOD}")
+        methods = [method.strip().lower() for method in parameters.get("validationmethods", method).split(",")]
+        if method not in methods:
+            reasons.append(f"{clean(issuer, 60)} only by {clean(','.join(methods), 60)}, and certdrop proves it by {method}")
         elif account and parameters.get("accounturi", account) != account:
             reasons.append(f"{clean(issuer, 60)} only for the account {clean(parameters['accounturi'], 100)}; ours is {clean(account, 100)}")
         else:
