@@ -61,6 +61,7 @@ def another_leaf(ground: Ground) -> forger.Pair:
 LIES: dict[str, tuple[str, Callable[[Ground], bytes]]] = {
     "21 a key of the attacker's": ("key", lambda ground: ground.good(VICTIM, key=forger.new_key().public_key())),
     "22 a bank's name beside ours": ("names-extra", lambda ground: ground.good(VICTIM, domains=[VICTIM, "bank.example"])),
+    "23b the wildcard in place of the name": ("names-wildcard", lambda ground: ground.good(VICTIM, domains=["*." + VICTIM.partition(".")[2]])),
     "23 a wildcard": ("names-wildcard", lambda ground: ground.good(VICTIM, domains=[VICTIM, "*.example.org"])),
     "24 somebody else's name alone": ("names-missing", lambda ground: ground.good(VICTIM, domains=["bank.example"])),
     "25 the chain in another order": ("broken-chain", lambda ground: ground.good(VICTIM, above=[ground.ca.root[0], ground.ca.intermediate[0]])),

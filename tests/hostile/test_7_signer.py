@@ -237,7 +237,8 @@ def test_104_orders_of_ones_own(inside: Inside, ground: Ground) -> None:
     """Goal: a certificate for a key of the attacker's, or for names that root did not post."""
     here = entry(ground, VICTIM)
     asked = [question({"csr": b64(foreign(VICTIM))}, at) for at in (here, "", "evil@0001.csr", f"../challenges/{here}")]
-    asked += [question(order(*names), at) for names in (["evil.example.org"], [VICTIM, "evil.example.org"], [VICTIM, OTHER]) for at in (here, "")]
+    others = (["evil.example.org"], [VICTIM, "evil.example.org"], [VICTIM, OTHER], [f"*.{VICTIM}"], [VICTIM, f"*.{VICTIM}"], ["*.example.org"], ["*"])
+    asked += [question(order(*names), at) for names in others for at in (here, "")]
     asked += [question({"csr": b64(der(ground, VICTIM))}, entry(ground, OTHER)), question(order(VICTIM), entry(ground, OTHER)),
               question({"csr": b64(der(ground, VICTIM)), "CSR": b64(foreign(VICTIM))}, here), question({"csr": b64(der(ground, VICTIM))}, f"{VICTIM}@0001.csr")]
     ground.put("/var/spool/certdrop/challenges/evil@0001.csr", b"x")

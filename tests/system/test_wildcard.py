@@ -78,6 +78,22 @@ def test_issued_installed_and_served(host: Host, name: str) -> None:
     host.world.nginx.reload()
 
 
+def test_the_server_block_that_is_there(host: Host, name: str) -> None:
+    """certdrop-nginx --apply has it serve what is below the wildcard by HTTPS, and leads there what comes by http: one label, no other name of the block."""
+    other = host.name()
+    publish(host, name, f"{ISSUER}; accounturi={account(host)}; policy=wildcard")
+    host.world.nginx.add_site(name, f"server {{ listen 80; server_name *.{name} {other}; location / {{ return 200 plain; }} }}\n")
+    host.world.nginx.reload() if host.world.nginx.pid() else host.world.nginx.start(80)
+    host.run("certdrop", "add", f"*.{name}", code=0)
+    host.run("certdrop-nginx", name, "--apply", code=0)
+    assert host.fetch(f"x.{name}") == "plain" and host.status(name)["served"] is True
+    shown = {each: host.run("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", f"http://{each}/").text for each in (f"x.{name}", f"a.b.{name}", other)}
+    assert shown == {f"x.{name}": "301", f"a.b.{name}": "200", other: "200"}
+    host.run("certdrop-nginx", name, "--undo", code=0)
+    host.world.nginx.remove_site(name)
+    host.world.nginx.reload()
+
+
 @pytest.mark.parametrize("said, why", [
     ("", "No TXT records found"), ("{issuer}; accounturi={account}", "policy mismatch"),
     ("{issuer}; accounturi={account}0; policy=wildcard", "accounturi mismatch"),

@@ -27,8 +27,8 @@ class Member:
         self.profile = ""                      # of the CA's, for all its sites; empty: as certdrop.toml says
 
     def may_have(self, name: str) -> bool:
-        """Whether it may ask for a certificate for this name."""
-        if not (site.is_host_name(name) or site.is_address(name)):
+        """Whether it may ask for a certificate for this name; for a wildcard, where it may have all names that this stands for."""
+        if not (site.is_host_name(name.removeprefix("*.")) or site.is_address(name)):
             return False
         return any(name == allowed or (allowed.startswith("*.") and name.endswith(allowed[1:]) and len(name) >= len(allowed)) for allowed in self.names)
 

@@ -45,7 +45,7 @@ certdrop-account register --directory letsencrypt-staging --yes
         **CA, "--yes": "agree to the terms of service"}, "certdrop-account register --directory letsencrypt-staging --yes", takes_names=False),
     "show": Syntax(("[--directory CA]", "--records [NAME...] [--until DATE] [--wait] [--directory CA]"),
                    "the account, its key, and the CAA record that lets in no other account", {
-        **CA, "--records": "the TXT records that prove the names of these sites, or of all that are proven so, and CAA records beside them",
+        **CA, "--records": "the TXT records that prove the names of these sites (or domains), or of all that are proven so, and CAA records",
         "--until DATE": "a record that is good until the end of this day, such as 2027-12-31; without it, for ever",
         "--wait": "at a terminal, until the records are in the DNS; exit status 75 if they are not"}, "certdrop-account show --records example.org"),
     "terms": Syntax(("[--directory CA]",), "what the CA demands: its terms of service, an external account binding, its profiles; makes no account", CA,
@@ -363,10 +363,15 @@ class Verbs:
 
 
 def proven_by_records(config: site.Config, names: list[str]) -> list[site.Site]:
-    """These sites, or all, as far as their names are proven by records. Raises site.ConfigError where one that is named cannot be read."""
-    found = []
-    for name in names or site.site_names():
+    """These sites, or all, as far as their names are proven by records; a domain that no site is called by stands for itself, as on a desk of a fleet. Raises
+    site.ConfigError where one that is named cannot be read."""
+    found, known = list[site.Site](), site.site_names()
+    for name in names or known:
         try:
+            if name not in known and not site.refusal(name, persist.METHOD):
+                found.append(site.Site(name, config))
+                found[-1].domains = [name]
+                continue
             one = site.load_site(name, config)
         except site.ConfigError:
             if names:

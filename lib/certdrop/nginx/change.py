@@ -121,8 +121,7 @@ def _apply(group: list[site.Site], build: Build, options: Options) -> int:
             before, others_before = pages.stable(asked), pages.stable(others)
 
         def look() -> str:
-            schemes = {domain: "https" for domain in second.domains}
-            after = [(address, domain, schemes[domain]) for address, domain, _ in asked]
+            after = [(address, domain, "https") for address, domain, _ in asked]
             shown = pages.until_shown(after, {fingerprint(found.name) for found in group})
             if shown:
                 return f"{shown[0]}, not the live one"
@@ -479,12 +478,13 @@ def _waiting(group: list[site.Site]) -> bool:
 
 
 def to_be_asked(config: Configuration, domains: Sequence[str]) -> tuple[list[pages.Asked], list[pages.Asked]]:
-    """The pages of the site's names, by http; and those of others, as they are served."""
+    """The pages of the site's names, by http, of a wildcard one just below it; and those of others, as they are served."""
     def at(port: int, scheme: str, names: Sequence[str]) -> list[pages.Asked]:
         return [(address, name, scheme) for address in config.answers.addresses(port) for name in names
                 if config.answers.wrapped(address, port) == ("ssl" if port == 443 else "")]
     others = sorted({name for server in config.servers for name in server.names if re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", name)} - {*domains})[:OTHERS]
-    return [one for one in at(80, "http", domains) if edit.has_own(config, *one[:2])], [*at(80, "http", others), *at(443, "https", others)]
+    mine = [(address, edit.below(name), scheme) for address, name, scheme in at(80, "http", domains) if edit.has_own(config, address, name)]
+    return mine, [*at(80, "http", others), *at(443, "https", others)]
 
 
 def fingerprint(name: str) -> str:

@@ -351,8 +351,18 @@ def _redirect(server: Server, domains: list[str], wanted: Wanted) -> list[str]:
     """From http to https: for the site's names alone, whatever else the block answers for."""
     if not _answers_for_others(server, wanted) and not wanted.pending:
         return ["if ($scheme = http) { return 301 https://$host$request_uri; }"]
-    return ["set $certdrop $scheme://$host;", *(f"if ($certdrop = http://{domain}) {{ return 301 https://$host$request_uri; }}"
+    return ["set $certdrop $scheme://$host;", *(f"if ($certdrop {_is_http(domain)}) {{ return 301 https://$host$request_uri; }}"
                                                 for domain in dict.fromkeys(domains) if domain not in wanted.pending)]
+
+
+def _is_http(domain: str) -> str:
+    """An nginx condition: this name, by http; of a wildcard, one label below, for which the certificate is."""
+    return f'~ "^http://[^.]+{re.escape(domain[1:])}$"' if domain.startswith("*.") else f"= http://{domain}"
+
+
+def below(domain: str) -> str:
+    """A name that can be asked for: of a wildcard one below it, which no block is likely to have to itself."""
+    return f"certdrop-asks{domain[1:]}" if domain.startswith("*.") else domain
 
 
 def _answers_for_others(server: Server, wanted: Wanted) -> bool:

@@ -123,6 +123,8 @@ def test_a_patterns_names() -> None:
     member = members.Member()
     member.names = ["shop.example.org", "*.customers.example.org", "2001:db8::7"]
     assert all(map(member.may_have, ["shop.example.org", "a.customers.example.org", "a.b.customers.example.org", "2001:db8::7"]))
+    assert all(map(member.may_have, ["*.customers.example.org", "*.a.customers.example.org"]))
+    assert not any(map(member.may_have, ["*.example.org", "*.shop.example.org", "*.*.customers.example.org", "*.org", "*", "*.", "x*.customers.example.org"]))
     assert not any(map(member.may_have, ["example.org", "customers.example.org", "xcustomers.example.org", "a.shop.example.org", "2001:db8::8", ""]))
 
 

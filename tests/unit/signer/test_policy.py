@@ -97,6 +97,17 @@ JWK = KEYS.current.jwk()
 NEW = {"termsOfServiceAgreed": True, "contact": CONTACT}
 
 
+@pytest.mark.parametrize("posted, ordered, good", [
+    (["*.w.test"], ["*.w.test"], True), (["*.w.test", "w.test"], ["w.test", "*.w.test"], True), (["*.w.test"], ["w.test"], False),
+    (["w.test"], ["*.w.test"], False), (["*.w.test"], ["www.w.test"], False), (["www.w.test"], ["*.w.test"], False), (["*.w.test"], ["*.W.test"], False),
+    (["*.w.test"], ["*.w.test", "*.test"], False), (["*.w.test"], ["*"], False), (["*.w.test"], ["*.*.w.test"], False), (["*.w.test"], [], False),
+    (["*.w.test", "w.test"], ["*.w.test", "*.w.test"], False), (["w.test", "x.test"], ["?.test", "x.test"], False), (["*.w.test"], ["\u2217.w.test"], False)])
+def test_a_wildcard_is_a_name_like_any_other(room, posted, ordered, good):
+    """It is ordered where root posted just that: it covers nothing here, and nothing covers it."""
+    (room / "requests" / "w.test@0001.csr").write_bytes(request(*posted).public_bytes(serialization.Encoding.PEM))
+    assert signed(jws(order(*ordered)), "w.test@0001.csr") is good
+
+
 @pytest.mark.parametrize("data, entry", [
     (jws(None), ""), (jws({}), ""), (jws({"contact": CONTACT}, KID), ""),
     (jws(NEW, jwk=JWK), ""), (jws({"onlyReturnExisting": True}, jwk=JWK), ""),
