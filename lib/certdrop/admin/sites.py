@@ -59,6 +59,8 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
     unknown = roots.missing(general.load_config())
     if unknown:
         words.say(f"{PROGRAM}: note: {unknown}")
+    if not ask and validation == persist.METHOD:
+        telling.say(f"{PROGRAM}: {name}: certdrop-account show --records {name} prints what to publish in the DNS")
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
     if site.load_site(name, config).validation == persist.METHOD and not _is_published(name):

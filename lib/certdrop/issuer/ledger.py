@@ -55,7 +55,7 @@ class Ledger(due.Record):
     def failed(self, failure: Failure, certificate: due.Certificate | None, now: float, placed: bool = False) -> None:
         """Note a failure and the next try. `placed`: the CA had taken an order, or was about to."""
         if failure.kind == LOCAL or failure.problem == NOT_PUBLISHED:
-            self.note_own_failure(placed, now, random.random())
+            self.note_own_failure(placed and failure.kind == LOCAL, now, random.random())
         else:
             left = certificate.not_after - now if certificate and failure.kind == UNREACHABLE else None
             self.note_failure(failure.retry_after, left, now, random.random())

@@ -209,7 +209,8 @@ class Verbs:
         self.session.may_replace = True
         place, before = self.session.kid(), str(self.account.known.get("before") or "")
         self.log.write(happened.REPLACED if before else happened.REGISTERED, account=place, **({"before": before} if before else {}))
-        say("registered" + (f", in place of {before}; {FORBIDS.format(before)}; certdrop renew NAME tries at once what failed" if before else ""), os.EX_OK)
+        follows = f"; certdrop renew NAME tries at once what failed.{_to_change(self.config)}"
+        say("registered" + (f", in place of {before}; {FORBIDS.format(before)}{follows}" if before else ""), os.EX_OK)
         return self.show()
 
     def show(self) -> int:

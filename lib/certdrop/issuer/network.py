@@ -24,7 +24,7 @@ from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
 from certdrop.issuer.proxy import Proxy
 from certdrop.issuer.transport import Gate, Transport, context
-from certdrop.issuer.failure import LOCAL, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, in_two, of_this_host
+from certdrop.issuer.failure import LOCAL, NOT_PUBLISHED, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, in_two, of_this_host
 from certdrop.progress import Progress, span
 from certdrop.signer import protocol
 from certdrop.signer.process import Signer
@@ -298,10 +298,10 @@ class Network:
         replaces = self._replaces(task, session)
         if replaces:
             extra["replaces"] = replaces
-        validation = self._validation(wanted, request.csr())
+        validation, is_lacking = self._validation(wanted, request.csr()), False
         if validation == persist.METHOD:
             from certdrop.issuer import published              # few have what this needs
-            published.refuse_unpublished(task, ports.names_of(ports.request(request.csr())), session.issuers(), session.kid())
+            is_lacking = published.lacking(task, ports.names_of(ports.request(request.csr())), session.issuers(), session.kid())
             self._registered(session)
         order = ports.Order(session, request.csr(), extra, self.config.self_check, self.config.preferred_chain, request.entry,
                             lambda: self._spend(order.names, False), lambda step: self.progress.at(task.name, step), validation)
@@ -315,6 +315,8 @@ class Network:
         except Failure as failure:
             for name in failure.names if failure.kind == VALIDATION else ():
                 self.budget.note(budget.FAILED, name, time.time())
+            if is_lacking and failure.kind == VALIDATION:
+                failure.problem = NOT_PUBLISHED
             gone = session.account.known.get("before")
             caa = [f"the account is a new one; {FORBIDS.format(gone)}"] if gone and "caa: " in failure.text else []
             failure.text = "; ".join([*caa, failure.text, *order.warnings])
