@@ -178,4 +178,22 @@ BEGIN
     END LOOP;
 END $$;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
+
+-- What the role of a machine may hold up, for enrolling it; and here for those that were enrolled before. It gives none back the right to log in.
+CREATE OR REPLACE FUNCTION certdrop.limits(a_name text) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('ALTER ROLE %I NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS CONNECTION LIMIT 3 PASSWORD NULL', a_name);
+    EXECUTE format('ALTER ROLE %I SET temp_file_limit = %L', a_name, '16MB');
+    EXECUTE format('ALTER ROLE %I SET idle_in_transaction_session_timeout = %L', a_name, '10s');
+    EXECUTE format('ALTER ROLE %I SET lock_timeout = %L', a_name, '2s');
+END $$;
+REVOKE ALL ON FUNCTION certdrop.limits(text) FROM PUBLIC;
+DO $$
+DECLARE
+    one text;
+BEGIN
+    FOR one IN SELECT name FROM certdrop.machine JOIN pg_roles ON rolname = name LOOP
+        PERFORM certdrop.limits(one);
+    END LOOP;
+END $$;
 REVOKE ALL ON LANGUAGE plpgsql FROM PUBLIC;

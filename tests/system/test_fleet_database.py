@@ -194,6 +194,28 @@ def test_an_idle_transaction_ends(server: Postgres) -> None:
     assert connect("web1").ask("SHOW idle_in_transaction_session_timeout") == [("10s",)]
 
 
+def test_who_was_enrolled_before_gets_what_is_new(server: Postgres) -> None:
+    """With the schema, which is run again after an upgrade. Who is being withdrawn does not get the right to log in back."""
+    server.psql("ALTER ROLE web3 RESET ALL; ALTER ROLE web3 CONNECTION LIMIT -1 NOLOGIN")
+    server.psql((ROOT / "share/fleet/schema.sql").read_text())
+    assert server.psql("SELECT rolconnlimit, rolcanlogin, rolconfig FROM pg_roles WHERE rolname = 'web3'") == (
+        "3|f|{temp_file_limit=16MB,idle_in_transaction_session_timeout=10s,lock_timeout=2s}")
+    server.psql(command.enrolling("web3", "host", 30))
+    assert connect("web3").ask("SHOW lock_timeout") == [("2s",)]
+
+
+def test_a_connection_whose_role_is_gone(server: Postgres) -> None:
+    """One that logged in while its role was being removed is seen, and ended, when that is done; others stay."""
+    server.psql(command.enrolling("web8", "host", 30))
+    host, other = connect("web8"), connect("web2")
+    server.psql("DELETE FROM certdrop.machine WHERE name = 'web8'; DROP ROLE web8")
+    server.psql(command.orphans())
+    for _ in itertools.repeat(None, 2):
+        with pytest.raises(Away):
+            host.ask("SELECT 1")
+    assert other.ask("SELECT 1") == [(1,)]
+
+
 DEEDS = {
     "INSERT INTO request (name, number, kind, body, sig, host) VALUES ('a', 1, 'csr', '', '', 'web2')": "permission denied",
     "INSERT INTO reply (host, name, number, answer, chain) VALUES ('web1', 'a', 1, 1, '')": "permission denied",

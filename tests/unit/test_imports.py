@@ -51,7 +51,7 @@ OURS = {
     "fleet/local": {"issuer/notes", "issuer/posted"},
     "fleet/courier": {"start", "issuer/command", "issuer/due", "issuer/notes", "issuer/options", "issuer/turn"},
     "fleet/desk": {"issuer/command", "issuer/due", "issuer/options", "issuer/manage"},     # it has today's issuer look
-    "fleet/command": {"admin/posting", "nginx/snippets"},
+    "fleet/command": {"admin/posting", "keeper/services", "nginx/snippets"},
     "nginx": {"tokens", "commandline", "spool", "events", "terminal", "words", "config"},
     "nginx/write": {"keeper", "walls"},
     "nginx/change": {"keeper", "walls"},

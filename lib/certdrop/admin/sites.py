@@ -423,6 +423,8 @@ def _ask_now(names: list[str], fresh: bool, only_post: bool = False, force: bool
                 generations.make_next(wanted, observed.highest + 1, None, now)
             elif not observed.has(observed.next, "now"):
                 generations.mark(name, observed.next, "now")
+            else:
+                install.withdraw(run, name, observed.next, "now")         # posted anew: a desk of a fleet sees that root wants it since what failed
             install.settle(run, wanted)
             posted[name] = run.seen(name).next
             if only_post:

@@ -97,6 +97,12 @@ def point_of(tls: bytes) -> bytes:
     return _private(tls).public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
 
 
+def is_for(certificate: bytes, point: bytes) -> bool:
+    """Whether a certificate (PEM) is for this public point. Raises ValueError."""
+    return x509.load_pem_x509_certificate(certificate).public_key().public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint) == point
+
+
 def _private(pem: bytes) -> ec.EllipticCurvePrivateKey:
     found = serialization.load_pem_private_key(pem, None)
     if not isinstance(found, ec.EllipticCurvePrivateKey):

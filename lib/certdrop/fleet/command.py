@@ -20,6 +20,7 @@ from certdrop import events, spool, words
 from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import site
 from certdrop.fleet import authority, database, members
+from certdrop.keeper import services
 from certdrop.nginx import snippets
 from certdrop.walls import become
 
@@ -149,12 +150,13 @@ def _enrol(found: Words) -> int:
     ca = f"{site.ETC}/fleet-ca"
     _refuse_another(who)
     certificate = authority.issue(_read(f"{ca}/ca.key"), _read(f"{ca}/ca.pem"), who.name, who.point)
+    _write(f"{ca}/{who.name}.enrolled", certificate, 0o644)        # first: what was once given out is known for ever
     _psql(found, enrolling(who.name, who.kind, 3 * int(sites)))
     if who.kind == "host":
         listed = ", ".join(f'"{pattern}"' for pattern in patterns)
         text = f'key = "{who.key}"\nnames = [{listed}]\nmax_sites = {int(sites)}\n'
         _write(f"{site.ETC}/fleet.d/{who.name}.toml", text.encode(), 0o644)
-        _say(f"{who.name}: enrolled, for {' '.join(patterns)}; copy {site.ETC}/fleet.d/{who.name}.toml to the other desks", 0)
+        _say(f"{who.name}: enrolled at this desk, for {' '.join(patterns)}", 0)
     else:
         _say(f"{who.name}: enrolled as a desk", 0)
     place = _read(f"{ca}/database").decode().strip()
@@ -174,6 +176,10 @@ def _refuse_another(who: authority.Applicant) -> None:
         site.fill(path, known, {key: key for key in vars(known)})
         if who.kind != "host" or known.key != who.key:
             raise ValueError(f"{who.name}: a host of this name is enrolled with another key: take another name, and withdraw {who.name} where that is gone")
+    given = f"{site.ETC}/fleet-ca/{who.name}.enrolled"
+    if os.path.lexists(given) and not authority.is_for(_read(given), who.point):
+        raise ValueError(f"{who.name}: a machine of this name is enrolled, and the database lets its key in: take another name, and withdraw {who.name} "
+                         "where that is gone")
 
 
 def enrolling(name: str, kind: str, quota: int) -> str:
@@ -185,11 +191,9 @@ DO $$ BEGIN
     ELSIF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN
         CREATE ROLE "{name}";
     END IF;
+    PERFORM certdrop.limits('{name}');
 END $$;
-ALTER ROLE "{name}" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS CONNECTION LIMIT 3 PASSWORD NULL;
-ALTER ROLE "{name}" SET temp_file_limit = '16MB';
-ALTER ROLE "{name}" SET idle_in_transaction_session_timeout = '10s';
-ALTER ROLE "{name}" SET lock_timeout = '2s';
+ALTER ROLE "{name}" LOGIN;
 GRANT certdrop_{kind} TO "{name}";
 INSERT INTO certdrop.machine (name, kind, quota) VALUES ('{name}', '{kind}', {quota}) ON CONFLICT (name) DO UPDATE SET quota = excluded.quota;
 """
@@ -210,6 +214,12 @@ ALTER ROLE "{name}" NOLOGIN;
 def ending(name: str) -> str:
     """What ends its connections: whatever they hold is free then."""
     return f"SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE usename = '{name}' \\g /dev/null\n"
+
+
+def orphans() -> str:
+    """What ends the connections of roles that are not there any more: one that logged in while its role was being removed."""
+    return ("SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity a WHERE usesysid IS NOT NULL"
+            " AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = a.usesysid) \\g /dev/null\n")
 
 
 def listing(name: str) -> str:
@@ -269,6 +279,10 @@ def _withdraw(found: Words) -> int:
     except subprocess.CalledProcessError:
         words.say(*certificates, to=1)
         return _say(f"{name}: it cannot log in any more, but what it posted stays in the database; the same command again removes it", os.EX_UNAVAILABLE)
+    try:
+        _psql(found, orphans(), once=False)
+    except subprocess.CalledProcessError:
+        _say(f"{name}: whether a connection of it is left cannot be seen; restart PostgreSQL, which ends all", 0)
     _say(f"{name}: shut out; remove {path} on the other desks, too" + ("; its certificates, by site, SHA-256 and end:" if certificates else ""), 0)
     words.say(*certificates, to=1)
     return os.EX_OK
@@ -350,6 +364,17 @@ def _lead_to(validation: str) -> None:
         raise ValueError("the answer names no validation name")
     if os.path.isdir(os.path.dirname(snippets.FLEET)):
         _write(snippets.FLEET, REDIRECT.format(validation).encode(), 0o644)
+        _have_read(snippets.FLEET)
+
+
+def _have_read(snippet: str) -> None:
+    """Have nginx read a snippet that was changed; where it cannot, say so."""
+    try:
+        nginx = services.find("nginx")
+        nginx.test()
+        nginx.reload()
+    except (services.Failed, site.ConfigError) as error:
+        _say(f"{snippet}: it is changed, and nginx has not read it: {error}; reload nginx when that is mended", 0)
 
 
 def _sign_again() -> int:
@@ -366,6 +391,7 @@ def _leave() -> int:
             os.unlink(f"{place}/{entry}")
     if os.path.exists(snippets.FLEET) and os.path.exists(snippets.CHALLENGE):
         _write(snippets.FLEET, _read(snippets.CHALLENGE), 0o644)           # nginx includes it
+        _have_read(snippets.FLEET)
     return _say("this host is in no fleet any more; certdrop-issue talks with the CA by an account of its own; on a desk: certdrop-fleet withdraw NAME",
                 os.EX_OK)
 

@@ -23,6 +23,7 @@ from certdrop.keeper.signing import statement
 from certdrop.signer import protocol
 
 DAY = 86400.0
+AHEAD = 300                        # seconds that the clock of a host may be ahead of ours
 SPOOL, STATE = "/var/spool/certdrop-fleet", "/var/lib/certdrop-fleet"
 _NUMBER, _MOMENT, _SHA256 = 10 ** 9, 1 << 40, "[0-9a-f]{64}"      # bounds, and forms of texts
 NOTED: dict[str, object] = {"refused": {"number": _NUMBER, "reason": "[a-z-]{1,40}", "reply_sha256": _SHA256},
@@ -56,9 +57,9 @@ def put_request(row: Row, body: str, sig: str, now: str, first: Callable[[], obj
             return ""
         spool.write(fd, spool.entry(name, row.number, "sig"), sig.encode("ascii", "replace"))
         spool.write(fd, spool.entry(name, row.number, "csr"), data)
-        wanted = spool.entry(name, row.number, "now")
-        if now and members.is_signed(member, statement(row.host, row.name, row.number, "now", data), now):
-            spool.write(fd, wanted, b"")
+        wanted, (at, _, now) = spool.entry(name, row.number, "now"), now.partition(" ")
+        if now and members.is_signed(member, statement(row.host, row.name, row.number, "now", f"{at} ".encode() + data), now):
+            spool.write(fd, wanted, at.encode())
         else:
             _unlink(fd, wanted)
     finally:
@@ -67,9 +68,20 @@ def put_request(row: Row, body: str, sig: str, now: str, first: Callable[[], obj
 
 
 def is_urgent(entry: str) -> bool:
-    """Whether somebody waits for what was laid down under this name: root of its host signed that it wants it now."""
+    """Whether somebody waits for what was laid down under this name: root of its host signed that it wants it now, and since it last failed here.
+
+    So each time that root says so counts once, however often the database brings it. A host whose clock is wrong waits for the back-off."""
     name, _, kind = entry.rpartition(".")
-    return kind == "csr" and os.path.exists(f"{spool.requests()}/{name}.now")
+    known = spool.parse_entry(entry)
+    if kind != "csr" or known is None:
+        return False
+    try:
+        with open(f"{spool.requests()}/{name}.now", "rb") as stream:
+            at = stream.read(20)
+    except OSError:
+        return False
+    failed = _formed(_noted(f"{known[0]}.json").get("failed_at"), _MOMENT)
+    return at.isdigit() and float(str(failed or 0)) < int(at) < time.time() + AHEAD
 
 
 def profile(name: str) -> str:
@@ -163,18 +175,22 @@ def reply(entry: str) -> bytes:
 def ledger(row: Row) -> str:
     """What the issuer notes of a site, as it goes down."""
     name = members.tree_name(row.host, row.name)
+    found: object = _noted(f"{name}.json")
+    if row.kind == "revoke":
+        found = _noted("revocations.json", 1 << 22).get(spool.entry(name, row.number, "revoke"))
+    return json.dumps(found, sort_keys=True) if found else ""
+
+
+def _noted(entry: str, most: int = spool.MAX_REPLY) -> dict[str, object]:
+    """What the issuer noted in a file of its own; nothing where it cannot be read."""
     try:
         fd = spool.open_directory(f"{site.STATE}/issuer")
         try:
-            if row.kind == "revoke":
-                found = json.loads(foreign.read(fd, "revocations.json", os.geteuid(), 1 << 22)).get(spool.entry(name, row.number, "revoke"), {})
-            else:
-                found = json.loads(foreign.read(fd, f"{name}.json", os.geteuid()))
+            return as_table(foreign.read(fd, entry, os.geteuid(), most))
         finally:
             os.close(fd)
-        return json.dumps(found, sort_keys=True) if found else ""
-    except (OSError, spool.Refused, ValueError, RecursionError, AttributeError):
-        return ""
+    except (OSError, spool.Refused):
+        return {}
 
 
 def _chain(text: object) -> list[bytes]:

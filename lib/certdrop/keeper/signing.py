@@ -12,23 +12,24 @@ from certdrop.config import site
 
 
 def statement(host: str, name: str, number: int, kind: str, data: bytes) -> bytes:
-    """What is signed: that root of this host wants just these bytes, as a csr; wants the certificate for them now; or wants revoked what they say."""
+    """What is signed: that root of this host wants just these bytes, as a csr; wanted the certificate for them at this moment (a time and a space before
+    them: now); or wants revoked what they say."""
     import hashlib
     return f"certdrop-fleet 1 {host} {name} {number} {kind} {hashlib.sha256(data).hexdigest()}\n".encode("ascii")
 
 
 def sign(name: str, number: int, kind: str, data: bytes) -> bytes:
-    """The signature, in base64 and a line; nothing where this host is in no fleet. Raises OSError."""
-    path = f"{site.ETC}/fleet/sign.key"
+    """The signature, in base64 and a line, after the moment of a "now"; nothing where this host is in no fleet. Raises OSError."""
     try:
-        with open(path, encoding="ascii") as stream:
+        with open(f"{site.ETC}/fleet/sign.key", encoding="ascii") as stream:
             host, seed = stream.read(200).split()
         import base64
+        import time
 
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(seed, validate=True))
     except FileNotFoundError:
         return b""
     except ValueError as error:
-        raise OSError(errno.EINVAL, "damaged", path) from error
-    return base64.b64encode(key.sign(statement(host, name, number, kind, data))) + b"\n"
+        raise OSError(errno.EINVAL, "damaged", f"{site.ETC}/fleet/sign.key") from error
+    return (at := b"%d " % time.time() if kind == "now" else b"") + base64.b64encode(key.sign(statement(host, name, number, kind, at + data))) + b"\n"

@@ -80,6 +80,55 @@ def test_a_name_belongs_to_one_machine(desk: Desk, capfd: Any) -> None:
     assert not any("CREATE ROLE" in text for text in desk.log[done:])
 
 
+def test_a_machine_that_comes_again_with_another_key(desk: Desk, capfd: Any) -> None:
+    """The database would let both in, for what it knows of a machine is the name: a desk's, and a host's that kept the key by which its root signs."""
+    psql = desk.psql()
+    for kind, patterns in (("desk", []), ("host", ["a.b"])):
+        first = desk.line(f"{kind}1", kind)
+        _, _, name, key, _ = pathlib.Path(first).read_text().split()
+        other = desk.top / f"{kind}.again"
+        other.write_text(authority.line(kind, name, key, authority.tls_key()))
+        for line, code in ((first, os.EX_OK), (first, os.EX_OK), (str(other), os.EX_DATAERR)):
+            assert command.main(["enrol", line, *patterns, "--psql", psql]) == code
+        assert "the database lets its key in: take another name" in capfd.readouterr().err
+
+
+def test_nothing_is_to_be_copied_between_desks(desk: Desk, capfd: Any) -> None:
+    """Two desks that believe one host know different numbers."""
+    assert command.main(["enrol", desk.line("web1"), "a.b", "--psql", desk.psql()]) == os.EX_OK
+    assert "web1: enrolled at this desk, for a.b" in (said := capfd.readouterr().err) and "copy" not in said
+
+
+NGINX = """\
+test = ["/bin/sh", "-c", "echo tested >>{log}; exit {code}"]
+reload = ["/bin/sh", "-c", "echo reloaded >>{log}"]
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_nginx_reads_what_leads_to_the_desks(desk: Desk, monkeypatch: pytest.MonkeyPatch, capfd: Any, code: int) -> None:
+    """At once, when a host joins and when it leaves: else the CA asks at the wrong place. Where it cannot, that is said, and the host is in all the same."""
+    log = desk.top / "nginx.log"
+    (desk.top / "services.d").mkdir()
+    (desk.top / "services.d/nginx.toml").write_text(NGINX.format(log=log, code=code))
+    (desk.top / "fleet").mkdir()
+    for name in ("FLEET", "CHALLENGE"):
+        monkeypatch.setattr(snippets, name, str(desk.top / name))
+    (desk.top / "CHALLENGE").write_text("here")
+    monkeypatch.setattr(command, "_sign_again", lambda: 0)
+    line, answer = desk.top / "line", desk.top / "answer"
+    for path, words in ((line, ["join", "web1"]), (answer, ["enrol", str(line), "a.b", "--psql", desk.psql()])):
+        monkeypatch.setattr("pwd.getpwnam", lambda name: type("User", (), {"pw_gid": os.getgid()}))
+        assert command.main(words) == os.EX_OK
+        path.write_text(capfd.readouterr().out)
+    for words, text in ((["join", "--answer", str(answer)], "return 302 http://v.example.org$request_uri"), (["join", "--leave"], "here")):
+        log.write_text("")
+        assert command.main(words) == os.EX_OK
+        assert text in (desk.top / "FLEET").read_text()
+        assert log.read_text().split() == (["tested", "reloaded"] if code == 0 else ["tested"])
+        assert ("nginx has not read it" in capfd.readouterr().err) == bool(code)
+
+
 def test_the_name_of_a_desk_that_was_withdrawn(desk: Desk) -> None:
     line, psql = desk.line("desk2", "desk"), desk.psql()
     assert command.main(["enrol", line, "--psql", psql]) == os.EX_OK
@@ -90,9 +139,9 @@ def test_the_name_of_a_desk_that_was_withdrawn(desk: Desk) -> None:
 def test_first_it_cannot_log_in_any_more(desk: Desk, capfd: Any) -> None:
     """Then its connections end, and only then its rows are looked at, and removed."""
     assert command.main(["withdraw", "web1", "--psql", desk.psql(("SELECT name, translate", CERT, 0))]) == os.EX_OK
-    assert ["NOLOGIN" in text for text in desk.log] == [True, False, False, False]
-    assert ["pg_terminate_backend" in text for text in desk.log] == [False, True, False, True]
-    assert ["DROP ROLE" in text for text in desk.log] == [False, False, False, True]
+    assert ["NOLOGIN" in text for text in desk.log] == [True, False, False, False, False]
+    assert ["pg_terminate_backend" in text for text in desk.log] == [False, True, False, True, True]
+    assert ["DROP ROLE" in text for text in desk.log] == [False, False, False, True, False]
     assert f"a  {'a' * 64}  2027-01-15T08:00:00Z\n" == capfd.readouterr().out
 
 
@@ -108,7 +157,7 @@ def test_what_it_left_stops_nothing(desk: Desk, capfd: Any, said: str) -> None:
 
 def test_what_cannot_be_listed_is_withdrawn(desk: Desk, capfd: Any) -> None:
     assert command.main(["withdraw", "web1", "--psql", desk.psql(("SELECT name, translate", "", 3))]) == os.EX_OK
-    assert "cannot be listed" in capfd.readouterr().err and "DROP ROLE" in desk.log[-1]
+    assert "cannot be listed" in capfd.readouterr().err and "DROP ROLE" in desk.log[-2]
     assert command.main(["withdraw", "web1", "--psql", desk.psql(("DROP ROLE", "", 3))]) == os.EX_UNAVAILABLE
     assert "cannot log in any more" in capfd.readouterr().err
     assert command.main(["withdraw", "web3", "--psql", desk.psql(("NOLOGIN", "", 3))]) == os.EX_UNAVAILABLE

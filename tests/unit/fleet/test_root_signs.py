@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pathlib
+import time
 from typing import Any
 
 import pytest
@@ -70,7 +71,9 @@ def test_each_request_has_a_signature_of_its_own(run: Any) -> None:
     found = entries()
     csr, wanted = found[f"{NAME}@0002.csr"], json.loads(found[f"{NAME}@0001.revoke"])
     signature = wanted.pop("sig")
-    signed = {"csr": (found[f"{NAME}@0002.sig"], 2, csr), "now": (found[f"{NAME}@0002.now"], 2, csr), "revoke": (signature, 1, json.dumps(wanted).encode())}
+    at, _, urging = found[f"{NAME}@0002.now"].partition(b" ")
+    assert abs(int(at) - time.time()) < 600
+    signed = {"csr": (found[f"{NAME}@0002.sig"], 2, csr), "now": (urging, 2, at + b" " + csr), "revoke": (signature, 1, json.dumps(wanted).encode())}
     for kind, (one, number, data) in signed.items():
         for other in signed:
             assert members.is_signed(member, signing.statement("web1", NAME, number, other, data), one) == (kind == other)

@@ -215,6 +215,27 @@ def test_the_profile_is_what_this_desk_says(sign: Any) -> None:
     assert task().profile == "tlsserver"
 
 
+def test_root_is_heeded_once_each_time(sign: Any) -> None:
+    """What root wanted before the last failure skips no back-off, however often the database brings it; nor does a time to come, or a text that is none."""
+    entry, now = f"{TREE}@0003.csr", sign("now")
+    assert not tree.is_urgent(entry)
+    tree.put_request(ROW, CSR.decode(), sign("csr"), now)
+    assert tree.is_urgent(entry) and not tree.is_urgent(f"{TREE}@0003.revoke")
+    book = ledger.Ledger(TREE)
+    book.failed(Failure("refused", "no"), None, time.time())
+    book.save()
+    tree.put_request(ROW, CSR.decode(), sign("csr"), now)
+    assert not tree.is_urgent(entry)
+    at, _, signature = now.partition(" ")
+    for moment in (int(at) + 60, int(at) + 2 * tree.AHEAD):
+        tree.put_request(ROW, CSR.decode(), sign("csr"), f"{moment} {signature}")
+        assert not tree.is_urgent(entry), "another moment than root signed"
+    file = pathlib.Path(f"{spool.requests()}/{TREE}@0003.now")
+    for text, is_so in ((int(at) + 60, True), (int(at) + 2 * tree.AHEAD, False), ("", False), ("x", False), ("-1", False), ("9" * 400, False)):
+        file.write_text(str(text))
+        assert tree.is_urgent(entry) == is_so, text
+
+
 def test_what_skips_a_back_off(sign: Any) -> None:
     """That root of the host wants it now, and nothing that the database says: neither that somebody waits, nor that a reply was refused."""
     def due() -> bool:
