@@ -84,7 +84,7 @@ def parse_entry(name: str) -> tuple[str, int, str] | None:
     """(site, number, kind) of a file name in the spool, or None where it is none of ours."""
     site, _, rest = name.partition("@")
     number, _, kind = rest.partition(".")
-    if kind in KINDS and 4 <= len(number) <= 9 and _DIGITS.issuperset(number) and is_site_name(site):
+    if kind in KINDS and 4 <= len(number) <= 9 and _DIGITS.issuperset(number) and f"{int(number):04d}" == number and is_site_name(site):
         return site, int(number), kind
     return None
 

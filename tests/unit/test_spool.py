@@ -101,14 +101,15 @@ def test_entries() -> None:
     assert spool.parse_entry("example.org@0008.csr") == ("example.org", 8, "csr")
     assert spool.parse_entry("a@123456.pem") == ("a", 123456, "pem")
     for odd in ("a@8.csr", "a@0008.key", "a@0008.csr\n", ".a@0008.csr.new", "../a@0008.csr", "a@0008", "a@٠٠٠٨.csr", "a@1234567890.csr", "@0008.csr",
-                "a@b@0008.csr", "a@0008.csr.now", "a@008.csr", "a@+008.csr", "a" * 201 + "@0008.csr", "a@0008.", "a@.csr"):
+                "a@b@0008.csr", "a@0008.csr.now", "a@008.csr", "a@00008.csr", "a@+008.csr", "a" * 201 + "@0008.csr", "a@0008.", "a@.csr"):
         assert spool.parse_entry(odd) is None
     assert spool.parse_entry("a" * 200 + "@123456789.revoke") == ("a" * 200, 123456789, "revoke")
     assert [length for length in range(200) if tokens.is_token("a" * length)] == list(range(16, 129))
 
 
 _SITE = "[a-z0-9][a-z0-9._-]{0,199}"
-_GRAMMARS = {spool.is_site_name: _SITE, tokens.is_token: "[A-Za-z0-9_-]{16,128}", spool.parse_entry: f"({_SITE})@([0-9]{{4,9}})\\.(csr|now|revoke|pem)"}
+_GRAMMARS = {spool.is_site_name: _SITE, tokens.is_token: "[A-Za-z0-9_-]{16,128}",
+             spool.parse_entry: f"({_SITE})@([0-9]{{4}}|[1-9][0-9]{{4,8}})\\.(csr|now|revoke|pem)"}
 
 
 @pytest.mark.parametrize("check", _GRAMMARS)

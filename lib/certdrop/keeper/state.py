@@ -61,9 +61,9 @@ class Observed:
         for number in self.numbers:
             place = directory(name, number)
             found = self._markers[number] = {*_entries(place)}
-            self.leftovers += [f"{number:04d}/{entry}" for entry in found if entry.startswith(".")]
             was = number in links.values() or ("cert.json" in found and number != self.numbers[-1])     # it was finished once
-            unfinished = "nginx.conf" not in found and not was
+            unfinished = "nginx.conf" not in found and not was              # which a run that was killed in complete() leaves, too
+            self.leftovers += [f"{number:04d}/{entry}" for entry in found if entry.startswith(".") or (unfinished and entry == "cert.json")]
             fault = "" if unfinished else integrity.fault(place, integrity.COMPLETE)
             self.finished += [] if unfinished else [number]
             self.whole += [] if unfinished or fault else [number]

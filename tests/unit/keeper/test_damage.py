@@ -164,6 +164,30 @@ def test_a_damaged_request_is_made_anew(world: pathlib.Path, entry: str, harm: C
     assert (0, []) == keep()
 
 
+@pytest.mark.parametrize("until", ["cert.pem", "cert.json"])
+def test_what_a_killed_run_half_accepted_is_no_damage(world: pathlib.Path, monkeypatch: pytest.MonkeyPatch, until: str) -> None:
+    """Killed within complete(), and the names are changed before the next run: another request takes its place, and nothing is said of damage."""
+    write = spool.write
+
+    def killed(dir_fd: int, name: str, *rest: Any, **more: Any) -> None:
+        write(dir_fd, name, *rest, **more)
+        if name == until:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(spool, "write", killed)
+        certify(DAMAGED, 4)
+
+    def changed(name: str, _: site.Config | None = None) -> site.Site:
+        found = configured(name)
+        found.domains.append("www." + name)
+        return found
+    monkeypatch.setattr(site, "load_site", changed)
+    assert (0, []) == keep()
+    stands(DAMAGED, 3)
+    assert 5 == state.Observed(DAMAGED).next and 4 not in state.Observed(DAMAGED).numbers
+    assert (0, []) == keep()
+
+
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
 def test_an_older_generation_that_is_damaged_is_given_up(world: pathlib.Path, harm: Callable[[pathlib.Path], None]) -> None:
     """Nobody goes back to it; nothing is asked for."""
