@@ -54,10 +54,4 @@ def incomplete(program: str, error: ImportError) -> int:
 def dpkg_is_at_work() -> bool:
     """Whether dpkg changed something in these minutes."""
     now = time.time()
-    for path in DPKG:
-        try:
-            if now - AT_WORK < os.stat(path).st_mtime <= now:
-                return True
-        except OSError:
-            pass
-    return False
+    return any(now - AT_WORK < os.stat(path).st_mtime <= now for path in filter(os.path.exists, DPKG))

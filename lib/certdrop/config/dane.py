@@ -19,7 +19,7 @@ class _Said:
 def is_checked(name: str) -> bool:
     """Whether a renewal of this site with another key waits for its record. Raises site.ConfigError."""
     path, said = f"{site.ETC}/sites.d/{name}.toml", _Said()
-    site.fill(path, said, {"tlsa": "tlsa"}, passed=vars(site.Site(name, site.Config())))
+    site.fill(path, said, {"tlsa": "tlsa"}, passed=(*vars(site.Site(name, site.Config())),))
     if said.tlsa not in (CHECK, OFF):
         raise site.ConfigError(f'{path}: tlsa: "{said.tlsa}": give "{CHECK}" or "{OFF}"')
     return said.tlsa == CHECK

@@ -108,10 +108,8 @@ def _requested(wanted: configuration.Site, key: bytes, kind: str, created: int) 
 
 def certified(name: str, number: int, leaf: bytes, intermediates: bytes, accepted: Accepted) -> dict[str, bytes]:
     """The files that make a generation complete."""
-    known = {"sha256": accepted.sha256, "not_before": accepted.not_before, "not_after": accepted.not_after, "tbs_sha256": accepted.tbs,
-             "issued_sha256": accepted.issued}
     return {"cert.pem": leaf, "chain.pem": intermediates, "fullchain.pem": leaf + intermediates,
-            "cert.json": json.dumps(known).encode(), "nginx.conf": integrity.lines(directory(name, number))}
+            "cert.json": json.dumps(vars(accepted)).encode(), "nginx.conf": integrity.lines(directory(name, number))}
 
 
 def _make(name: str, number: int, files: dict[str, bytes]) -> None:

@@ -115,7 +115,7 @@ def _settle(run: Run, case: Case, answer: Accepted | spool.Refused) -> None:
     """Write what was accepted, where the answer is no lie: base64 and two hashes, no parser."""
     if isinstance(answer, spool.Refused):
         return _refuse(run, case, answer.reason)
-    if (answer.sha256, answer.tbs) != _fingerprints(case.blocks[0]):
+    if (answer.sha256, answer.tbs_sha256) != _fingerprints(case.blocks[0]):
         return _refuse(run, case, "judge-failed")
     generations.complete(case.name, case.number, case.blocks, answer)
     run.stirred.add(case.name)

@@ -30,8 +30,8 @@ class Accepted:
     """What the judge says of a reply that it accepts: the leaf's SHA-256 in hex, its dates in seconds since 1970, and, where they are known,
     the SHA-256 of what is signed in it, and of issuer and serial number: with another signature it is still the same certificate."""
 
-    def __init__(self, sha256: str, not_before: int, not_after: int, tbs: str = "", issued: str = "") -> None:
-        self.sha256, self.not_before, self.not_after, self.tbs, self.issued = sha256, not_before, not_after, tbs, issued
+    def __init__(self, sha256: str, not_before: int, not_after: int, tbs_sha256: str = "", issued_sha256: str = "") -> None:
+        self.sha256, self.not_before, self.not_after, self.tbs_sha256, self.issued_sha256 = sha256, not_before, not_after, tbs_sha256, issued_sha256
 
 
 class Seen:

@@ -28,10 +28,6 @@ class Failed(Exception):
     """A service cannot be used now; the text says why, with the lines of its test or reload that say what is wrong."""
 
 
-class Hung(Failed):
-    """A command of the service's did not end."""
-
-
 class Service:
     """What services.d/NAME.toml says."""
 
@@ -58,14 +54,28 @@ class Service:
             self._run(self.reload_command)
 
     def _run(self, command: list[str]) -> None:
+        import subprocess                          # here, because most runs start nothing
         words = " ".join(command)
         if words == self._hung:
             raise Failed(f"{words} did not end within {TIMEOUT} s, and was not tried again in this run")
+        said = os.memfd_create("said")             # no pipe: what a program leaves running in the background may hold it open for ever
         try:
-            _run(command, lambda: self.waits(f"waiting for {words}, {TIMEOUT} s at most"))
-        except Hung:
-            self._hung = words
-            raise
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=users.ENVIRONMENT, cwd="/", start_new_session=True)
+            with open(os.pidfd_open(process.pid), "rb", 0) as ended:       # subprocess's own wait with a limit sleeps, up to 50 ms too long
+                if not select.select([ended], [], [], TOLD)[0]:
+                    self.waits(f"waiting for {words}, {TIMEOUT} s at most")
+                if not select.select([ended], [], [], TIMEOUT - TOLD)[0]:
+                    self._hung = words
+                    os.killpg(process.pid, signal.SIGKILL)
+            code, text = process.wait(), os.pread(said, SAID, 0).decode("utf-8", "replace")
+        except OSError as error:
+            raise Failed(f"{command[0]}: {error.strerror}") from error
+        finally:
+            os.close(said)
+        if words == self._hung:
+            raise Failed(f"{words} did not end within {TIMEOUT} s")
+        if code:
+            raise Failed(_fault(text) or f"{command[0]} ended with {code}")
 
 
 def find(name: str) -> Service:
@@ -90,26 +100,9 @@ def find(name: str) -> Service:
     return service
 
 
-def _run(command: list[str], patient: Callable[[], None]) -> None:
-    import subprocess                              # here, because most runs start nothing
-    said = os.memfd_create("said")                 # no pipe: what a program leaves running in the background may hold it open for ever
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=users.ENVIRONMENT, cwd="/", start_new_session=True)
-        with open(os.pidfd_open(process.pid), "rb", 0) as ended:       # subprocess's own wait with a limit sleeps, up to 50 ms too long
-            if not select.select([ended], [], [], TOLD)[0]:
-                patient()
-            if not select.select([ended], [], [], TIMEOUT - TOLD)[0]:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                raise Hung(f"{' '.join(command)} did not end within {TIMEOUT} s")
-        code = process.wait()
-        text = os.pread(said, SAID, 0).decode("utf-8", "replace")
-    except OSError as error:
-        raise Failed(f"{command[0]}: {error.strerror}") from error
-    finally:
-        os.close(said)
-    if code:
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not re.search(_NOTHING, line)]
-        told = [line for line in lines if re.search(_WRONG, line)] or lines[-1:] or [f"{command[0]} ended with {code}"]
-        lacking = users.lacking(users.BY_SERVICES) if "ermi" in "".join(told) else ""      # Permission denied, Operation not permitted
-        raise Failed(events.clean("; ".join(told), 300) + (f"; root lacks {lacking} here" if lacking else ""))
+def _fault(text: str) -> str:
+    """What a command says that is wrong: the lines that say so, or its last one; and which rights it may have missed."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not re.search(_NOTHING, line)]
+    told = "; ".join([line for line in lines if re.search(_WRONG, line)] or lines[-1:])
+    lacking = users.lacking(users.BY_SERVICES) if "ermi" in told else ""       # Permission denied, Operation not permitted
+    return events.clean(told, 300) + (f"; root lacks {lacking} here" if lacking else "")

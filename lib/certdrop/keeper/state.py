@@ -7,6 +7,7 @@ own directories. Reads: sites/, live/, proven/ and keeper/ below /var/lib/certdr
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -44,7 +45,6 @@ class Observed:
     def __init__(self, name: str, keys_that_got_out: frozenset[str] | None = None) -> None:
         self.name = name
         self.burnt = burnt() if keys_that_got_out is None else keys_that_got_out
-        self._newest: int | None = None
         self._markers: dict[int, set[str]] = {}
         self._facts: dict[tuple[int, str], dict[str, object]] = {}
         self.finished: list[int] = []          # those that were complete once (nginx.conf is written last)
@@ -77,12 +77,10 @@ class Observed:
         self.proven = links["proven"] if links["proven"] in self.whole else None     # P
         self.astray = self.proven is None and os.path.lexists(f"{configuration.STATE}/proven/{name}")
 
-    @property
+    @functools.cached_property
     def newest(self) -> int | None:
         """C: the one that should be live. The highest, but where that has ended or is about to, the one that ends last."""
-        if self._newest is None and self.complete:
-            self._newest = self._outlasting(self.complete[-1])
-        return self._newest
+        return self._outlasting(self.complete[-1]) if self.complete else None
 
     def _outlasting(self, number: int) -> int:
         begin, end = (self.moment(number, what) for what in ("not_before", "not_after"))

@@ -52,7 +52,7 @@ def _switch(run: Run, changes: list[Change]) -> None:
     run.stirred.update(change.name for change in changes)
     run.note(run.unfinished | {change.name for change in changes if change.to != change.back or change.notes.install})
     began = time.monotonic()
-    used, broken = trial.tested(run, {name for change in changes for name in change.wanted.services})
+    used, broken = trial.tested(run, trial.names_of(changes))
     stretch = max(1.0, time.monotonic() - began)             # a service of many sites takes its time
     broken = trial.without_the_untested(run, changes, broken)
     looked = []                                              # what no longer fits into this run is next in the next one

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 
 from certdrop import events
 from certdrop.config import site
@@ -17,16 +18,29 @@ from certdrop.keeper.run import Run
 Used = dict[str, services.Service]
 
 
-def tested(run: Run, names: set[str]) -> tuple[Used, dict[str, str]]:
-    used, broken = {}, {}
+def _failures(names: set[str], act: Callable[[str], object]) -> Iterator[tuple[str, str]]:
+    """Of these services, those that this fails for, and what it says."""
     for name in sorted(names):
         try:
-            used[name] = services.find(name)
-            used[name].waits = run.progress
-            used[name].test()
+            act(name)
         except (services.Failed, site.ConfigError) as error:
-            broken[name] = f"{name} does not pass its test as it is: {error}"
-    return used, broken
+            yield name, str(error)
+
+
+def names_of(changes: list[Change]) -> set[str]:
+    """The services that these sites use."""
+    return {name for change in changes for name in change.wanted.services}
+
+
+def tested(run: Run, names: set[str]) -> tuple[Used, dict[str, str]]:
+    """These services, and why some of them cannot be used."""
+    used: Used = {}
+
+    def test(name: str) -> None:
+        used[name] = services.find(name)
+        used[name].waits = run.progress
+        used[name].test()
+    return used, {name: f"{name} does not pass its test as it is: {said}" for name, said in _failures(names, test)}
 
 
 def without_the_untested(run: Run, changes: list[Change], broken: dict[str, str]) -> dict[str, str]:
@@ -105,23 +119,15 @@ def go_back(change: Change, number: int | None) -> None:
 
 
 def _failure(changes: list[Change], used: Used) -> str:
-    for name in sorted({name for change in changes for name in change.wanted.services}):
-        try:
-            used[name].test()
-        except services.Failed as error:
-            return f"{name} does not pass its test: {error}"
-    return ""
+    """The first that does not pass its test."""
+    return next((f"{name} does not pass its test: {said}" for name, said in _failures(names_of(changes), lambda name: used[name].test())), "")
 
 
 def reload(run: Run, changes: list[Change], used: Used) -> dict[str, str]:
     """Reload what these sites use, each service once. Returns what failed; whether that matters, mostly the handshake tells."""
-    failed = {}
-    for name in sorted({name for change in changes for name in change.wanted.services}):
-        try:
-            used[name].reload()
-        except services.Failed as error:
-            failed[name] = str(error)
-            run.log.write(events.SERVICE_FAILED, service=name, error=str(error))
+    failed = dict(_failures(names_of(changes), lambda name: used[name].reload()))
+    for name, said in failed.items():
+        run.log.write(events.SERVICE_FAILED, service=name, error=said)
     return failed
 
 
