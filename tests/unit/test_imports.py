@@ -28,7 +28,7 @@ OURS = {
     "start": {"terminal"},
     "issuer": {"foreign", "tokens", "renewal", "start", "spool", "events", "happened", "terminal", "words", "progress", "config", "walls", "trust", "signer"},
     "issuer/manage": {"commandline"},
-    "issuer/handover": {"answering"},
+    "issuer/answers": {"answering"},
     "issuer/tlsa": {"watcher/resolver"},         # they ask the DNS as the doctor does, by the same code
     "issuer/published": {"watcher/resolver"},
     "issuer/plan": {"fleet/tree"},               # of a desk: which profile a host's sites have

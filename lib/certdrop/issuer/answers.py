@@ -8,11 +8,26 @@ from __future__ import annotations
 
 import os
 
-from certdrop import foreign, spool
+from certdrop import answering, foreign, spool
+from certdrop.walls import jail
 
 NOTHING, CLOSED, REPLY, REFUSED = b"-", b"--", b"+", b"!"      # how an answer begins: keeper/reader.py reads that
 
 LONGEST = 256                      # bytes of a name and what ends it
+
+
+def serve() -> None:
+    """Answer for each name, in turn, shut in."""
+    jail.give_up_privileges()          # who has the same uid must not speak for this process
+    try:
+        jail.landlock(read=(spool.replies(),), ports=())
+    except jail.Unconfined:
+        pass                           # what this user cannot read, this process cannot
+    try:
+        replies = spool.open_directory(spool.replies())
+    except PermissionError:            # a directory above is closed to this user, so nobody sees what lies there
+        replies = None
+    answering.serve(lambda name: CLOSED if replies is None else answer(replies, name.decode("ascii")))
 
 
 def answer(replies: int, name: str) -> bytes:

@@ -20,19 +20,8 @@ def main() -> int:
         users.become(spool.ISSUER)
     if os.getuid() == 0:
         return os.EX_NOPERM
-    from certdrop import answering     # not before: nothing of this runs as root
-    from certdrop.issuer import answers
-    from certdrop.walls import jail
-    jail.give_up_privileges()          # who has the same uid must not speak for this process
-    try:
-        jail.landlock(read=(spool.replies(),), ports=())
-    except jail.Unconfined:
-        pass                           # what this user cannot read, this process cannot
-    try:
-        replies = spool.open_directory(spool.replies())
-    except PermissionError:            # a directory above is closed to this user, so nobody sees what lies there
-        replies = None
-    answering.serve(lambda name: answers.CLOSED if replies is None else answers.answer(replies, name.decode("ascii")))
+    from certdrop.issuer import answers        # not before: nothing of this runs as root
+    answers.serve()
     return os.EX_OK
 
 
