@@ -144,16 +144,25 @@ def test_quiet(three: Three) -> None:
 
 def test_asked_at_a_terminal(three: Three) -> None:
     """The list, one question, its default; Ctrl-C changes nothing; the block of a name that is given is offered."""
-    before = three.texts()
+    host, before = three.host, three.texts()
     with Terminal() as terminal:
-        terminal.type("certdrop add\n")
+        terminal.type("certdrop add --hsts --no-redirect\n")
         shown = terminal.wait(r"\[all\]: $")
         assert f"{three.php} {three.php2}   ({NGINX}/sites-enabled/php:1)" in shown, shown
         terminal.type("\x03")
-        assert "nothing was changed" in terminal.wait_prompt() and three.texts() == before
+        assert "nothing was changed" in terminal.wait_prompt() and three.texts() == before and "HSTS binds" in shown
+        terminal.type("certdrop add --hsts --no-redirect\n")
+        shown = terminal.wait(r"\[all\]: $")
+        numbers = [next(found[1] for found in re.finditer(r"^ +(\d+)  (.*)$", shown, re.M) if name in found[2]) for name in (three.default, three.php)]
+        terminal.type(f"{numbers[0]} + {numbers[1]}\n")
+        assert "2 of 2 server blocks serve HTTPS, for 4 names" in terminal.wait_prompt(120)
+        assert host.served(three.php2) == host.served(three.default) and not three.page(f"http://{three.php}/", three.php).endswith(f"https://{three.php}/")
+        assert "max-age" in host.run("curl", "-sSki", "--resolve", f"{three.php}:443:127.0.0.1", f"https://{three.php}/").text
+        host.run("certdrop-nginx", three.default, "--undo", code=0)
+        assert three.texts() == before
         terminal.type(f"certdrop add {three.proxy}\n")
         assert f"{NGINX}/sites-enabled/proxy:1" in terminal.wait(r"\[Y/n\]: $")
         terminal.type("\n")
         assert "1 of 1 server blocks serve HTTPS, for 1 name" in terminal.wait_prompt(120)
         assert terminal.code() == 0
-    three.host.fetch(three.proxy)
+    host.fetch(three.proxy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from typing import Iterator
 
 import pytest
 import world as stage
@@ -15,13 +16,15 @@ AVAILABLE = pathlib.Path("/etc/nginx/sites-available")
 
 
 @pytest.fixture
-def name(host: Host) -> str:
-    """A site that nginx serves by the block that certdrop-nginx wrote."""
+def name(host: Host) -> Iterator[str]:
+    """A site that nginx serves by the block that certdrop-nginx wrote; both are taken away."""
     found = host.name()
     host.run("certdrop", "add", found, "--no-issue", code=0)
     host.run("certdrop-nginx", found, "--write", code=0)
     assert host.status(found)["served"]
-    return found
+    yield found
+    if os.path.exists(SITES / f"{found}.toml"):
+        host.run("certdrop", "remove", found, "--yes", code=0)
 
 
 def names_of(host: Host, name: str) -> list[str]:
@@ -62,6 +65,7 @@ def test_nginx_refuses_the_names(host: Host, name: str) -> None:
     host.world.nginx.add_site("other", "server { listen 80; server_name other.example.org; }\n")
     before = (SITES / f"{name}.toml").read_text(), (AVAILABLE / name).read_text()
     done = host.run("certdrop", "add-name", name, f"{'a' * 60}.{'b' * 60}.{name}")
+    host.world.nginx.remove_site("other")
     assert done.code and "server_names_hash" in done.text and "all files are as they were" in done.text
     assert before == ((SITES / f"{name}.toml").read_text(), (AVAILABLE / name).read_text()) and host.status(name)["domains"] == [name]
 

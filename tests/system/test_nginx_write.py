@@ -147,10 +147,10 @@ def test_only_what_is_missing_is_written(host: Host, name: str) -> None:
 @pytest.mark.parametrize("listen, words", [
     ("listen 443 ssl; ssl_certificate /var/lib/certdrop/live/NAME/fullchain.pem; ssl_certificate_key /var/lib/certdrop/live/NAME/privkey.pem;",
      "include /var/lib/certdrop/live/NAME/nginx.conf;"),
-    ("listen 80; location / { return 301 https://$host$request_uri; }", "include /etc/nginx/snippets/certdrop-challenge.conf;"),
+    ("listen 80; location / { return 301 https://$host$request_uri; }", "leads to https, where the same server block would answer"),
 ])
 def test_a_name_that_has_a_block_is_refused(host: Host, name: str, listen: str, words: str) -> None:
-    """With the file and the line of that block, and the line it lacks."""
+    """With the file and the line of that block, and what it lacks, or has too much."""
     (NGINX / "conf.d" / "mine.conf").write_text(f"\nserver {{ server_name {name}; {listen.replace('NAME', name)} }}\n")
     before = listing()
     done = write(host, name, code=os.EX_DATAERR)
@@ -169,24 +169,59 @@ def test_a_block_of_other_names_is_not_to_be_changed(host: Host, name: str) -> N
     assert "put this line into it" in host.run("certdrop-nginx", name, "--write", code=os.EX_DATAERR).text
 
 
-def test_a_block_that_answers_challenges_keeps_port_80(host: Host, name: str) -> None:
-    """Only the block for port 443 is written, and the certificate comes by the administrator's own block."""
-    (NGINX / "conf.d" / "mine.conf").write_text(f"server {{ listen 80; server_name {name}; include snippets/certdrop-challenge.conf; }}\n")
-    done = host.run("certdrop-nginx", name, "--write", code=0)
-    assert "listen 80" not in (NGINX / "sites-available" / name).read_text()
-    assert f"http what the server block at {NGINX}/conf.d/mine.conf:1 has" in done.text and f"certdrop-nginx {name} --apply" in done.text, done
-    host.fetch(name)
+def test_a_block_for_port_80_is_to_be_changed(host: Host, name: str) -> None:
+    """A new one for port 443 would serve something else: nothing is written, and the command said does it."""
+    mine, before = NGINX / "conf.d" / "mine.conf", listing()
+    mine.write_text(f"server {{ listen 80; server_name {name}; include snippets/certdrop-challenge.conf; location / {{ return 200 mine; }} }}\n")
+    host.world.nginx.reload()
+    done = host.run("certdrop-nginx", name, "--write", code=os.EX_DATAERR)
+    assert f"a server block already, at {mine}:1, and a new one would serve something else" in done.text and listing() == before | {str(mine)}, done
+    host.run(*re.findall(rf"certdrop-nginx {name} --apply", done.text)[0].split(), code=0)
+    assert host.run("curl", "-sS", "-k", "--resolve", f"{name}:443:127.0.0.1", f"https://{name}/").text == "mine"
 
 
 def test_a_token_that_comes_counts_not_what_is_read(host: Host, name: str) -> None:
     """The block for port 80 hands challenges to a program behind a socket, which is another nginx block: what is read there is a proxy. They come through."""
     (NGINX / "conf.d" / "mine.conf").write_text(
         f"server {{ listen 80; server_name {name}; location / {{ proxy_pass http://unix:/run/behind.sock; }} }}\n"
+        f"server {{ listen 443 ssl; server_name {name}; include /var/lib/certdrop/live/{name}/nginx.conf; }}\n"
         "server { listen unix:/run/behind.sock; include snippets/certdrop-challenge.conf; }\n")
     host.world.nginx.reload()
     done = host.run("certdrop-nginx", name, "--write", code=0)
-    assert "installed, and served" in done.text and "listen 80" not in (NGINX / "sites-available" / name).read_text(), done
+    assert "installed, and served" in done.text and not (NGINX / "sites-available" / name).exists(), done
     (NGINX / "conf.d" / "mine.conf").unlink()
+
+
+def test_a_page_that_worked_is_no_other_page(host: Host, name: str) -> None:
+    """The default server's: where the new block serves another, all is taken back; where the same, http leads there once the certificate is there."""
+    index, default, before = pathlib.Path("/var/www/html/index.nginx-debian.html"), NGINX / "conf.d" / "00-default.conf", listing()
+    kept = index.read_text() if index.exists() else ""
+    index.write_text("a page\n")
+    text = "server { listen 80 default_server; listen [::]:80 default_server; server_name _; root /var/www/html; index index.nginx-debian.html; }\n"
+    try:
+        default.write_text(text.replace("root ", "return 200 another; root "))
+        host.world.nginx.reload()
+        done = write(host, name, code=os.EX_DATAERR)
+        assert f"the server block at {default}:1 answers for it: add {name} to its server_name" in done.text and "all was taken back" in done.text, done
+        assert listing() == before | {str(default)}
+        default.write_text(text)
+        host.world.nginx.reload()
+        curl = "curl", "-sS", "-k", "--resolve", f"{name}:80:127.0.0.1", "--resolve", f"{name}:443:127.0.0.1"
+        assert "leads to https once the certificate is there" in write(host, name, code=0).text
+        assert [host.run(*curl, f"{scheme}://{name}/").text for scheme in ("http", "https")] == ["a page\n"] * 2
+        done = host.run("certdrop-nginx", name, "--write", "--hsts", code=0)
+        assert "HSTS binds" in done.text and "wrote" in done.text, done
+        host.fetch(name)
+        assert host.served(name) == host.on_disk(name)
+        seen = host.run(*curl, "-Li", f"http://{name}/").text
+        assert "301" in seen and "Strict-Transport-Security: max-age=63072000" in seen.title().replace("Max-Age", "max-age") and seen.endswith("a page\n"), seen
+        assert "wrote" not in write(host, name, code=0).text
+        host.run("certdrop", "remove", name, "--yes", code=0)
+        assert listing() == before | {str(default)}
+    finally:
+        index.unlink()
+        if kept:
+            index.write_text(kept)
 
 
 def test_without_sites_enabled_conf_d_is_used(host: Host, name: str) -> None:

@@ -1,7 +1,7 @@
 """What nginx answers for on port 80 and has no certificate for: found by server block, said with what is in the way, and taken in one go.
 
-One certificate for each server block. certdrop-check says of each name whether it leads here; edit.py says whether the block can be changed. nginx/several.py
-changes the blocks; sites.py makes the sites and has the CA asked, for all of them at once.
+One certificate for each server block, or for those that are joined by "+". certdrop-check says of each name whether it leads here; edit.py says whether
+the block can be changed. nginx/several.py changes the blocks; sites.py makes the sites and has the CA asked, for all of them at once.
 Runs as: root, by hand. Trusts: the administrator's words, and nginx's configuration where it is root's; its names are cleaned. Reads: what `nginx -T` prints,
 sites.d/. Writes: through the others.
 """
@@ -22,7 +22,7 @@ from certdrop.admin import first_use, sites, telling
 from certdrop.by_hand import Refused
 from certdrop.config import general, site
 from certdrop.keeper.command import as_root
-from certdrop.nginx import blocks, change, edit, fetched, several
+from certdrop.nginx import blocks, challenge, change, edit, fetched, several
 from certdrop.nginx.configuration import Configuration, Server
 from certdrop.nginx.edit import Wanted
 
@@ -37,6 +37,7 @@ class Candidate(NamedTuple):
     place: str                     # FILE:LINE of the block
     notes: list[str]
     why: str = ""                  # why it cannot be taken
+    blocks: int = 1                # how many are joined
 
 
 class Known(NamedTuple):
@@ -45,23 +46,25 @@ class Known(NamedTuple):
     config: Configuration
     build: blocks.Build
     of: dict[str, str]             # the site of each domain
+    redirect: bool = True          # whether http is to lead to https
+    hsts: bool = False
 
 
-def known() -> Known:
+def known(options: Mapping[str, str]) -> Known:
     """nginx's configuration, and the sites. Raises Refused, site.ConfigError."""
     config, of = general.load_config(), dict[str, str]()
     for name in site.site_names():
         for domain in site.load_site(name, config).domains:
             of.setdefault(domain, name)
     try:
-        return Known(change.tested(change.service_here()), blocks.detect(), of)
+        return Known(change.tested(change.service_here()), blocks.detect(), of, "--no-redirect" not in options, "--hsts" in options)
     except (blocks.Absent, blocks.Refused) as error:
         raise Refused(str(error)) from error
 
 
 def wanted(known_here: Known, name: str, domains: Sequence[str]) -> Wanted:
     """What is wanted of a block."""
-    return Wanted([name], [site.as_host(domain) for domain in domains], known_here.build)
+    return Wanted([name], [site.as_host(domain) for domain in domains], known_here.build, redirect=known_here.redirect, hsts=known_here.hsts)
 
 
 def by_block(here: Known) -> list[Candidate]:
@@ -127,8 +130,13 @@ def _has_certificate(server: Server) -> bool:
 def examined(here: Known, found: Sequence[Candidate]) -> list[Candidate]:
     """The same, with what the DNS and nginx's configuration say of them: names that cannot be proven are left out."""
     asked = [domain for one in found if not one.why for domain in one.domains]
-    bad = {domain: why for domain, lines in (fetched.of_new(asked) if asked else {}).items()
-           if (why := next((f"{line.why}; {line.mend}".removesuffix("; ") for line in lines if line.what.endswith(": names")), ""))}
+    lines = fetched.of_new(asked) if asked else {}
+    wishes = [wanted(here, one.name, one.domains) for one in found if not one.why]
+    edits, failed = several.together(here.config, wishes)
+    changed = edit.as_changed(here.config, edits)
+    refused = {domain for one in found if one.name in failed for domain in one.domains}
+    bad = {domain: why for domain, those in lines.items()
+           if (why := next((f"{line.why}; {line.mend}".removesuffix("; ") for line in those if not _is_mended(changed, domain, line, domain in refused)), ""))}
     sifted = []
     for one in found:
         good = [domain for domain in one.domains if domain not in bad]
@@ -140,7 +148,8 @@ def examined(here: Known, found: Sequence[Candidate]) -> list[Candidate]:
         else:
             name = good[0] if one.name not in good and not _no_site(good) else one.name
             sifted.append(one._replace(name=name, domains=good, notes=[*one.notes, *left_out]))
-    failed = several.together(here.config, [wanted(here, one.name, one.domains) for one in sifted if not one.why])[1]
+    left = [wanted(here, one.name, one.domains) for one in sifted if not one.why]
+    failed = failed if left == wishes else several.together(here.config, left)[1]
     return [one if one.why or one.name not in failed else one._replace(why=failed[one.name].why) for one in sifted]
 
 
@@ -148,12 +157,15 @@ def from_nginx(names: list[str], options: dict[str, str]) -> int:
     """`certdrop add` without a domain, and --from-nginx: list, ask, take. Raises Refused, site.ConfigError, PermissionError."""
     if os.geteuid() != 0:
         raise PermissionError("must be run as root; try sudo")
-    here = known()
-    everything = by_block(here)
-    absent = [name for name in names if not any(name in one.domains or name == one.name for one in everything)]
+    here = known(options)
+    everything, groups = by_block(here), [[sites.a_label(name) for name in word.split("+")] for word in names]
+    names = [name for group in groups for name in group]
+    absent = [name for name in names if not any(_is_of(one, name) for one in everything)]
     for name in absent:
         words.say(f"certdrop: {name!a:.80}: {_why_absent(here, name)}")
-    found = examined(here, [one for one in everything if not names or any(name in one.domains or name == one.name for name in names)])
+    asked = [one for one in everything if not names or any(_is_of(one, name) for name in names)]
+    groups = [group for group in groups if len(group) > 1]
+    found = _joined(here, examined(here, asked), [[at for name in group for at, one in enumerate(asked) if _is_of(one, name)] for group in groups])
     can, cannot = [one for one in found if not one.why], [one for one in found if one.why]
     code = os.EX_DATAERR if [name for name in absent if not _is_served(here, name)] or (names and cannot) else os.EX_OK
     if not can:
@@ -170,9 +182,48 @@ def from_nginx(names: list[str], options: dict[str, str]) -> int:
     if "--yes" not in options:
         if not at_terminal:
             raise Refused("nothing was changed; certdrop add --from-nginx --yes takes all of them, or those of the names that are given")
-        can = _chosen(can)
+        can = _chosen(here, can)
     settings = first_use.settle(options)
     return as_root(lambda: take(here, can, settings)) or code
+
+
+def _is_mended(changed: Configuration, domain: str, line: fetched.Failure, is_refused: bool) -> bool:
+    """Whether the change of the server blocks, after which nginx's configuration is this, mends what is in the way: as far as can be told.
+
+    Where the change `is_refused`, that is what is to be said.
+    """
+    at = re.search(r" over (\S+) the token does not come", line.why)
+    if not line.what.endswith(": port 80") or at is None or "firewall" in line.why:
+        return line.what.endswith(": port 80") and at is None
+    return is_refused or not challenge.way(changed, site.as_host(at[1]), domain, challenge.Wish((), False)).is_blocked
+
+
+def _is_of(one: Candidate, name: str) -> bool:
+    return name in one.domains or name == one.name
+
+
+def _joined(here: Known, found: Sequence[Candidate], groups: Sequence[Sequence[int]]) -> list[Candidate]:
+    """These, those of each group as one, where its first was: with one certificate for all their names. Raises Refused where one is in two groups."""
+    gone, made = set[int](), dict[int, Candidate]()
+    for group in ([*dict.fromkeys(group)] for group in groups):
+        twice = gone.intersection(group)
+        if twice:
+            raise Refused(f"{found[min(twice)].name}: is to be in two certificates; nothing was changed; name it once")
+        gone.update(group)
+        made.update({group[0]: _as_one(here, [found[at] for at in group])} if group else {})
+    return [made.get(at, one) for at, one in enumerate(found) if at in made or at not in gone]
+
+
+def _as_one(here: Known, members: Sequence[Candidate]) -> Candidate:
+    """Several blocks with one certificate; where that cannot be, `why`."""
+    domains, place = [domain for one in members for domain in one.domains], " and ".join(dict.fromkeys(one.place for one in members))
+    whole = members[0]._replace(domains=domains, place=place, notes=[note for one in members for note in one.notes], blocks=len(members))
+    why = next((f"{one.name}: {one.why}" for one in members if one.why), "") or next(
+        (f"{one.name} is a site already; certdrop add-name {one.name} gives it more names" for one in members if one.name in here.of.values()), "")
+    if len(members) == 1 or why:
+        return members[0] if len(members) == 1 else whole._replace(why=f"cannot be joined: {why}")
+    failed = several.together(here.config, [wanted(here, whole.name, domains)])[1]
+    return whole._replace(why=_no_site(domains) or "".join(one.why for one in failed.values()))
 
 
 def _is_served(here: Known, name: str) -> bool:
@@ -204,11 +255,11 @@ def _list(can: Sequence[Candidate], cannot: Sequence[Candidate]) -> None:
     words.say(*lines)
 
 
-def _chosen(can: list[Candidate]) -> list[Candidate]:
+def _chosen(here: Known, can: list[Candidate]) -> list[Candidate]:
     """What is to be taken, asked for until it is understood. Raises Refused."""
-    words.say("Each gets a certificate, and its server block serves HTTPS with it; http then leads there. Every page stays what it is, or the change is\n"
-              "taken back. certdrop-nginx NAME --undo takes it back later.")
-    question = "Take it? [Y/n]: " if len(can) == 1 else "Which? Numbers, names, all or none [all]: "
+    words.say(f"Each gets a certificate, and its server block serves HTTPS with it{'; http then leads there' * here.redirect}. Every page stays\n"
+              "what it is, or the change is taken back. certdrop-nginx NAME --undo takes it back later.", *[blocks.BINDS] * here.hsts)
+    question = "Take it? [Y/n]: " if len(can) == 1 else "Which? Numbers, names, all or none; 1+2 share one certificate [all]: "
     while True:
         try:
             answer = terminal.ask(question).lower()
@@ -218,19 +269,28 @@ def _chosen(can: list[Candidate]) -> list[Candidate]:
             raise Refused("not agreed; nothing was changed")
         if answer in ("", "all", "y", "yes"):
             return can
-        typed = {word.lstrip("0") if word.isascii() else word for word in re.split(r"[\s,;]+", answer) if word}
-        chosen = [one for number, one in enumerate(can, 1) if str(number) in typed or {*one.domains} & typed]
-        unknown = typed - {domain for one in chosen for domain in one.domains} - set(map(str, range(1, len(can) + 1)))
-        if chosen and not unknown:
-            return chosen
-        words.say(f"{min(unknown, default=answer)!a:.80}: none of these")
+        groups = [[word.lstrip("0") if word.isascii() else word for word in typed.split("+")]
+                  for typed in re.split(r"[\s,;]+", re.sub(r"\s*\+\s*", "+", answer)) if typed]
+        meant = [[[at for at, one in enumerate(can) if word == str(at + 1) or word in one.domains] for word in group] for group in groups]
+        unknown = [word for group, found in zip(groups, meant) for word, ats in zip(group, found) if not ats]
+        try:
+            chosen = {at for group in meant for ats in group for at in ats}
+            joined = _joined(here, can, [[at for ats in group for at in ats] for group in meant if len(group) > 1])
+            taken = [one for one in joined if any(can[at].name == one.name for at in chosen)]
+            bad = next((f"{' '.join(one.domains[:5])}: {one.why}" for one in taken if one.why), "")
+        except Refused as refused:
+            bad = str(refused)
+        if groups and not unknown and not bad:
+            return taken
+        words.say(f"{min(unknown)!a:.80}: none of these" if unknown else f"{answer!a:.80}: none of these" if not groups else events.clean(bad, 600))
 
 
 def take(here: Known, chosen: Sequence[Candidate], settings: str, key: str = "", profile: str = "") -> int:
     """Have these served: their blocks changed, sites made, certificates ordered together. Raises Refused, site.ConfigError."""
     began, came = time.monotonic(), dict[str, Sequence[str]]()
 
-    def order(left: list[Wanted]) -> several.Failures:
+    def order(left: list[Wanted]) -> tuple[list[Wanted], several.Failures]:
+        left, barred = _that_come_through(left)
         came.update({one.name: one.domains for one in left})
         fresh = {one.name: [*one.domains] for one in left if not os.path.lexists(f"{site.ETC}/sites.d/{one.name}.toml")}
         failed = sites.add_several(fresh, key, profile, settings)
@@ -238,7 +298,7 @@ def take(here: Known, chosen: Sequence[Candidate], settings: str, key: str = "",
         if waiting:
             with telling.before_it_is_served():
                 sites.renew(waiting, False)
-        return {name: several.Failure(why) for name, why in failed.items()}
+        return [one for one in left if one.name not in failed], {**barred, **{name: several.Failure(why) for name, why in failed.items()}}
     try:
         with contextlib.redirect_stdout(io.StringIO() if telling.is_quiet() else sys.stdout):
             failed = several.take([wanted(here, one.name, one.domains) for one in chosen], order)
@@ -248,11 +308,28 @@ def take(here: Known, chosen: Sequence[Candidate], settings: str, key: str = "",
         words.say(f"certdrop: {name}: {failure.why.removeprefix(f'{name}: ')}")
     names = sum(len(came.get(one.name, ())) for one in chosen if one.name not in failed)
     lacking = any(len(came.get(one.name, one.domains)) < len(one.domains) for one in chosen)
-    telling.say(f"certdrop: {len(chosen) - len(failed)} of {len(chosen)} server blocks serve HTTPS, for {names} name{'' if names == 1 else 's'}, "
+    done = sum(one.blocks for one in chosen if one.name not in failed)
+    telling.say(f"certdrop: {done} of {sum(one.blocks for one in chosen)} server blocks serve HTTPS, for {names} name{'' if names == 1 else 's'}, "
                 f"{progress.span(time.monotonic() - began)}")
     sites.warn_of_silence()
     codes = {one.code for one in failed.values()} | ({os.EX_DATAERR} if lacking else set())
     return next((code for code in (os.EX_DATAERR, os.EX_TEMPFAIL) if code in codes), os.EX_OK)
+
+
+def _that_come_through(wishes: Sequence[Wanted]) -> tuple[list[Wanted], several.Failures]:
+    """The sites, and of their names those, for which a token came as the CA would fetch it; the others are said."""
+    bad = fetched.of_new([domain for one in wishes for domain in one.domains]) if wishes else {}
+    left, failed = list[Wanted](), several.Failures()
+    for one in wishes:
+        good = [domain for domain in one.domains if domain not in bad]
+        why = [f"{bad[domain][0].why}{'; ' * bool(bad[domain][0].mend)}{bad[domain][0].mend}" for domain in one.domains if domain in bad]
+        if not good:
+            failed[one.name] = several.Failure(why[0])
+            continue
+        for line in why:
+            words.say(f"certdrop-nginx: {one.name}: left out: {line}")
+        left.append(one._replace(domains=good))
+    return left, failed
 
 
 def taking(here: Known, name: str, domains: list[str], settings: str, options: Mapping[str, str]) -> Callable[[], int]:
@@ -279,7 +356,7 @@ def offered(name: str, domains: Sequence[str], options: dict[str, str]) -> Known
     if not asked and (not {"--no-apply", "--no-issue", "--dry-run", "--yes"}.isdisjoint(options) or not (sys.stdin.isatty() and sys.stderr.isatty())):
         return None
     try:
-        here = known()
+        here = known(options)
         at, why = block_for(here, name, domains)
     except (Refused, site.ConfigError):
         if asked:
@@ -295,7 +372,7 @@ def offered(name: str, domains: Sequence[str], options: dict[str, str]) -> Known
         words.say(f"certdrop: note: {events.clean(why, 600)}")
         return None
     words.say(f"nginx answers for {name} by the server block at {at}. It can be changed to serve HTTPS: every page stays what it is, or the change is\n"
-              f"taken back; certdrop-nginx {name} --undo takes it back later.")
+              f"taken back; certdrop-nginx {name} --undo takes it back later.", *[blocks.BINDS] * here.hsts)
     return here if _agrees("Change it? [Y/n]: ") else None
 
 

@@ -22,13 +22,16 @@ from certdrop.trust import roots
 VERBS = {
     "add": Syntax((
         "DOMAIN... [--name NAME] [--key KIND] [--profile PROFILE] [--validation METHOD]\n[--ca CA | --staging] [--contact ADDRESS] [--yes]"
-        "\n[--apply | --no-apply | --no-issue] [--dry-run]",
-        "[--from-nginx] [DOMAIN...] [--ca CA | --staging] [--contact ADDRESS]\n[--yes] [--dry-run]",
+        "\n[--apply [--no-redirect] [--hsts] | --no-apply | --no-issue]\n[--dry-run]",
+        "[--from-nginx] [DOMAIN...] [--ca CA | --staging] [--contact ADDRESS]\n[--no-redirect] [--hsts] [--yes] [--dry-run]",
     ), "a new site: one certificate for these domains, named for the first; without domains, sites for what nginx answers for", {
         "--from-nginx": "a site for each server block on port 80 that has no certificate, or for those of these domains; the blocks are changed to "
-                        "serve HTTPS, in one go. Without --yes it asks which",
+                        "serve HTTPS, in one go. Domains with + between them (a.example+b.example) share one certificate. Without --yes it asks which",
         "--apply": "change the server block that nginx has for the domains, so that it serves HTTPS, as certdrop-nginx NAME --apply does",
         "--no-apply": "leave nginx's server blocks alone, and do not ask",
+        "--no-redirect": "with the change of a server block: leave http as it is; without it, http leads to https",
+        "--hsts": "with the change of a server block: tell browsers to use nothing but HTTPS for these names, for two years; what they were told cannot be "
+                  "taken back",
         "--name NAME": "the site's name; by default, its first domain",
         "--key KIND": f"the kind of key: {', '.join(site.KEYS)}",
         "--profile PROFILE": "one of the CA's profiles, such as shortlived",
@@ -97,8 +100,10 @@ def _checked(words: Words) -> int:
     verb, names, options = words
     _refuse(words)
     telling.begin("--quiet" in options)
+    if verb == "add" and names and "--from-nginx" not in options and "--apply" not in options and not {"--hsts", "--no-redirect"}.isdisjoint(options):
+        raise Usage("--hsts and --no-redirect go with --apply or --from-nginx")
     if verb == "add" and ("--from-nginx" in options or not names):
-        return _from_nginx([sites.a_label(name) for name in names], options)
+        return _from_nginx(names, options)
     if verb == "add":
         names = [sites.a_label(name) for name in names]
         if ":" in names[0]:

@@ -18,6 +18,9 @@ from certdrop.nginx.vacancy import PLAIN, TLS
 
 TIMEOUT = 30                       # seconds for nginx -V
 CLASSIC_CURVES = "X25519:prime256v1:secp384r1"
+HSTS = 'add_header Strict-Transport-Security "max-age=63072000" always;'
+BINDS = ("HSTS binds: every browser that has been here goes to these names by HTTPS alone, for two years, and lets nobody pass a bad certificate; "
+         "taking the line out does not undo it in browsers (max-age=0, served long enough, does)")
 HYBRID_CURVES = "X25519MLKEM768:" + CLASSIC_CURVES       # an OpenSSL before 3.5 refuses the name, and nginx would not start
 
 
@@ -93,25 +96,36 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part)
 
 
-def blocks(sites: list[site.Site], build: Build, which: tuple[str, ...] = (PLAIN, TLS)) -> str:
-    """The server blocks for sites of the same domains, for port 80 and 443: their text for nginx."""
+def blocks(sites: list[site.Site], build: Build, which: tuple[str, ...] = (PLAIN, TLS), redirect: bool = True, hsts: bool = False) -> str:
+    """The server blocks for sites of the same domains, for port 80 and 443: their text for nginx. Without `redirect` both serve the same."""
     name, domains = sites[0].name, " ".join(map(site.as_host, sites[0].domains))
     # A client that goes to an address names no host in its handshake (RFC 6066 section 3): the default server answers.
     default = " default_server" if any(map(site.is_address, sites[0].domains)) else ""
     includes = "".join(f"    include {site.STATE}/live/{found.name}/nginx.conf;\n" for found in sites)
     http2 = "    http2 on;\n" if build.separate_http2 else ""
     head = f"# {name}: printed by certdrop-nginx for nginx {'.'.join(map(str, build.nginx))}; print it anew after an upgrade to another release.\n"
+    serves = """\
+    # What this site serves:
+    root /var/www/html;
+    index index.html index.htm index.nginx-debian.html;
+    location / {
+        try_files $uri $uri/ =404;
+    }
+}
+"""
+    leads = """\
+    location / {
+        return 301 https://$host$request_uri;
+    }
+}
+"""
     plain = f"""\
 server {{
 {_listen(80, "", build)}    server_name {domains};
 
     include {snippets.challenge()};
 
-    location / {{
-        return 301 https://$host$request_uri;
-    }}
-}}
-"""
+{leads if redirect else serves}"""
     tls = f"""\
 server {{
 {_listen(443, default + (" ssl" if build.separate_http2 else " ssl http2"), build)}{http2}    server_name {domains};
@@ -119,14 +133,8 @@ server {{
     # Key and certificate of the live generation, by one link: do not name the files themselves.
 {includes}    include /etc/nginx/snippets/certdrop-tls.conf;
     ssl_ecdh_curve {build.curves};
-
-    # What this site serves:
-    root /var/www/html;
-    location / {{
-        try_files $uri $uri/ =404;
-    }}
-}}
-"""
+{f"    {HSTS}" + chr(10) if hsts else ""}
+{serves}"""
     return head + "\n".join({PLAIN: plain, TLS: tls}[part] for part in which)
 
 

@@ -9,11 +9,9 @@ Writes: files below /etc/nginx, keeper/nginx/.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import difflib
 import fcntl
-import hashlib
 import os
 import pathlib
 import re
@@ -28,7 +26,7 @@ from certdrop import events, spool, words
 from certdrop.config import site
 from certdrop.keeper import services
 from certdrop.keeper.command import as_root
-from certdrop.nginx import configuration, edit, fetched, pages, run, write
+from certdrop.nginx import configuration, edit, pages, run, write
 from certdrop.nginx.blocks import TIMEOUT, Absent, Build, Refused
 from certdrop.nginx.configuration import Configuration
 from certdrop.nginx.edit import Change, Wanted
@@ -39,8 +37,6 @@ INSTALL = "/usr/sbin/certdrop-install"         # notes that the certificate is s
 OTHERS = 40                                    # names of other blocks whose pages are looked at, too
 AS_THEY_WERE = "all files are as they were"
 STAY = "the lines that an earlier run put in stay; certdrop-nginx {} --undo takes them out"
-BINDS = ("HSTS binds: every browser that has been here goes to these names by HTTPS alone, for two years, and lets nobody pass a bad certificate; "
-         "taking the line out does not undo it in browsers (max-age=0, served long enough, does)")
 
 
 class Ended(Refused):
@@ -49,6 +45,10 @@ class Ended(Refused):
 
 class NotPutBack(Refused):
     """What was changed could not be put back: lines are in the files, or nginx has not taken it."""
+
+
+class NotLoaded(Refused):
+    """The files are as wanted, and nginx has not read them."""
 
 
 class Options(NamedTuple):
@@ -63,7 +63,7 @@ class Options(NamedTuple):
 def show(group: list[site.Site], build: Build, options: Options) -> int:
     """Print what --apply would change, as a unified difference of the very files. Raises Refused, Absent, edit.NoBlock."""
     name, config = group[0].name, configuration_now()
-    changes = edit.changes(config, _wanted(group, build, options, True))
+    changes = edit.changes(config, wanted(group, build, options, True))
     for one in changes:
         path = os.path.realpath(one.path)
         text = "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n"
@@ -82,11 +82,6 @@ def _shown(text: str) -> list[str]:
     return [line + "\n" for line in text.removesuffix("\n").split("\n")] if text.endswith("\n") else text.splitlines(True)
 
 
-def apply(group: list[site.Site], build: Build, options: Options) -> int:
-    """Make the change. Raises Refused, Absent, edit.NoBlock."""
-    return as_root(lambda: _apply(group, build, options))
-
-
 def undo(name: str) -> int:
     """Take all of a site's lines out of nginx's files. Raises Refused, Absent."""
     if not spool.is_site_name(name):               # the copies lie below it
@@ -94,86 +89,16 @@ def undo(name: str) -> int:
     return as_root(lambda: _undo(name))
 
 
-def _apply(group: list[site.Site], build: Build, options: Options) -> int:
-    name, service = group[0].name, service_here()
-    with at_work(name):
-        begun = tell_of_begun(name)
-        config = tested(service)
-        first = _wanted(group, build, options, not _waiting(group))
-        made = edit.changes(config, first)     # refuses before anything is done
-        whole = edit.changes(config, first._replace(tls=True))
-        if not whole and first.tls and not begun:
-            say(name, "its server blocks have all they need; nothing was changed")
-            return os.EX_OK
-        asked, others = to_be_asked(config, first.domains)
-        before, others_before = pages.stable(asked), pages.stable(others)
-        refuse_where_none_answers(name, service, asked, before)
-        ours = not first.tls or (begun and not is_served(asked, [found.name for found in group]))       # no line was in use before this run
-
-        def is_other() -> str:
-            apart = [] if options.anyway else pages.differences(asked, before, pages.look(asked), ["http"] * len(asked))
-            return f"differs: {apart[0]}" if apart else ""
-        code = _first(group, service, made, options, is_other) if not first.tls else os.EX_OK
-        if not first.tls and (code or _waiting(group)):
-            return code
-        second = _wanted(group, build, options, True)
-        if not first.tls:                      # the CA may have taken minutes
-            before, others_before = pages.stable(asked), pages.stable(others)
-
-        def look() -> str:
-            after = [(address, domain, "https") for address, domain, _ in asked]
-            shown = pages.until_shown(after, {fingerprint(found.name) for found in group})
-            if shown:
-                return f"{shown[0]}, not the live one"
-            apart = pages.differences(asked, before, pages.look(after), [scheme for _, _, scheme in after])
-            apart += pages.differences(others, others_before, pages.look(others), [scheme for _, _, scheme in others])
-            for line in apart:
-                say(name, f"differs: {line}")
-            return "the pages are not those of before (--anyway keeps the change)" if apart and not options.anyway else ""
-        try:
-            put(name, service, edit.changes(configuration_now(), second), look)
-        except (Refused, Absent, edit.NoBlock):
-            if ours:
-                put(name, service, lines_taken_out(configuration_now(), name), lambda: "")        # what was put in for the challenge, too
-            elif begun:
-                say(name, STAY.format(name))
-            raise
-        subprocess.run([INSTALL], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False)
-        if second.hsts:
-            say(name, BINDS)
-        for address, domain, _ in asked:
-            say(name, f"https://{domain}/ at {address} is the page that http://{domain}/ was")
-        say(name, f"certdrop-nginx {name} --undo takes it back; the files as they were are in {KEPT}/{name}")
-        return os.EX_OK
-
-
-def _first(group: list[site.Site], service: services.Service, made: list[Change], options: Options, is_other: Callable[[], str]) -> int:
-    """Have challenges come through, and ask the CA. 0 where a certificate came."""
-    name, names = group[0].name, [found.name for found in group]
-
-    def look() -> str:
-        failures = fetched.at_port_80(names)
-        return f"a token that was put did not come: {failures[0]}" if failures else is_other()
-    put(name, service, made, look)
-    if not options.ask:
-        say(name, f"challenges come through; next: certdrop renew {' '.join(names)}, then certdrop-nginx {name} --apply puts HTTPS in")
-        return os.EX_OK
-    say(name, f"certdrop renew {' '.join(names)}: asks the CA for a certificate now; nginx serves HTTPS once it is there")
-    sys.stdout.flush()
-    subprocess.run([write.CERTDROP, "renew", *names], stdin=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False)
-    if not _waiting(group):                    # what renew says of a certificate that is not served yet is not the end
-        return os.EX_OK
-    say(name, f"no certificate came; nginx goes on as before, and lets challenges through, so that cron can go on; then certdrop-nginx {name} --apply "
-              f"does the rest (certdrop-nginx {name} --undo takes it back)")
-    return os.EX_TEMPFAIL
-
-
 def _undo(name: str) -> int:
     service = service_here()
     with at_work(name):
         tell_of_begun(name)
         edits = lines_taken_out(configuration_now(), name)
-        put(name, service, edits, lambda: "")
+        try:
+            put(name, service, edits, lambda: "", loads=False)
+        except NotLoaded as error:
+            say(name, str(error))
+            return os.EX_TEMPFAIL
         copies = [entry for entry in os.listdir(f"{KEPT}/{name}") if entry.startswith("%2F")]
         if not edits:
             say(name, "nginx's files have no lines of certdrop's for it; nothing was changed"
@@ -210,7 +135,10 @@ def can_be_taken_out(name: str) -> list[Change]:
 def take_out(name: str, edits: Sequence[Change]) -> None:
     """Have nginx go on without these lines, before the site is removed. Raises Refused, Absent."""
     with at_work(name):
-        put(name, service_here(), edits, lambda: "")
+        try:
+            put(name, service_here(), edits, lambda: "", loads=False)
+        except NotLoaded as error:
+            say(name, str(error))
     for entry in os.listdir(f"{KEPT}/{name}"):
         os.unlink(f"{KEPT}/{name}/{entry}")
     os.rmdir(f"{KEPT}/{name}")
@@ -247,8 +175,11 @@ def renamed(group: list[site.Site], build: Build, write_site: Callable[[], None]
     return [os.path.realpath(one.path) for one in edits]
 
 
-def put(name: str, service: services.Service, edits: Sequence[Change], look: Callable[[], str], more: Sequence[str] = ()) -> None:
+def put(name: str, service: services.Service, edits: Sequence[Change], look: Callable[[], str], more: Sequence[str] = (),
+        loads: bool = True) -> None:
     """Write the files; test, reload, look; and put all back where one of these fails, or somebody ends this meanwhile. Raises Refused.
+
+    With `loads` false the files stay where nginx only cannot be reloaded, since it does not run: NotLoaded says so, and `begun` stays.
 
     `more` are other sites that are changed together with this one. What a run that was killed has begun with is tested and loaded, even where no file is to
     be changed any more. Raises Ended where it was ended, and NotPutBack where lines stay in the files, both of which are Refused.
@@ -256,7 +187,7 @@ def put(name: str, service: services.Service, edits: Sequence[Change], look: Cal
     files = _checked(name, edits)
     done: list[tuple[str, bytes, bytes]] = []
     begun = {one: paths for one in (name, *more) if (paths := _begun(one))}
-    before = signal.getsignal(signal.SIGTERM)
+    before, not_loaded = signal.getsignal(signal.SIGTERM), ""
     if before != signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _stop)               # the terminal's signals do not reach this session
     try:
@@ -264,25 +195,31 @@ def put(name: str, service: services.Service, edits: Sequence[Change], look: Cal
             for one in (name, *more):
                 _note(f"{KEPT}/{one}", "begun", "\n".join(dict.fromkeys([*begun.get(one, []), *(path for path, _, _ in files)])).encode())
         for path, old, new in files:
-            for one in (name, *more):
-                if edit.bears(new.decode("utf-8", "surrogateescape"), one):
-                    _keep(one, path, old)
+            kept = ""
+            for one in sorted({name, *more} & edit.borne(new.decode("utf-8", "surrogateescape")) - edit.borne(old.decode("utf-8", "surrogateescape"))):
+                kept = _keep(one, path, old, kept)
             done.append((path, old, new))
             _replace(path, old, new)
             say(name, f"changed {path}")
         if files or begun:
             service.test()
-            service.reload()
+            try:
+                service.reload()
+            except services.Failed as error:
+                if loads:
+                    raise
+                not_loaded = str(error)
         why = look()
         if why:
             raise Refused(why)
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)      # what is begun is taken back, whoever is in a hurry
-        left = _put_back(service, done)
-        if not left:
+        left, not_taken = _put_back(service, done)
+        if not left and not not_taken:
             _forget_begun(*({name, *more} - {*begun}))
         follows = f"{'; '.join(left)}; certdrop-nginx {' '.join([name, *more])} --undo takes certdrop's lines out" if left else AS_THEY_WERE
-        kind = Ended if isinstance(error, Ended) else NotPutBack if left else Refused
+        follows += f"; nginx has not read them: {not_taken}; start it, or have it read them (nginx -s reload)" if not_taken else ""
+        kind = Ended if isinstance(error, Ended) else NotPutBack if left or not_taken else Refused
         if isinstance(error, services.Failed):
             raise kind(f"{name}: nginx refuses the change: {error}; {follows}") from error
         if isinstance(error, OSError):
@@ -292,12 +229,14 @@ def put(name: str, service: services.Service, edits: Sequence[Change], look: Cal
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if not_loaded:
+        raise NotLoaded(f"certdrop's lines are out of nginx's files, which pass its test; nginx was not reloaded: {not_loaded}; it reads them when it starts")
     _forget_begun(name, *more)
 
 
-def _put_back(service: services.Service, done: Sequence[tuple[str, bytes, bytes]]) -> list[str]:
-    """Take back what was written, each file by itself, and none that somebody has changed since; what is not as it was, in words."""
-    left = []
+def _put_back(service: services.Service, done: Sequence[tuple[str, bytes, bytes]]) -> tuple[list[str], str]:
+    """Take back what was written, each file by itself, and none that somebody has changed since; what is not as it was, and why nginx has not read it."""
+    left, not_taken = [], ""
     for path, old, new in reversed(done):
         try:
             if _bytes(path) != old:
@@ -309,8 +248,8 @@ def _put_back(service: services.Service, done: Sequence[tuple[str, bytes, bytes]
             service.test()
             service.reload()
         except services.Failed as error:
-            left.append(f"nginx has not taken it back: {error}")
-    return left
+            not_taken = str(error)
+    return left, not_taken
 
 
 def _checked(name: str, edits: Sequence[Change]) -> list[tuple[str, bytes, bytes]]:
@@ -348,10 +287,17 @@ def _replace(path: str, old: bytes, new: bytes) -> None:
         os.close(fd)
 
 
-def _keep(name: str, path: str, old: bytes) -> None:
-    """A copy of a file as it was before any line of the site was in it."""
-    if not edit.bears(old.decode("utf-8", "surrogateescape"), name):
-        _note(f"{KEPT}/{name}", path.replace("%", "%25").replace("/", "%2F"), old)
+def _keep(name: str, path: str, old: bytes, same: str) -> str:
+    """A copy of a file as it was before any line of the site was in it; by another name of `same`, where that is one already. Its path."""
+    entry = path.replace("%", "%25").replace("/", "%2F")
+    mine = f"{KEPT}/{name}/{entry}"
+    if same:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(mine)
+        os.link(same, mine, follow_symlinks=False)
+    else:
+        _note(f"{KEPT}/{name}", entry, old)
+    return mine
 
 
 def _note(folder: str, entry: str, data: bytes) -> None:
@@ -392,7 +338,7 @@ def tell_of_begun(name: str) -> bool:
 
 def is_served(asked: Sequence[pages.Asked], names: Sequence[str]) -> bool:
     """Whether one of these names shows one of these sites' live certificates."""
-    prints = {fingerprint(name) for name in names}
+    prints = {pages.fingerprint(name) for name in names}
     return any(page.shown in prints for page in pages.look([(address, domain, "https") for address, domain, _ in asked]))
 
 
@@ -465,16 +411,12 @@ def configuration_now() -> Configuration:
     return Configuration(sources)
 
 
-def _wanted(group: list[site.Site], build: Build, options: Options, tls: bool) -> Wanted:
+def wanted(group: list[site.Site], build: Build, options: Options, tls: bool) -> Wanted:
+    """What is wanted for sites that share their names. Raises Refused where one has no files yet."""
     for found in group:
         if not os.path.exists(f"{site.STATE}/live/{found.name}/nginx.conf"):
             raise Refused(f"{found.name}: has no certificate yet, not even a placeholder; run certdrop-install, then this again")
     return Wanted([found.name for found in group], [site.as_host(domain) for domain in group[0].domains], build, tls, options.redirect, options.hsts)
-
-
-def _waiting(group: list[site.Site]) -> bool:
-    """Whether a site has nothing but its placeholder."""
-    return any(os.path.exists(f"{site.STATE}/live/{found.name}/placeholder") for found in group)
 
 
 def to_be_asked(config: Configuration, domains: Sequence[str]) -> tuple[list[pages.Asked], list[pages.Asked]]:
@@ -485,12 +427,6 @@ def to_be_asked(config: Configuration, domains: Sequence[str]) -> tuple[list[pag
     others = sorted({name for server in config.servers for name in server.names if re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", name)} - {*domains})[:OTHERS]
     mine = [(address, edit.below(name), scheme) for address, name, scheme in at(80, "http", domains) if edit.has_own(config, address, name)]
     return mine, [*at(80, "http", others), *at(443, "https", others)]
-
-
-def fingerprint(name: str) -> str:
-    """The SHA-256 of a live certificate."""
-    text = _bytes(f"{site.STATE}/live/{name}/cert.pem").decode("ascii")
-    return hashlib.sha256(base64.b64decode("".join(re.findall("-----BEGIN CERTIFICATE-----(.*?)-----END", text, re.S)[0].split()))).hexdigest()
 
 
 def _bytes(path: str) -> bytes:

@@ -15,24 +15,26 @@ from certdrop.config import site
 from certdrop.nginx.blocks import Absent, Build, Refused, blocks, detect, load, same_domains
 
 GOES_WITH = {                      # what is done, and the options that go with it
-    "--write": ("--dry-run", "--no-issue"),
+    "--write": ("--dry-run", "--no-issue", "--anyway", "--no-redirect", "--hsts"),
     "--diff": ("--no-redirect", "--hsts"),
     "--apply": ("--no-issue", "--anyway", "--no-redirect", "--hsts"),
     "--undo": (),
 }
 LINE = Program("certdrop-nginx", "certdrop-nginx(1)", Syntax(
-    ("NAME... [--write [--dry-run] [--no-issue]]", "NAME... --diff | --apply [--no-issue] [--anyway]   [--no-redirect] [--hsts]", "NAME... --undo"), """\
+    ("NAME... [--no-redirect] [--hsts]", "NAME... --write [--dry-run] [--no-issue] [--anyway]   [--no-redirect] [--hsts]",
+     "NAME... --diff | --apply [--no-issue] [--anyway]   [--no-redirect] [--hsts]", "NAME... --undo"), """\
 Prints nginx server blocks for these sites: port 80 with the challenge location before the redirect, port 443 with the live certificate.
 Sites with the same domains (one with ECDSA, one with RSA) share their blocks.""", {
         "--write": "as root: write them to a new file in /etc/nginx, enable it, test nginx, reload it; then get the first certificate. "
-                   "A test that fails takes all of it back, and a file that is there is never changed",
+                   "A test that fails takes all of it back, and so does a page that would become another; a file that somebody else made, or edited, "
+                   "is never changed",
         "--diff": "show what --apply would change in the server blocks that the names have already, as a unified diff of the very files",
         "--apply": "as root: make that change: challenges first, HTTPS once the certificate is there; test nginx, reload it, look at the certificate and the "
                    "pages. Where one of these fails, every file is put back",
         "--undo": "as root: take all of it out of nginx's files again",
-        "--no-redirect": "with --diff and --apply: leave http as it is; without it, http leads to https",
-        "--hsts": "with --diff and --apply: tell browsers to use nothing but HTTPS for these names, for two years; this is hard to take back",
-        "--anyway": "keep the change even where a page over https is not what it was over http",
+        "--no-redirect": "leave http as it is; without it, http leads to https",
+        "--hsts": "tell browsers to use nothing but HTTPS for these names, for two years; what they were told cannot be taken back",
+        "--anyway": "keep the change even where a page is not what it was before",
         "--dry-run": "only say what --write would do",
         "--no-issue": "do not ask the CA afterwards",
     }, "certdrop-nginx example.org\ncertdrop-nginx example.org --write"))
@@ -72,7 +74,7 @@ def run(words: Words) -> int:
     if len(what) > 1:
         raise Usage(f"{' and '.join(what)} exclude each other")
     for option in sorted(options.keys() - {*what}):
-        if not what or option not in GOES_WITH[what[0]]:
+        if option not in (GOES_WITH[what[0]] if what else ("--no-redirect", "--hsts")):
             raise Usage(f"{option} goes with {' or '.join(one for one, with_it in GOES_WITH.items() if option in with_it)}")
     for option in ("--apply", "--undo"):
         if option in options and os.geteuid() != 0:
@@ -86,10 +88,11 @@ def run(words: Words) -> int:
     build, groups = detect(), same_domains(sites)
     if "--write" in options:
         from certdrop.nginx import write       # the keeper's modules, which printing does not need
-        return write.write(groups, build, "--dry-run" in options, "--no-issue" not in options)
+        return write.write(groups, build, write.Wishes("--no-redirect" not in options, "--hsts" in options, "--anyway" in options, "--dry-run" in options,
+                                                       "--no-issue" not in options))
     if what:
         return _change(groups, build, options)
-    texts = [blocks(group, build) for group in groups]
+    texts = [blocks(group, build, redirect="--no-redirect" not in options, hsts="--hsts" in options) for group in groups]
     sys.stdout.write("\n".join(texts))
     sys.stdout.flush()
     return os.EX_OK
@@ -97,14 +100,15 @@ def run(words: Words) -> int:
 
 def _change(groups: list[list[site.Site]], build: Build, options: Mapping[str, str]) -> int:
     """--diff and --apply. Raises Refused, Absent."""
-    from certdrop.nginx import change, edit
+    from certdrop.nginx import change, edit, several
     wishes = change.Options("--no-redirect" not in options, "--hsts" in options, "--anyway" in options, "--no-issue" not in options)
-    codes = []
+    if "--apply" in options:
+        return several.apply(groups, build, wishes)
     for group in groups:
         try:
-            codes.append((change.apply if "--apply" in options else change.show)(group, build, wishes))
+            change.show(group, build, wishes)
         except edit.NoBlock as error:
             name = group[0].name
             raise Refused(f"{name}: no server block has one of its names; nothing was changed; certdrop-nginx {name} --write makes new ones, or put the names "
                           "into the server_name of yours") from error
-    return max(codes)
+    return os.EX_OK

@@ -6,6 +6,7 @@ Debian 12 has no package that does this (python3-crossplane is younger).
 
 from __future__ import annotations
 
+import collections
 import fnmatch
 import functools
 import gc
@@ -172,6 +173,23 @@ class Configuration:
             elif inner.name == "server_name":
                 names += [HOST if name == "$hostname" else name if name.startswith("~") else name.lower() for name in inner.args]
         return Server(one, listens or [Listen("*", 80, ())], names or [""], self.expand)
+
+    @functools.cached_property
+    def listens(self) -> dict[tuple[str, int], list[Listen]]:
+        """By address and port, every `listen`."""
+        found: dict[tuple[str, int], list[Listen]] = {}
+        for server in self.servers:
+            for one in server.listens:
+                found.setdefault((one.address, one.port), []).append(one)
+        return found
+
+    @functools.cached_property
+    def _times(self) -> collections.Counter[int]:
+        return collections.Counter(id(one.directive) for one in self.servers)
+
+    def times_read(self, server: Server) -> int:
+        """How often its block is read: a file may be included twice."""
+        return self._times[id(server.directive)]
 
     def set_for_all(self, name: str) -> list[Directive]:
         """The directives of that name that the http part itself has."""

@@ -12,21 +12,23 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from certdrop.config import site
 from certdrop.nginx import challenge, expression, snippets
-from certdrop.nginx.blocks import Build, Refused
+from certdrop.nginx.blocks import HSTS, Build, Refused
 from certdrop.nginx.configuration import Configuration, Server, listened, rank
 from certdrop.nginx.syntax import Directive, Source
 
 TLS = "/etc/nginx/snippets/certdrop-tls.conf"
 SETTINGS = {"ssl_protocols", "ssl_ciphers", "ssl_prefer_server_ciphers", "ssl_session_timeout", "ssl_session_cache", "ssl_session_tickets", "ssl_ecdh_curve"}
-HSTS = 'add_header Strict-Transport-Security "max-age=63072000" always;'
 STRANGER = "certdrop-looks-for-the-default.invalid"
 EARLY = {"return", "rewrite", "if", "break", "set"}            # what the rewrite module has run before a location is looked for
 BEHIND = "; what follows stood behind the brace"
+
+
+Pieces = list[tuple[int, str]]     # what is put where
 
 
 class NoBlock(Exception):
@@ -76,24 +78,38 @@ def bears(text: str, name: str) -> bool:
     return f"# certdrop {name} " in text
 
 
+def borne(text: str) -> set[str]:
+    """The sites for which a text has lines of certdrop's."""
+    return set(re.findall(r"# certdrop (\S+) ", text)) if "# certdrop " in text else set()
+
+
 def found(path: str, text: str, name: str) -> Found:
     """What certdrop wrote for a site into this text. Raises Refused where somebody edited it since."""
-    inside = []
+    inside, rest = _found(path, text, {name})
+    return Found("".join(inside.get(name, [])), rest)
+
+
+def _found(path: str, text: str, names: Collection[str]) -> tuple[dict[str, list[str]], str]:
+    """The same for several sites: what it says for each, and the text without any."""
+    inside: dict[str, list[str]] = {}
 
     def out(match: re.Match[str]) -> str:
+        if match["name"] not in names:
+            return match[0]
         if _sum(match["inside"]) != match["sum"]:
-            raise _edited(path, text[:match.start()].count("\n") + 2, name)
-        inside.append(match["inside"])
+            raise _edited(path, text[:match.start()].count("\n") + 2, match["name"])
+        inside.setdefault(match["name"], []).append(match["inside"])
         return match["break"] if match["break"] and text[match.start() - 1:match.start()] != "{" else ""       # else a comment would take it in
-
-    mark = re.escape(name)
-    rest = re.sub(rf"\r?\n[ \t]*# certdrop {mark} (?P<sum>[0-9a-f]{{8}}): [^\n]*\n(?P<inside>(?:(?![ \t]*# certdrop {mark} )[^\n]*\n)*)"
-                  rf"[ \t]*# certdrop {mark} ends(?:{BEHIND}(?P<break>\r?\n))?", out, text)
-    rest = re.sub(rf"^([ \t]*)# certdrop {mark} keeps: ", r"\1", rest, flags=re.M)
-    left = re.search(rf"# certdrop {mark} ", rest)
-    if left:
-        raise _edited(path, rest[:left.start()].count("\n") + 1, name)
-    return Found("".join(inside), rest)
+    if "# certdrop " not in text:
+        return inside, text
+    mark = re.escape(*names) if len(names) == 1 else r"\S+"
+    rest = re.sub(rf"\r?\n[ \t]*# certdrop (?P<name>{mark}) (?P<sum>[0-9a-f]{{8}}): [^\n]*\n(?P<inside>(?:(?![ \t]*# certdrop (?P=name) )[^\n]*\n)*)"
+                  rf"[ \t]*# certdrop (?P=name) ends(?:{BEHIND}(?P<break>\r?\n))?", out, text)
+    rest = re.sub(rf"^([ \t]*)# certdrop ({mark}) keeps: ", lambda match: match[1] if match[2] in names else match[0], rest, flags=re.M)
+    for left in re.finditer(rf"# certdrop ({mark}) ", rest):
+        if left[1] in names:
+            raise _edited(path, rest[:left.start()].count("\n") + 1, left[1])
+    return inside, rest
 
 
 def _edited(path: str, line: int, name: str) -> Refused:
@@ -107,38 +123,93 @@ def _sum(text: str) -> str:
 
 def without(config: Configuration, name: str) -> tuple[Configuration, str]:
     """The configuration as it is without a site's lines; and these lines. Raises Refused."""
-    lines, texts = "", list[Source]()
+    plain, lines = _without(config, {name})
+    return plain, lines.get(name, "")
+
+
+def _without(config: Configuration, names: Collection[str]) -> tuple[Configuration, dict[str, str]]:
+    lines, texts = dict[str, str](), list[Source]()
     for path, text in config.texts.items():
-        one = found(path, text, name) if bears(text, name) else Found("", text)
-        lines += one.inside
-        texts.append(Source(path, one.rest))
+        inside, rest = _found(path, text, names)
+        for name, those in inside.items():
+            lines[name] = lines.get(name, "") + "".join(those)
+        texts.append(Source(path, rest))
     return (config if not lines and texts == [Source(*pair) for pair in config.texts.items()] else Configuration(texts)), lines
 
 
 def changes(config: Configuration, wanted: Wanted) -> list[Change]:
     """The files to change, with their new texts; none where all is as wanted. Raises Refused; NoBlock where no block has one of the names."""
-    if config.cut:
-        raise Refused(f"{wanted.name}: nginx's configuration is longer, or nested deeper, than is read; nothing was changed")
+    _refuse_cut(config, wanted)
     plain, lines = without(config, wanted.name)
     wanted, texts = _as_before(wanted, lines), dict[str, str]()
     try:
-        texts = _changed(plain, wanted)
+        texts = _changed(plain, [wanted.name], _edits(plain, wanted))
         after = _read(plain, texts)
         try:
             _refuse_what_changes(plain, after, wanted)
         except _AsChanged as refused:
-            raise Refused(_placed(str(refused), texts, plain.texts)) from refused
+            raise Refused(placed(str(refused), texts, plain.texts)) from refused
     except Refused as refused:
-        raise Refused(_placed(str(refused), plain.texts, config.texts)) from refused
-    old, new = config.texts, {**plain.texts, **texts}
-    return [Change(path, old[path], new[path]) for path in old if old[path] != new[path]]
+        raise Refused(placed(str(refused), plain.texts, config.texts)) from refused
+    return _differing(config, {**plain.texts, **texts})
+
+
+class Apart(Exception):
+    """What these need together cannot be told: each is to be looked at by itself."""
+
+
+def of_all(config: Configuration, wishes: Sequence[Wanted]) -> tuple[list[Change], dict[str, Refused | NoBlock]]:
+    """The same for several sites in one go; if some are refused, no changes, and why, by the site's name. Raises Apart.
+
+    The work grows with the configuration, not with its square. What is decided is decided as for each alone, which is where it is explained.
+    """
+    names, refused = [one.name for one in wishes], dict[str, Refused | NoBlock]()
+    edited: dict[str, Pieces] = {}
+    for wanted in wishes[:1]:
+        _refuse_cut(config, wanted)
+    try:
+        plain, lines = _without(config, {*names})
+        wishes = [_as_before(one, lines.get(one.name, "")) for one in wishes]
+        for wanted in wishes:
+            try:
+                for path, pieces in _edits(plain, wanted).items():
+                    edited.setdefault(path, []).extend(pieces)
+            except (Refused, NoBlock) as why:
+                refused[wanted.name] = why if isinstance(why, NoBlock) else Refused(placed(str(why), plain.texts, config.texts))
+        if refused:
+            return [], refused
+        if any(len({at for at, _ in pieces}) != len(pieces) for pieces in edited.values()):
+            raise Apart()                      # two sites in a block: the second is to see what the first has put there
+        new = {place for pieces in edited.values() for _, piece in pieces for place in re.findall(r"^\s*listen (\S*)443 ssl", piece, re.M)}
+        if len({place in ("", "[::]:") for place in new}) > 1:
+            raise Apart()                      # at one address and at all: where the second listens depends on the first
+        texts = _changed(plain, names, edited)
+        every = wishes[0]._replace(domains=[name for one in wishes for name in one.domains], more=[name for one in wishes for name in one.more])
+        _refuse_what_changes(plain, _read(plain, texts), every)
+    except (Refused, _AsChanged) as why:
+        raise Apart() from why
+    return _differing(config, {**plain.texts, **texts}), {}
+
+
+def _refuse_cut(config: Configuration, wanted: Wanted) -> None:
+    if config.cut:
+        raise Refused(f"{wanted.name}: nginx's configuration is longer, or nested deeper, than is read; nothing was changed")
+
+
+def _differing(config: Configuration, new: Mapping[str, str]) -> list[Change]:
+    return [Change(path, text, new[path]) for path, text in config.texts.items() if text != new[path]]
+
+
+def as_changed(config: Configuration, edits: Sequence[Change]) -> Configuration:
+    """The configuration as nginx would read it with these changes."""
+    return _read(config, {one.path: one.new for one in edits})
 
 
 class _AsChanged(Exception):
     """Refused; the text has lines of the texts as they would be."""
 
 
-def _placed(message: str, seen: Mapping[str, str], real: Mapping[str, str]) -> str:
+def placed(message: str, seen: Mapping[str, str], real: Mapping[str, str]) -> str:
     """A message with its FILE:LINE places in one text as those in another."""
     def place(found: re.Match[str]) -> str:
         path, line = found[1], int(found[2]) - 1
@@ -149,13 +220,12 @@ def _placed(message: str, seen: Mapping[str, str], real: Mapping[str, str]) -> s
     return re.sub(r"(/[^\s:]+):(\d+)", place, message)
 
 
-def _changed(plain: Configuration, wanted: Wanted) -> dict[str, str]:
-    """The new texts. Raises Refused, NoBlock."""
-    edited = _edits(plain, wanted)
+def _changed(plain: Configuration, names: Sequence[str], edited: Mapping[str, Pieces]) -> dict[str, str]:
+    """The new texts. Raises Refused where they could not be made the old ones again."""
     texts = {path: _inserted(plain.texts[path], pieces) for path, pieces in edited.items()}
     for path, text in texts.items():
-        if found(path, text, wanted.name).rest != plain.texts[path]:
-            raise Refused(f"{wanted.name}: {path}: its lines could not be taken out again; nothing was changed; put the lines in by hand")
+        if _found(path, text, {*names})[1] != plain.texts[path]:
+            raise Refused(f"{names[0]}: {path}: its lines could not be taken out again; nothing was changed; put the lines in by hand")
     return texts
 
 
@@ -179,13 +249,12 @@ def _read(plain: Configuration, texts: dict[str, str]) -> Configuration:
     return Configuration(sources)
 
 
-Pieces = list[tuple[int, str]]     # what is put where
-
-
 def _inserted(text: str, pieces: Pieces) -> str:
-    for at, piece in sorted(pieces, reverse=True):
-        text = text[:at] + piece + text[at:]
-    return text
+    parts, last = list[str](), 0
+    for at, piece in sorted(pieces):
+        parts += [text[last:at], piece]
+        last = at
+    return "".join(parts) + text[last:]
 
 
 def _asked(config: Configuration, port: int, domain: str) -> Iterator[tuple[str, Server]]:
@@ -269,7 +338,7 @@ def _edits(config: Configuration, wanted: Wanted) -> dict[str, Pieces]:
 def _refuse_block(config: Configuration, block: _Block, wanted: Wanted, opened: bool) -> None:
     """Raise Refused for a block of which this is not known to be right."""
     server = block.server
-    if sum(one.directive is server.directive for one in config.servers) > 1:
+    if config.times_read(server) > 1:
         raise Refused(f"{wanted.name}: {server.directive.place}: the file is included twice; nothing was changed; take one of the includes away")
     patterns = [name for name in server.names if name.startswith("~")]
     if patterns and wanted.tls:
@@ -371,8 +440,7 @@ def _answers_for_others(server: Server, wanted: Wanted) -> bool:
 
 def _listens(config: Configuration, server: Server, wanted: Wanted) -> list[str]:
     """For each address that a block listens at on port 80, the same on 443, in nginx's form. Where others listen there already, as they do."""
-    there = {(one.address, one.port) for other in config.servers for one in other.listens}
-    places = []
+    there, places = config.listens, list[str]()
     for one in server.listens:
         if one.port != 80 or one.address.startswith("unix:"):
             continue
@@ -386,7 +454,7 @@ def _listens(config: Configuration, server: Server, wanted: Wanted) -> list[str]
     if not server.all("listen"):               # nginx listens at *:80 then, but not beside a listen of ours
         lines.append("listen 80;")
     for place in dict.fromkeys(places):
-        others = [one for other in config.servers for one in other.listens if (one.address, one.port) == (place, 443)]
+        others = there.get((place, 443), [])
         http2 = "" if separate or (others and not any("http2" in one.words for one in others)) else " http2"
         lines.append(f"listen {'' if place == '*' else place + ':'}443 ssl{http2};")
     if separate and not config.settings(server, "http2"):
@@ -432,7 +500,7 @@ def _refuse_what_changes(before: Configuration, after: Configuration, wanted: Wa
                       "put the lines in by hand")
     number = {id(server): at for at, server in enumerate(before.servers)}, {id(server): at for at, server in enumerate(after.servers)}
     names = {STRANGER, *(probe for server in before.servers for name in server.names for probe in _probes(name))}
-    ports = {one.port for server in before.servers for one in server.listens if one.port}
+    ports, own = {one.port for server in before.servers for one in server.listens if one.port}, {*wanted.domains}
     for port in (80, 443):
         for address in before.answers.addresses(port):
             for name in wanted.domains:        # where another block was there for all names that have none, it was for nobody's site
@@ -440,16 +508,16 @@ def _refuse_what_changes(before: Configuration, after: Configuration, wanted: Wa
                 if was == now or was is None or was < 0:
                     continue
                 server = before.servers[was]
-                by_default = _is_by_default(server, name) and (port == 443 or name in wanted.more)
+                by_default = is_by_default(server, name) and (port == 443 or name in wanted.more)
                 if not by_default and not _is_ours(server, port):
                     raise Refused(f"{wanted.name}: {server.directive.place}: answers for {name} at {address}:{port}, by server_name "
                                   f"{' '.join(server.names)[:120]}, and would not any more; nothing was changed; give {name} a server block of its own "
                                   f"on port {port} with what it should serve there, then run this again")
     for port in sorted(ports):
         for address in before.answers.addresses(port):
-            for name in sorted(names - {*wanted.domains}):
+            for name in sorted(names - own):
                 was, now = _which(before, number[0], address, port, name), _which(after, number[1], address, port, name)
-                if was != now and was is not None and not (was >= 0 and _is_by_default(before.servers[was], name) and _is_ours(before.servers[was], port)):
+                if was != now and was is not None and not (was >= 0 and is_by_default(before.servers[was], name) and _is_ours(before.servers[was], port)):
                     place, other = (before.servers[at].directive.place for at in (was, was if now is None else now))
                     is_no_name = name in (STRANGER, "_", "localhost")
                     what = "names that no block has" if is_no_name else name
@@ -458,7 +526,7 @@ def _refuse_what_changes(before: Configuration, after: Configuration, wanted: Wa
                                      f"give {name} a server block of its own on port {port}") + ", then run this again")
 
 
-def _is_by_default(server: Server, name: str) -> bool:
+def is_by_default(server: Server, name: str) -> bool:
     """Whether a block is for this name only where no other is."""
     return not server.has_name(name) and not any(rank(one, name) is not None or one.startswith("~") for one in server.names)
 

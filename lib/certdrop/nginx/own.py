@@ -58,7 +58,8 @@ def _is_unmodified(path: str, name: str) -> bool:
     found.domains = [domain.strip("[]") for domain in names[1].split()]
     nginx = tuple(int(part) for part in head[1].split(".") if part)
     builds = [Build(nginx, openssl, ipv6) for openssl, ipv6 in itertools.product([(3, 0), (3, 5)], [False, True])]
-    return any(blocks([found], build, which) == text for build in builds for which in ((PLAIN, TLS), (TLS,), (PLAIN,)))
+    ways = itertools.product(builds, ((PLAIN, TLS), (TLS,), (PLAIN,)), (True, False), (True, False))
+    return any(blocks([found], *way) == text for way in ways)
 
 
 def take_away(path: str, service: services.Service) -> str:

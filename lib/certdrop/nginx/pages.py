@@ -1,26 +1,31 @@
 """The pages of names before a change of nginx's configuration and after it: the same, or what differs, in words.
 
 Root opens no connection: doctor/pages.py looks, as _certdrop-watch. Runs as: root, by hand. Trusts: that the other's words are JSON.
-Reads, writes: nothing.
+Reads: live/. Writes: nothing.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
+import re
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from certdrop import events
+from certdrop import events, spool
+from certdrop.config import site
 from certdrop.nginx.blocks import Refused
 from certdrop.walls import become, users
 
 LOOK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "doctor", "pages.py")
 PATIENCE = 300                     # seconds for all pages
 MOST = 64 << 10                    # bytes that are said of a page
+TICK = 1.1                         # seconds in which a page that shows the time is another
 RELOADED = 15.0                    # seconds in which a reload shows
 
 Asked = tuple[str, str, str]       # address, name, "http" or "https"
@@ -39,6 +44,13 @@ class Page(NamedTuple):
     def __str__(self) -> str:
         through = "".join(f" by way of {one}" for one in self.chain)
         return (f"{self.status}, {self.length} bytes" if self.status else f"no answer ({self.why})") + through
+
+
+def fingerprint(name: str) -> str:
+    """The SHA-256 of a site's live certificate, or placeholder."""
+    with open(f"{site.STATE}/live/{name}/cert.pem", encoding="ascii") as stream:
+        text = stream.read(spool.MAX_REPLY)
+    return hashlib.sha256(base64.b64decode("".join(re.findall("-----BEGIN CERTIFICATE-----(.*?)-----END", text, re.S)[0].split()))).hexdigest()
 
 
 def look(asked: Sequence[Asked]) -> list[Page]:
@@ -83,13 +95,28 @@ def stable(asked: Sequence[Asked]) -> list[tuple[Page, Page]]:
 
 
 def differences(asked: Sequence[Asked], before: Sequence[tuple[Page, Page]], after: Sequence[Page], schemes: Sequence[str]) -> list[str]:
-    """What is not as before, a line each."""
-    found = []
-    for (address, name, scheme), (first, second), now, to in zip(asked, before, after, schemes):
-        same = (now.status, now.chain) == (second.status, second.chain) and (now.length == second.length or first.content != second.content)
-        if not same:
-            found.append(f"{name} at {address}: before, {scheme}: {second}; now, {to}: {now}")
-    return found
+    """What is not as before, a line each. Raises Refused where nobody can look once more."""
+    return [*apart(asked, before, after, schemes).values()]
+
+
+def apart(asked: Sequence[Asked], before: Sequence[tuple[Page, Page]], after: Sequence[Page], schemes: Sequence[str]) -> dict[int, str]:
+    """The same by its place in `asked`. Of equal length and another content, a page is looked at once more: one that changes by itself is no other."""
+    now = [(address, name, to) for (address, name, _), to in zip(asked, schemes)]
+    others = [at for at, ((first, second), page) in enumerate(zip(before, after)) if not _is_same(first, second, page)]
+    unsure = [at for at in others if after[at]._replace(content="", shown="") == before[at][1]._replace(content="", shown="")]
+    if unsure:
+        time.sleep(TICK)
+        again = dict(zip(unsure, look([now[at] for at in unsure])))
+        others = [at for at in others if at not in again or again[at].content == after[at].content]
+    return {at: f"{asked[at][1]} at {asked[at][0]}: before, {asked[at][2]}: {before[at][1]}; now, {schemes[at]}: {after[at]}"
+            + ", of other content" * (at in unsure) for at in others}
+
+
+def _is_same(first: Page, second: Page, now: Page) -> bool:
+    """Whether a page is what it was: where the two of before differ it is made anew each time, and its length counts, if that was the same."""
+    if (now.status, now.chain) != (second.status, second.chain):
+        return False
+    return now.content == second.content if first.content == second.content else now.length == second.length or first.length != second.length
 
 
 def until_shown(asked: Sequence[Asked], certificates: set[str]) -> list[str]:

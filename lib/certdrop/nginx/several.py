@@ -11,14 +11,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from certdrop import words
 from certdrop.config import site
 from certdrop.keeper import services
-from certdrop.nginx import change, edit, fetched, pages
-from certdrop.nginx.blocks import Refused
+from certdrop.keeper.command import as_root
+from certdrop.nginx import change, edit, fetched, pages, write
+from certdrop.nginx.blocks import BINDS, Build, Refused
+from certdrop.nginx.change import Options
 from certdrop.nginx.configuration import Configuration
 from certdrop.nginx.edit import Change, Wanted
 from certdrop.nginx.syntax import Source
@@ -34,19 +36,40 @@ class Failure(NamedTuple):
 
 
 Failures = dict[str, Failure]                  # by the site's name
+GONE = "no server block has one of its names any more; nothing was changed; run this again"
 
 
 def together(config: Configuration, wishes: Sequence[Wanted]) -> tuple[list[Change], Failures]:
     """The files with all that these sites need, each on top of the others; and what was refused."""
-    now, failed = config, Failures()
-    for wanted in wishes:
-        try:
-            now = _with(now, edit.changes(now, wanted))
-        except Refused as refused:
-            failed[wanted.name] = Failure(str(refused).removeprefix(f"{wanted.name}: "))
-        except edit.NoBlock:
-            failed[wanted.name] = Failure("no server block has one of its names any more; nothing was changed; run this again")
+    refused = dict[str, Refused | edit.NoBlock]()
+    now = _onto(config, wishes, refused)
+    failed = {one.name: Failure(GONE if isinstance(why, edit.NoBlock) else str(why).removeprefix(f"{one.name}: "))
+              for one in wishes if (why := refused.get(one.name)) is not None}
     return [Change(path, text, now.texts[path]) for path, text in config.texts.items() if now.texts[path] != text], failed
+
+
+def _onto(config: Configuration, wishes: Sequence[Wanted], refused: dict[str, Refused | edit.NoBlock]) -> Configuration:
+    """What these need on top of a configuration: all in one go, or, where that cannot be told, in halves. Why some are refused goes into `refused`."""
+    if not wishes:
+        return config
+    if len(wishes) > 1:
+        try:
+            edits, why = edit.of_all(config, wishes)
+            refused.update(why)
+            return _onto(config, [one for one in wishes if one.name not in why], refused) if why else _with(config, edits)
+        except edit.Apart:
+            half = len(wishes) // 2
+            now = _onto(config, wishes[:half], refused)
+            then = dict[str, Refused | edit.NoBlock]()
+            last = _onto(now, wishes[half:], then)
+            refused.update({name: why if isinstance(why, edit.NoBlock) else Refused(edit.placed(str(why), now.texts, config.texts))
+                            for name, why in then.items()})
+            return last
+    try:
+        return _with(config, edit.changes(config, wishes[0]))
+    except (Refused, edit.NoBlock) as why:
+        refused[wishes[0].name] = why
+        return config
 
 
 def _with(config: Configuration, changes: Sequence[Change]) -> Configuration:
@@ -54,45 +77,78 @@ def _with(config: Configuration, changes: Sequence[Change]) -> Configuration:
     return Configuration([Source(path, new.get(path, text)) for path, text in config.texts.items()]) if new else config
 
 
-def take(wishes: Sequence[Wanted], order: Callable[[list[Wanted]], Failures]) -> Failures:
-    """Have nginx serve these sites by HTTPS. `order` makes the sites that are not there yet, and has the CA asked. Those that were not done, and why.
+def apply(groups: Sequence[list[site.Site]], build: Build, options: Options) -> int:
+    """certdrop-nginx --apply, for the sites of each group, which share their names. 0, or what the first failure says. Raises Refused, Absent."""
+    return as_root(lambda: _apply(groups, build, options))
 
-    Raises Refused and Absent where nothing can be done at all, and change.Ended where somebody ended it.
+
+def _apply(groups: Sequence[list[site.Site]], build: Build, options: Options) -> int:
+    def order(left: list[Wanted]) -> tuple[list[Wanted], Failures]:
+        failed = {one.name: Failure(f"a token that was put did not come: {bad[0]}") for one in left if (bad := fetched.at_port_80(one.names))}
+        left = [one for one in left if one.name not in failed]
+        for one in left if not options.ask else ():
+            change.say(one.name, f"challenges come through; next: certdrop renew {' '.join(one.names)}, then certdrop-nginx {one.name} --apply puts HTTPS in")
+        if not left or not options.ask:
+            return [], failed
+        names = [name for one in left for name in one.names]
+        change.say(left[0].name, f"certdrop renew {' '.join(names)}: asks the CA for a certificate now; nginx serves HTTPS once it is there")
+        subprocess.run([write.CERTDROP, "renew", *names], stdin=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False)
+        return left, failed                    # what renew says of a certificate that is not served yet is not the end
+    failed = take([change.wanted(group, build, options, True) for group in groups], order, options.anyway)
+    for name, failure in failed.items():
+        if failure.why == GONE:
+            failed[name] = Failure(f"no server block has one of its names; nothing was changed; certdrop-nginx {name} --write makes new ones, or put the names "
+                                   "into the server_name of yours", failure.code)
+    words.say(*[f"certdrop-nginx: {name}: {failure.why.removeprefix(f'{name}: ')}" for name, failure in failed.items()])
+    return next((failure.code for failure in failed.values()), os.EX_OK)
+
+
+def take(wishes: Sequence[Wanted], order: Callable[[list[Wanted]], tuple[list[Wanted], Failures]], anyway: bool = False) -> Failures:
+    """Have nginx serve these sites by HTTPS. Those that were not done, and why.
+
+    `order` has what a CA would fetch looked at, makes the sites that are not there yet, and has the CA asked; it says with which to go on, and which failed.
+    `anyway`: a page that is another then is only told. Raises Refused and Absent where nothing can be done at all, and change.Ended where somebody ended it.
     """
     service, names = change.service_here(), [one.name for one in wishes]
     with change.ending(names[0]), change.at_work(*names):
         begun = [name for name in names if change.tell_of_begun(name)]
         config = change.tested(service)
         text = "".join(config.texts.values())
-        ready = [one for one in wishes if _has_certificate(one.name)]
-        before = _Pages(config, wishes)
+        failed = together(config, wishes)[1]               # refused before anything is done
+        left = [one for one in wishes if one.name not in failed]
+        for one in [one for one in left if one.name not in begun and _has_certificate(one) and not edit.changes(config, one)]:
+            change.say(one.name, "its server blocks have all they need; nothing was changed")
+            left.remove(one)
+        if not left:
+            return failed
+        ready = [one for one in left if _has_certificate(one)]
+        before = _Pages(config, left, anyway)
         change.refuse_where_none_answers(names[0], service, before.asked, [*before.own.values()])
-        had = {one.name for one in wishes if edit.bears(text, one.name) and not (
-            one in ready and one.name in begun and not change.is_served(before.of(one), [one.name]))}
-        failed = _serve(service, ready, had, before)       # what is only to be loaded, or put in again, before others are changed
-        left = [one for one in wishes if one not in ready]
+        had = {one.name for one in left if edit.bears(text, one.name) and not (one.name in begun and not change.is_served(before.of(one), one.names))}
+        failed.update(_serve(service, ready, had, before))             # what is only to be loaded, or put in again, before others are changed
+        left = [one for one in left if one not in ready]
         if not left:
             return failed
         if ready:
             before.take()
         failed.update(_stage(service, [one._replace(tls=False) for one in left], before.changed, before.is_other_by_itself))
         try:
-            left, barred = _that_come_through([one for one in left if one.name not in failed])
-            failed.update(barred)
-            failed.update(order(left) if left else {})
+            left, barred = order([one for one in left if one.name not in failed])
         except BaseException:                  # what was put in for sites that are none now
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             for name, why in _take_out(service, _no_sites(names)).items():
                 words.say(f"certdrop-nginx: {name}: {why}")
             raise
+        failed.update(barred)
         for one in left:
-            if one.name not in failed and not _has_certificate(one.name):
+            if not _has_certificate(one):
                 failed[one.name] = Failure("no certificate came; nginx goes on as before, and lets challenges through, so that cron can go on; then "
                                            f"certdrop-nginx {one.name} --apply does the rest (certdrop-nginx {one.name} --undo takes it back)", os.EX_TEMPFAIL)
-        _add(failed, _take_out(service, _no_sites(name for name, failure in failed.items() if not failure.stays)))
+        out = [name for name, failure in failed.items() if not failure.stays]
+        _add(failed, _take_out(service, dict.fromkeys([*_no_sites(out), *(name for name in out if name in barred and name not in had)])))
         left = [one for one in left if one.name not in failed]
         try:
-            before = _Pages(change.configuration_now(), left)           # the CA may have taken minutes
+            before = _Pages(change.configuration_now(), left, anyway)   # the CA may have taken minutes
         except change.Ended:
             raise
         except Refused as refused:
@@ -103,8 +159,9 @@ def take(wishes: Sequence[Wanted], order: Callable[[list[Wanted]], Failures]) ->
     return failed
 
 
-def _has_certificate(name: str) -> bool:
-    return os.path.exists(f"{site.STATE}/live/{name}/nginx.conf") and not os.path.exists(f"{site.STATE}/live/{name}/placeholder")
+def _has_certificate(wanted: Wanted) -> bool:
+    """Whether each of its sites has more than a placeholder."""
+    return all(os.path.exists(path) and not os.path.exists(f"{os.path.dirname(path)}/placeholder") for path in wanted.lives)
 
 
 def _serve(service: services.Service, wishes: Sequence[Wanted], had: set[str], before: _Pages) -> Failures:
@@ -112,7 +169,7 @@ def _serve(service: services.Service, wishes: Sequence[Wanted], had: set[str], b
     failed = _stage(service, wishes, before.wrong, before.is_other_by_itself)
     _add(failed, _take_out(service, [name for name, failure in failed.items() if name not in had and not failure.stays]))
     _add(failed, {name: change.STAY.format(name) for name, failure in failed.items() if name in had and not failure.stays})
-    _tell([one for one in wishes if one.name not in failed], before.asked)
+    _tell([one for one in wishes if one.name not in failed], before)
     return failed
 
 
@@ -123,16 +180,16 @@ def _add(failed: Failures, words_more: dict[str, str]) -> None:
             failed[name] = failed[name]._replace(why=f"{failed[name].why}; {why}")
 
 
-def _tell(done: Sequence[Wanted], asked: Sequence[pages.Asked]) -> None:
+def _tell(done: Sequence[Wanted], before: _Pages) -> None:
     if not done:
         return
     subprocess.run([change.INSTALL], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=users.ENVIRONMENT, check=False)
     for one in done:
-        for domain in dict.fromkeys(domain for _, domain, _ in asked if domain in one.domains):
+        for domain in dict.fromkeys(domain for _, domain, _ in before.of(one) if domain not in before.others_now):
             change.say(one.name, f"https://{domain}/ is the page that http://{domain}/ was")
-        if one.hsts:
-            change.say(one.name, change.BINDS)
         change.say(one.name, f"certdrop-nginx {one.name} --undo takes it back; the files as they were are in {change.KEPT}/{one.name}")
+    if any(one.hsts for one in done):
+        print(f"certdrop-nginx: {BINDS}", flush=True)
 
 
 def _stage(service: services.Service, wishes: Sequence[Wanted], look: Callable[[Sequence[Wanted]], dict[str, str]], is_other_by_itself: Callable[[], bool],
@@ -173,27 +230,11 @@ def _stage(service: services.Service, wishes: Sequence[Wanted], look: Callable[[
     return failed
 
 
-def _that_come_through(wishes: Sequence[Wanted]) -> tuple[list[Wanted], Failures]:
-    """The sites, and of their names those, for which a token came as the CA would fetch it; the others are said."""
-    bad = fetched.of_new([domain for one in wishes for domain in one.domains]) if wishes else {}
-    left, failed = list[Wanted](), Failures()
-    for one in wishes:
-        good = [domain for domain in one.domains if domain not in bad]
-        why = [f"{bad[domain][0].why}{'; ' * bool(bad[domain][0].mend)}{bad[domain][0].mend}" for domain in one.domains if domain in bad]
-        if not good:
-            failed[one.name] = Failure(why[0])
-            continue
-        for line in why:
-            words.say(f"certdrop-nginx: {one.name}: left out: {line}")
-        left.append(one._replace(domains=good))
-    return left, failed
-
-
 def _no_sites(names: Iterable[str]) -> list[str]:
     return [name for name in names if not os.path.lexists(f"{site.ETC}/sites.d/{name}.toml")]
 
 
-def _take_out(service: services.Service, names: Sequence[str]) -> dict[str, str]:
+def _take_out(service: services.Service, names: Collection[str]) -> dict[str, str]:
     """Take the lines of sites out again; by site, why that could not be done."""
     if not names:
         return {}
@@ -222,7 +263,8 @@ def _take_out(service: services.Service, names: Sequence[str]) -> dict[str, str]
 class _Pages:
     """The pages of sites' names and of others, before a change; and what is not as it was. Every method raises Refused where nobody can look."""
 
-    def __init__(self, config: Configuration, wishes: Sequence[Wanted]) -> None:
+    def __init__(self, config: Configuration, wishes: Sequence[Wanted], anyway: bool) -> None:
+        self.anyway, self.others_now = anyway, set[str]()        # domains whose page is another now, which was wanted
         self.asked, self.others = change.to_be_asked(config, [domain for one in wishes for domain in one.domains])
         self.take()
 
@@ -232,20 +274,43 @@ class _Pages:
 
     def of(self, wanted: Wanted) -> list[pages.Asked]:
         """Those of a site."""
-        return [one for one in self.asked if one[1] in wanted.domains]
+        names = {*map(edit.below, wanted.domains)}
+        return [one for one in self.asked if one[1] in names]
 
     def changed(self, these: Sequence[Wanted]) -> dict[str, str]:
         """By site the page that is not as it was, by http; "" for what belongs to none of them."""
-        wrong = dict[str, str]()
-        for one in these:
-            was = self.of(one)
-            for line in pages.differences(was, [self.own[page] for page in was], pages.look(was), ["http"] * len(was)):
-                wrong.setdefault(one.name, f"differs: {line}: the pages are not those of before")
-        return wrong or self._changed_elsewhere()
+        return self._compared(these, "http", {}) or self._changed_elsewhere()
+
+    def wrong(self, these: Sequence[Wanted]) -> dict[str, str]:
+        """By site what is not as it was, or does not show its certificate; "" for what belongs to none of them."""
+        return self._compared(these, "https", {one.name: {*map(pages.fingerprint, one.names)} for one in these}) or self._changed_elsewhere()
+
+    def _compared(self, these: Sequence[Wanted], scheme: str, prints: dict[str, set[str]]) -> dict[str, str]:
+        """By site the first thing that is not as it was; the others are said, and all of them where they are wanted so."""
+        was = [(one.name, page) for one in these for page in self.of(one)]
+        now, wrong = [(address, domain, scheme) for _, (address, domain, _) in was], dict[str, str]()
+        if prints:
+            pages.until_shown(now, {mark for marks in prints.values() for mark in marks})
+        seen = pages.look(now)
+        apart = pages.apart([old for _, old in was], [self.own[old] for _, old in was], seen, [scheme] * len(was))
+        for at, ((name, _), new, page) in enumerate(zip(was, now, seen)):
+            if prints and page.shown not in prints[name]:
+                wrong.setdefault(name, f"{new[1]} at {new[0]}: {'another certificate is shown' if page.shown else page.why or 'no certificate is shown'}")
+            if at in apart:
+                if self.anyway:
+                    self.others_now.add(new[1])
+                if self.anyway or name in wrong:
+                    change.say(name, f"differs: {apart[at]}")
+                else:
+                    wrong[name] = (f"differs: {apart[at]}: the pages are not those of before (certdrop-nginx {name} --apply --anyway makes the change all the "
+                                   "same)")
+        return wrong
 
     def _changed_elsewhere(self) -> dict[str, str]:
         apart = pages.differences(self.others, [*self.apart.values()], pages.look(self.others), [scheme for _, _, scheme in self.others])
-        return {"": f"pages of others are not those of before: {apart[0]}"} if apart else {}
+        for line in apart if self.anyway else ():
+            words.say(f"certdrop-nginx: differs: {line}")
+        return {"": f"pages of others are not those of before: {apart[0]}"} if apart and not self.anyway else {}
 
     def is_other_by_itself(self) -> bool:
         """Whether a page of others stays another, now that the files are as they were. It is taken as it is then."""
@@ -261,19 +326,3 @@ class _Pages:
         except Refused:                        # nobody can look
             return False
         return False
-
-    def wrong(self, these: Sequence[Wanted]) -> dict[str, str]:
-        """By site what is not as it was, or does not show its certificate; "" for what belongs to none of them."""
-        of = {domain: one.name for one in these for domain in one.domains}
-        prints = {one.name: change.fingerprint(one.name) for one in these}
-        was = [one for one in self.asked if one[1] in of]
-        after = [(address, domain, "https") for address, domain, _ in was]
-        pages.until_shown(after, {*prints.values()})
-        wrong = dict[str, str]()
-        for old, one, page in zip(was, after, pages.look(after)):
-            if page.shown != prints[of[one[1]]]:
-                wrong.setdefault(of[one[1]], f"{one[1]} at {one[0]}: {'another certificate is shown' if page.shown else page.why or 'no certificate is shown'}")
-            for line in pages.differences([old], [self.own[old]], [page], ["https"]):
-                wrong.setdefault(of[one[1]], f"differs: {line}: the pages are not those of before (certdrop-nginx "
-                                             f"{of[one[1]]} --apply --anyway makes the change all the same)")
-        return wrong or self._changed_elsewhere()

@@ -64,12 +64,30 @@ def test_what_does_not_lead_here_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     assert found["d.example"].why == ""
 
 
+@pytest.mark.parametrize("text, address, left", [
+    ("server { listen 80; server_name a.example; }", "192.0.2.1", True), ("server { listen 80; server_name a.example; }", "2001:db8::1", False),
+    ("server { listen 80; listen [::]:80; server_name a.example; }", "2001:db8::1", True),
+    ("server { listen 80; server_name a.example; }\nserver { listen [::]:80; server_name _; }", "2001:db8::1", False)])
+def test_what_the_change_does_not_mend_is_left_out(text: str, address: str, left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the block does not listen over IPv6 and the name has such an address, no challenge will come there; nor through a firewall."""
+    why = f"a.example: over {address} the token does not come: Connection refused: nginx does not listen there"
+    monkeypatch.setattr(fetched, "of_new", lambda _: {"a.example": [fetched.Failure("a.example: port 80", why, "add: listen [::]:80;")]})
+    known = here(text)
+    found = candidates.examined(known, candidates.by_block(known))
+    assert (found[0].why == "") == left and (left or "over 2001:db8::1 the token does not come" in found[0].why)
+    why += "; it is this host's firewall"
+    assert candidates.examined(known, candidates.by_block(known))[0].why
+
+
 def test_a_block_that_cannot_be_changed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the editor's own words, before anything is done."""
     monkeypatch.setattr(fetched, "of_new", lambda _: {})
     known = here("server { listen 80; server_name a.example; return 301 https://$host$request_uri; }\nserver { listen 80; server_name b.example; }\n")
+    monkeypatch.setattr(fetched, "of_new", lambda _: {"a.example": [fetched.Failure("a.example: port 80", "a.example: over ::1 the token does not come", "")]})
     found = candidates.examined(known, candidates.by_block(known))
     assert "leads to https" in found[0].why and [one.why for one in found[1:]] == [""]
+    known = here("server { listen 80; server_name b.example; }\nserver { listen 80; server_name a.example; return 301 https://$host$request_uri; }\n")
+    assert candidates.examined(known, candidates.by_block(known))[1].why.startswith("/etc/nginx/sites:2: return 301")
 
 
 def test_changes_of_one_file_are_put_together() -> None:
@@ -82,16 +100,38 @@ def test_changes_of_one_file_are_put_together() -> None:
 
 @pytest.mark.parametrize("answers, chosen", [(["2"], ["b.example"]), (["02 a.example"], ["a.example", "b.example"]), ([",", "1"], ["a.example"]),
                                              (["0", "4", "\uff11", "1;2"], ["a.example", "b.example"]), ([""], ["a.example", "b.example", "c.example"]),
-                                             (["1 nobody.example", "all"], ["a.example", "b.example", "c.example"])])
+                                             (["1 nobody.example", "all"], ["a.example", "b.example", "c.example"]),
+                                             (["1+2 2+3", "1 c.example + 2"], ["a.example", "c.example b.example"]), (["1+1"], ["a.example"]),
+                                             (["1+9", "+", "1+", "2+3+1"], ["b.example c.example a.example"])])
 def test_what_is_chosen(answers: list[str], chosen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers and names; what is neither, or nothing, is asked for again."""
+    """Numbers and names, joined or not; what is neither, or nothing, or in two certificates, is asked for again."""
+    known = here("".join(f"server {{ listen 80; server_name {name}.example; }}\n" for name in "abc"))
     can = [candidates.Candidate(name, [name], "/x:1", []) for name in ("a.example", "b.example", "c.example")]
     left = iter(answers)
     monkeypatch.setattr(candidates.terminal, "ask", lambda _: next(left))
-    assert [one.name for one in candidates._chosen(can)] == chosen and list(left) == []
+    assert [" ".join(one.domains) for one in candidates._chosen(known, can)] == chosen and list(left) == []
 
 
 def test_who_has_a_certificate_already_is_named() -> None:
     """Another client's."""
     found = candidates.by_block(here("server { listen 80; server_name had.example; }\nserver { listen 443 ssl; server_name had.example; ssl_certificate /c; }"))
     assert [(one.name, one.domains) for one in found] == [("had.example", [])] and "at /etc/nginx/sites:2; certdrop-import" in found[0].why
+
+
+def test_blocks_that_are_joined_have_one_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changed together; not with one that cannot be taken, nor with a site that is there, nor with more names than fit."""
+    monkeypatch.setattr(fetched, "of_new", lambda _: {})
+    known = here(SITES + "server { listen 80; server_name f.example; return 301 https://$host$request_uri; }\n")
+    found = candidates.examined(known, candidates.by_block(known))
+    at = {one.name: number for number, one in enumerate(found)}
+    joined = {one.name: one for one in candidates._joined(known, found, [[at["d.example"], at["a.example"]], [at["b.example"], at["f.example"]], []])}
+    one = joined["d.example"]
+    assert (one.domains, one.blocks, one.why) == (["d.example", "a.example", "www.a.example"], 2, "")
+    assert one.place == "/etc/nginx/sites:6 and /etc/nginx/sites:1"
+    edits, failed = several.together(known.config, [candidates.wanted(known, one.name, one.domains)])
+    assert not failed and edits[0].new.count("# certdrop d.example ends") == 2 and "a.example" not in joined
+    assert joined["b.example"].why.startswith("cannot be joined: f.example: ") and "f.example" not in joined
+    mine = candidates.Candidate("site.example", ["site.example"], "/x:1", [])
+    assert "certdrop add-name site.example" in candidates._as_one(known, [found[0], mine]).why
+    many = candidates.Candidate("m.example", [f"m{number}.example" for number in range(100)], "/x:1", [])
+    assert "at most" in candidates._as_one(known, [found[0], many]).why

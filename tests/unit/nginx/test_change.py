@@ -95,9 +95,24 @@ def test_a_disk_that_fails_keeps_no_other_file_changed(nginx: Nginx, tmp_path: p
 
 def test_nginx_that_does_not_take_it_back_is_told(nginx: Nginx, tmp_path: pathlib.Path) -> None:
     nginx.refuses = ["the port is taken", "the port is taken"]
-    with pytest.raises(Refused, match="nginx has not taken it back: the port is taken"):
+    with pytest.raises(change.NotPutBack, match="all files are as they were; nginx has not read them: the port is taken; start it"):
         put(nginx, tmp_path)
-    assert texts(tmp_path) == [OLD, OLD]
+    assert texts(tmp_path) == [OLD, OLD] and os.path.exists(f"{change.KEPT}/{NAME}/begun")
+
+
+def test_lines_are_out_where_nginx_does_not_run(nginx: Nginx, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay out; that nginx has not read the files is said, and still noted. Where its test fails, all is put back."""
+    def stopped() -> None:
+        raise services.Failed("no such process")
+    monkeypatch.setattr(nginx, "reload", stopped)
+    edits = [Change(str(tmp_path / "one"), OLD, "server { }\n")]
+    with pytest.raises(change.NotLoaded, match="lines are out of nginx's files.*not reloaded: no such process; it reads them when it starts"):
+        change.put(NAME, nginx, edits, lambda: "", loads=False)      # type: ignore[arg-type]
+    assert texts(tmp_path)[0] == "server { }\n" and os.path.exists(f"{change.KEPT}/{NAME}/begun")
+    nginx.refuses = ["no"]
+    with pytest.raises(change.NotPutBack, match="nginx refuses the change: no; all files are as they were; nginx has not read them"):
+        change.put(NAME, nginx, [Change(str(tmp_path / "two"), OLD, "x\n")], lambda: "", loads=False)      # type: ignore[arg-type]
+    assert texts(tmp_path)[1] == OLD
 
 
 @pytest.mark.parametrize("what, damage", [
@@ -158,7 +173,7 @@ def test_a_redirect_to_no_url_is_a_page(location: str, monkeypatch: pytest.Monke
 def test_a_difference_is_for_patch(nginx: Nginx, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """Where no person reads it, each byte is as in the file: tabs, and what is no UTF-8."""
     monkeypatch.setattr(change, "configuration_now", lambda: None)
-    monkeypatch.setattr(change, "_wanted", lambda *_: None)
+    monkeypatch.setattr(change, "wanted", lambda *_: None)
     monkeypatch.setattr(change.edit, "changes", lambda *_: [Change("/etc/x", "\tserver \udce4\n", "\tserver \udce4 x\n")])
     change.show([type("", (), {"name": NAME})()], None, change.Options())      # type: ignore[arg-type]
     assert b"-\tserver \xe4\n+\tserver \xe4 x\n" in capfdbinary.readouterr().out
@@ -167,3 +182,20 @@ def test_a_difference_is_for_patch(nginx: Nginx, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "stdout", type("", (), {"write": lambda _, text: shown.append(text), "flush": lambda _: None})())
     change.show([type("", (), {"name": NAME})()], None, change.Options())      # type: ignore[arg-type]
     assert "\t" not in "".join(shown)
+
+
+@pytest.mark.parametrize("before, after, again, differs", [
+    (("one", "one"), "one", "one", False), (("one", "one"), "two", "two", True), (("one", "one"), "two", "ten", False),
+    (("one", "one"), "three", "three", True), (("one", "two"), "ten", "ten", False), (("one", "two"), "three", "three", True),
+    (("one", "three"), "twelve", "twelve", False)])
+def test_a_page_is_what_it_was(before: tuple[str, str], after: str, again: str, differs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its content; one that is made anew each time, by its length; one whose length differs by itself, by status and redirects."""
+    def page(content: str, status: int = 200) -> pages.Page:
+        return pages.Page(status, len(content), content, (), "", "")
+    asked, looked = [("127.0.0.1", NAME, "http")], []
+    monkeypatch.setattr(pages, "TICK", 0.0)
+    monkeypatch.setattr(pages, "look", lambda now: looked.append(now) or [page(again)])      # type: ignore[func-returns-value]
+    said = pages.differences(asked, [(page(before[0]), page(before[1]))], [page(after)], ["https"])
+    assert bool(said) == differs and all(now == [("127.0.0.1", NAME, "https")] for now in looked)
+    assert ("of other content" in "".join(said)) == (differs and len(after) == len(before[1]))
+    assert pages.differences(asked, [(page(before[0]), page(before[1]))], [page(before[1], 500)], ["https"])

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from certdrop.nginx import challenge, change, edit, snippets
+from certdrop.nginx import challenge, change, edit, several, snippets
 from certdrop.nginx.blocks import Build, Refused
 from certdrop.nginx.configuration import Configuration
 from certdrop.nginx.syntax import Source
@@ -230,3 +230,49 @@ def test_undo_is_for_sites_alone(name, monkeypatch):
     monkeypatch.setattr(change, "as_root", lambda work: pytest.fail("it began"))
     with pytest.raises(Refused, match="no site's name"):
         change.undo(name)
+
+
+def _one_by_one(config: Configuration, wishes: list[edit.Wanted]) -> tuple[dict[str, str], list[str]]:
+    """The texts with what each needs on top of the others, and who is refused."""
+    refused = []
+    for wanted in wishes:
+        try:
+            new = {one.path: one.new for one in edit.changes(config, wanted)}
+        except (Refused, edit.NoBlock):
+            refused.append(wanted.name)
+            continue
+        config = Configuration([Source(path, new.get(path, text)) for path, text in config.texts.items()])
+    return config.texts, refused
+
+
+@pytest.mark.parametrize("version", [(1, 22, 1), (1, 26, 3)])
+@pytest.mark.parametrize("blocks", [
+    ["listen 80; server_name a.example www.a.example;", "listen 80; listen [::]:80; server_name b.example;", "server_name c.example;"],
+    ["listen 80; server_name a.example b.example;", "listen 80 default_server; server_name c.example _;", "listen 443 ssl; server_name d.example;"],
+    ["listen 80; server_name a.example; return 301 https://$host/;", "listen 80; server_name b.example;", "listen 80; server_name c.example;"],
+    ["listen 80; server_name a.example;", "listen 80; server_name z.example;", "listen 192.0.2.1:80; server_name b.example;",
+     "listen 80; server_name c.example;"],
+    ["listen 80; server_name a.example;", "listen 443 ssl default_server; server_name b.example; ssl_certificate /c; ssl_certificate_key /k;",
+     "listen 80; server_name b.example;", "listen 192.0.2.1:443 ssl; listen 192.0.2.1:80; server_name c.example;"]])
+def test_all_in_one_go_is_one_by_one(blocks: list[str], version: tuple[int, ...]) -> None:
+    """For challenges, and then for HTTPS: the same texts, the same sites refused; with two sites in a block, and where one is refused."""
+    config = Configuration([Source("/etc/nginx/nginx.conf", "http { include /etc/nginx/one; include /etc/nginx/two; }"), Source(snippets.CHALLENGE, SNIPPET),
+                            Source("/etc/nginx/one", "".join(f"server {{ {block} }}\n" for block in blocks[:2])),
+                            Source("/etc/nginx/two", "".join(f"server {{ {block} }}\n" for block in blocks[2:]))])
+    for tls in (False, True, True):
+        wishes = [edit.Wanted([name], [name], Build(version, (3, 5), True), tls) for name in ("a.example", "b.example", "nowhere.example", "c.example")]
+        expected, refused = _one_by_one(config, wishes)
+        edits, failed = several.together(config, wishes)
+        new = {one.path: one.new for one in edits}
+        config = Configuration([Source(path, new.get(path, text)) for path, text in config.texts.items()])
+        assert (config.texts, sorted(failed)) == (expected, sorted(refused))
+
+
+def test_many_sites_are_read_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once or twice for each."""
+    config = Configuration([Source("/etc/nginx/nginx.conf", "http { " + "".join(f"server {{ listen 80; server_name s{at}.example; }}\n" for at in range(40))
+                                   + "}"), Source(snippets.CHALLENGE, SNIPPET)])
+    read, whole = [], Configuration._read
+    monkeypatch.setattr(Configuration, "_read", lambda self, files: read.append(1) or whole(self, files))      # type: ignore[func-returns-value]
+    edits, failed = several.together(config, [edit.Wanted([name], [name], NEW) for name in (f"s{at}.example" for at in range(40))])
+    assert not failed and edits[0].new.count("listen 443 ssl;") == 40 and len(read) < 5

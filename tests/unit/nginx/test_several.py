@@ -58,7 +58,7 @@ class Here:
         return Configuration([Source(str(self.main), self.main.read_text()), Source(str(self.file), self.file.read_text()),
                               Source(snippets.CHALLENGE, SNIPPET)])
 
-    def order(self, left: list[Wanted]) -> several.Failures:
+    def order(self, left: list[Wanted]) -> tuple[list[Wanted], several.Failures]:
         """Sites and certificates for all."""
         for one in left:
             live = self.root / "live" / one.name
@@ -66,7 +66,7 @@ class Here:
             (live / "nginx.conf").write_text("ssl_certificate /c; ssl_certificate_key /k;")
             (self.root / "etc/sites.d" / f"{one.name}.toml").write_text(f'domains = ["{one.name}"]\n')
         self.at_order()
-        return {}
+        return left, {}
 
     def take(self, *names: str) -> several.Failures:
         """Have these served."""
@@ -102,7 +102,7 @@ def _here(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     here = Here(tmp_path)
     for place, name, value in [
             (change, "KEPT", str(tmp_path / "kept")), (change, "INSTALL", "/bin/true"), (change, "configuration_now", here.config),
-            (change, "service_here", lambda: here), (change, "tested", lambda _: here.config()), (change, "fingerprint", lambda name: f"of {name}"),
+            (change, "service_here", lambda: here), (change, "tested", lambda _: here.config()), (pages, "fingerprint", lambda name: f"of {name}"),
             (change, "to_be_asked", lambda _, domains: ([("127.0.0.1", one, "http") for one in domains], [("127.0.0.1", OTHER, "http")])),
             (change.site, "STATE", str(tmp_path)), (change.site, "ETC", str(tmp_path / "etc")), (fetched, "of_new", lambda _: {}),
             (pages, "look", lambda asked: [here.page(name, scheme) for _, name, scheme in asked]), (pages, "RELOADED", 0.0)]:
@@ -115,11 +115,14 @@ def bad(name: str, content: str = "") -> Callable[[str, str], pages.Page]:
     return lambda one, scheme: page(one, scheme, content or "broken", 503) if (one, scheme) == (name, "https") else page(one, scheme)
 
 
-def apply(name: str) -> int:
-    """certdrop-nginx NAME --apply."""
-    found = change.site.Site(name, general.Config())
-    found.domains = [name]
-    return change._apply([found], BUILD, change.Options())
+def apply(*names: str, options: change.Options = change.Options()) -> int:
+    """certdrop-nginx NAME... --apply."""
+    groups = []
+    for name in names:
+        found = change.site.Site(name, general.Config())
+        found.domains = [name]
+        groups.append([found])
+    return several._apply(groups, BUILD, options)
 
 
 def test_all_are_served(here: Here) -> None:
@@ -149,7 +152,7 @@ def test_apply_goes_on_with_what_was_killed(here: Here) -> None:
 
 @pytest.mark.parametrize("how", ["add", "apply"])
 @pytest.mark.parametrize("served", [False, True])
-def test_what_was_killed_and_is_bad_is_taken_out(here: Here, how: str, served: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_killed_and_is_bad_is_taken_out(here: Here, how: str, served: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """Where nginx did not serve it yet; else it stays, and it is said what takes it out."""
     here.killed(lambda text: HTTPS in text, A)
     seen = iter([page(A, "https")._replace(shown="" if not served else f"of {A}")])
@@ -157,9 +160,8 @@ def test_what_was_killed_and_is_bad_is_taken_out(here: Here, how: str, served: b
     if how == "add":
         said = here.take(A)[A].why
     else:
-        with pytest.raises(Refused) as refused:
-            apply(A)
-        said = str(refused.value) + capsys.readouterr().out
+        assert apply(A) == os.EX_DATAERR
+        said = capfd.readouterr().err
     assert "the pages are not those of before" in said
     assert here.file.read_text() == here.before if not served else HTTPS in here.of(A) and f"certdrop-nginx {A} --undo takes them out" in said
 
@@ -180,11 +182,10 @@ def test_a_signal_ends_all_of_it(here: Here, step: int) -> None:
     assert (here.file.read_text() == here.before) == (step == 0) and len(here.asked) == {0: 3, 1: 2, 2: 5}[step]
 
 
-def test_lines_for_sites_that_were_not_made_are_taken_out_at_a_signal(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_for_sites_that_were_not_made_are_taken_out_at_a_signal(here: Here) -> None:
     """Between the two changes, before there is a site."""
-    monkeypatch.setattr(fetched, "of_new", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(change.Ended):
-        here.take()
+        several.take([Wanted([name], [name], BUILD) for name in (A, B)], lambda _: os.kill(os.getpid(), signal.SIGTERM))      # type: ignore[arg-type]
     assert here.file.read_text() == here.before
 
 
@@ -246,12 +247,12 @@ def test_a_page_that_the_lines_for_challenges_make_another(here: Here) -> None:
 
 def test_lines_that_are_edited_while_the_ca_is_asked_stop_no_other_site(here: Here) -> None:
     """They are said of their site; the others go on."""
-    def edited(left: list[Wanted]) -> several.Failures:
+    def edited(left: list[Wanted]) -> tuple[list[Wanted], several.Failures]:
         here.order(left[:1])
         text = here.file.read_text()
         at = text.index(f"# certdrop {B} ends")
         here.file.write_text(text[:at] + "# mine\n" + text[at:])
-        return {B: several.Failure("this site exists")}
+        return left[:1], {B: several.Failure("this site exists")}
     failed = several.take([Wanted([name], [name], BUILD) for name in (A, B)], edited)
     assert [*failed] == [B] and "this site exists; " in failed[B].why and "edited since" in failed[B].why and HTTPS in here.of(A)
 
@@ -284,3 +285,57 @@ def test_a_test_that_fails_forgets_nothing_that_was_begun(here: Here) -> None:
         raise services.Failed("no")
     here.at_test = [fails]
     assert "nginx refuses the change: no" in here.take(A)[A].why and here.begun(A)
+
+
+def waiting(here: Here, *names: str) -> None:
+    """Sites that have a placeholder; the CA gives no certificate."""
+    here.order([Wanted([name], [name], BUILD) for name in names])
+    for name in names:
+        (here.root / "live" / name / "placeholder").touch()
+
+
+def test_apply_without_a_certificate_leaves_the_lines_for_challenges(here: Here, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --no-issue that was wanted; else cron goes on, and it is to be tried again later. A second run gets no further, and says the same."""
+    waiting(here, A, B)
+    monkeypatch.setattr(fetched, "at_port_80", lambda _: [])
+    monkeypatch.setattr(several.write, "CERTDROP", "/bin/true")
+    assert apply(A, B, options=change.Options(ask=False)) == os.EX_OK
+    assert capfd.readouterr().out.count("challenges come through; next: certdrop renew") == 2 and here.asked == ["test", "reload"]
+    for _ in range(2):
+        assert apply(A, B) == os.EX_TEMPFAIL
+        assert capfd.readouterr().err.count("no certificate came; nginx goes on as before") == 2
+    assert all(HTTPS not in here.of(name) and "certdrop" in here.of(name) for name in (A, B)) and here.asked == ["test", "reload"]
+
+
+def test_apply_takes_the_lines_out_where_no_token_comes(here: Here, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of that site alone; the CA is asked for the others. Lines that an earlier run put in stay."""
+    waiting(here, A, B)
+    monkeypatch.setattr(fetched, "at_port_80", lambda names: [fetched.Failure(f"{B}: port 80", "404", "")] * (B in names))
+    monkeypatch.setattr(several.write, "CERTDROP", "/bin/true")
+    assert apply(A, B) == os.EX_DATAERR
+    said = capfd.readouterr()
+    assert f"{B}: a token that was put did not come: {B}: port 80: 404" in said.err and f"certdrop renew {A}: asks" in said.out
+    assert "certdrop" in here.of(A) and "certdrop" not in here.of(B)
+
+
+def test_apply_says_where_there_is_no_block(here: Here, capfd: pytest.CaptureFixture[str]) -> None:
+    """And what makes one; another site is served all the same."""
+    here.order([Wanted([name], [name], BUILD) for name in (A, "c.example")])
+    assert apply(A, "c.example") == os.EX_DATAERR and HTTPS in here.of(A)
+    assert "certdrop-nginx: c.example: no server block has one of its names; nothing was changed; certdrop-nginx c.example --write" in capfd.readouterr().err
+
+
+def test_a_page_that_may_be_another_is_not_called_the_same(here: Here, capfd: pytest.CaptureFixture[str]) -> None:
+    """--anyway keeps the change, and says what differs."""
+    here.order([Wanted([name], [name], BUILD) for name in (A, B)])
+    here.page = bad(B)
+    assert apply(A, B, options=change.Options(anyway=True)) == os.EX_OK and HTTPS in here.of(B)
+    said = capfd.readouterr().out
+    assert f"https://{A}/ is the page" in said and f"{B}: differs: " in said and f"https://{B}/ is the page" not in said
+
+
+def test_what_is_refused_for_https_is_refused_before_anything_is_done(here: Here) -> None:
+    """Not after the CA was asked."""
+    here.before = here.before.replace(f"server_name {A};", f"server_name {A}; return 301 https://{A}/;")
+    here.file.write_text(here.before)
+    assert "leads to https" in here.take(A)[A].why and here.file.read_text() == here.before and not here.asked
