@@ -247,7 +247,7 @@ def test_links_are_followed(tmp_path, monkeypatch):
     challenges.mkdir()
     web.mkdir(parents=True)
     (web / "acme-challenge").symlink_to(challenges)
-    monkeypatch.setattr(challenge.spool, "challenges", lambda: str(challenges))
+    monkeypatch.setattr(challenge.tokens, "directory", lambda: str(challenges))
     ways = [way(f"{more} server {{ listen 80; root {tmp_path}/web; }}") for more in (
         "", "disable_symlinks on;", "disable_symlinks if_not_owner;", f"disable_symlinks on from={web}/acme-challenge;")]
     assert [found.why == "" for found in ways] == [True, False, True, True] and "disable_symlinks on" in ways[1].why
