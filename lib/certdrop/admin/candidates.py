@@ -234,6 +234,8 @@ def _is_served(here: Known, name: str) -> bool:
 def _why_absent(here: Known, name: str) -> str:
     if _is_served(here, name):
         return f"is a name of the site {here.of[name]} already, and its server block is changed for it"
+    if "," in name:
+        return "no name has a comma: put spaces between names, or + between those that are to share a certificate"
     if name in here.of:
         return f"is a name of the site {here.of[name]} already; certdrop-nginx {here.of[name]} --apply has nginx serve it"
     return "nginx has no server block on port 80 with that name; certdrop add makes a site for it all the same"

@@ -7,6 +7,7 @@ Writes: /etc/nginx/sites-available/NAME and its link in sites-enabled, or /etc/n
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -148,7 +149,8 @@ def plan(group: list[site.Site], build: Build, config: Configuration, wishes: Wi
     wishes = wishes._replace(hsts=wishes.hsts or HSTS in there)
     plain = [server.directive.place for server in config.servers if 80 in server.ports() and any(map(server.has_name, hosts))]
     if plain and parts == (TLS,) and not there:
-        edit.changes(config, edit.Wanted([found.name for found in group], hosts, build))           # or what is in the way of that
+        with contextlib.suppress(edit.NoBlock):
+            edit.changes(config, edit.Wanted([found.name for found in group], hosts, build))       # or what is in the way of that
         raise Refused(f"{name}: its names have a server block already, at {plain[0]}, and a new one would serve something else by https; nothing was written; "
                       f"certdrop-nginx {name} --apply has that block serve it by https, too (--diff shows how)")
     blocked = "" if PLAIN in parts else vacancy.blocked(config, group)

@@ -112,6 +112,11 @@ def test_what_is_chosen(answers: list[str], chosen: list[str], monkeypatch: pyte
     assert [" ".join(one.domains) for one in candidates._chosen(known, can)] == chosen and list(left) == []
 
 
+def test_a_comma_is_no_plus() -> None:
+    """Who joins names with commas is told how."""
+    assert "+ between those" in candidates._why_absent(here(), "a.example,b.example")
+
+
 def test_who_has_a_certificate_already_is_named() -> None:
     """Another client's."""
     found = candidates.by_block(here("server { listen 80; server_name had.example; }\nserver { listen 443 ssl; server_name had.example; ssl_certificate /c; }"))
