@@ -41,7 +41,7 @@ MAN = $(filter-out $(FLEET_MAN),$(sort $(wildcard man/*.[158])))
 UNITS = $(sort $(wildcard systemd/*))
 PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
-SCRIPTS = $(SBIN) $(BIN) $(addprefix bin/,$(FLEET_PROGRAMS)) $(wildcard tests/stage/stage tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make share/certspotter/mail-foreign docs/picture)
+SCRIPTS = $(SBIN) $(BIN) $(addprefix bin/,$(FLEET_PROGRAMS)) $(wildcard tests/stage/stage tests/demo/demo tests/demo/demo-fleet bench/fleet tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make share/certspotter/mail-foreign docs/picture)
 SHELL_SCRIPTS = tests/second_ca/fetch setup/setup setup/setup-fleet .ci/closed .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/certdrop-fleet.postinst debian/certdrop-fleet.postrm debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
@@ -55,11 +55,12 @@ SECONDS_OF_FUZZING = 3600
 # What is made with -j, too, begins with deps and ends with what rests on it; .ci/test has lanes of its own.
 .NOTPARALLEL:
 
-.PHONY: help deps check root-lines readme-lines unit test demo torture fuzz bench model deb source lint-deb release distcheck test-matrix install install-files install-fleet install-snippets install-units uninstall clean
+.PHONY: help deps check root-lines readme-lines unit test demo demo-fleet bench-fleet torture fuzz bench model deb source lint-deb release distcheck test-matrix install install-files install-fleet install-snippets install-units uninstall clean
 
 help:
 	@echo "make deps       install what building and linting needs (apt)"
 	@echo "make demo       the main job, shown step by step on a stage; nothing on this machine changes"
+	@echo "make demo-fleet three hosts, two desks, two databases and a CA, each a machine; some are lost on the way"
 	@echo "make test       everything: check, unit tests, the package, system tests on the stage"
 	@echo "make check      lint and types, manual pages, and how much code runs as root"
 	@echo "make root-lines, readme-lines   that count file by file; write it into README.md"
@@ -111,6 +112,10 @@ demo: deps deb
 	@$(STAGE) fetch
 	@$(STAGE) run --deb $(DEB) -- tests/demo/demo
 
+demo-fleet: deps deb
+	@$(STAGE) fetch --with fleet
+	@$(STAGE) run --with fleet --deb $(DEB) --deb $(DEB:dist/certdrop_%=dist/certdrop-fleet_%) -- tests/demo/demo-fleet
+
 # Every point at which the keeper can be killed or fail; "make test" takes a sample.
 torture: deps deb
 	@$(STAGE) fetch
@@ -120,6 +125,10 @@ torture: deps deb
 bench: deps deb
 	@bench/bench
 	@CERTDROP_ROTATIONS=200 $(STAGE) run --keep-env --deb $(DEB) -- $(PYTHON) -m pytest -q tests/system/test_handshakes.py
+
+# What a fleet costs, and how that grows: the tables of docs/fleet.md. Takes ten minutes.
+bench-fleet: deps deb
+	@bench/fleet
 
 # The recovery table, model-checked; needs spin and gcc.
 model:

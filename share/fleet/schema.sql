@@ -31,6 +31,8 @@ CREATE TABLE IF NOT EXISTS certdrop.machine (
     enrolled timestamptz NOT NULL DEFAULT now(),
     seen timestamptz
 );
+-- Of a desk: which hosts it believes, by its own word. It takes the work of no others; and of what two believe, each has its sites.
+ALTER TABLE certdrop.machine ADD COLUMN IF NOT EXISTS knows text[] NOT NULL DEFAULT '{}';
 
 -- What root of a host wants: a certificate for this CSR, or a revocation. `now` has root's signature for "now".
 CREATE TABLE IF NOT EXISTS certdrop.request (
@@ -107,6 +109,9 @@ END $$;
 -- A machine was here.
 CREATE OR REPLACE FUNCTION certdrop.here() RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$ UPDATE certdrop.machine SET seen = now() WHERE name = session_user $$;
+CREATE OR REPLACE FUNCTION certdrop.here(a_knows text[]) RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+$$ UPDATE certdrop.machine SET seen = now(), knows = CASE WHEN knows = a_knows THEN knows ELSE a_knows END
+   WHERE name = session_user AND kind = 'desk' $$;
 
 -- What a host takes away of its own. It has no right to DELETE, with which it could LOCK a whole table.
 CREATE OR REPLACE FUNCTION certdrop.forget_request(a_name text, a_number integer, a_kind text) RETURNS void LANGUAGE sql
@@ -117,7 +122,7 @@ CREATE OR REPLACE FUNCTION certdrop.forget_state(a_name text) RETURNS void LANGU
 $$ DELETE FROM certdrop.state WHERE host = session_user AND name = a_name $$;
 
 REVOKE ALL ON FUNCTION certdrop.posting(), certdrop.posted(), certdrop.answered(), certdrop.forget_request(text, integer, text),
-    certdrop.forget_state(text), certdrop.here() FROM PUBLIC;
+    certdrop.forget_state(text), certdrop.here(), certdrop.here(text[]) FROM PUBLIC;
 
 CREATE OR REPLACE TRIGGER posting BEFORE INSERT ON certdrop.request FOR EACH ROW EXECUTE FUNCTION certdrop.posting();
 CREATE OR REPLACE TRIGGER posting BEFORE INSERT ON certdrop.state FOR EACH ROW EXECUTE FUNCTION certdrop.posting();
@@ -133,6 +138,7 @@ REVOKE ALL ON ALL TABLES IN SCHEMA certdrop FROM PUBLIC, certdrop_host, certdrop
 GRANT USAGE ON SCHEMA certdrop TO certdrop_host, certdrop_desk, certdrop_watch;
 GRANT SELECT ON ALL TABLES IN SCHEMA certdrop TO certdrop_host, certdrop_desk, certdrop_watch;
 GRANT EXECUTE ON FUNCTION certdrop.here() TO certdrop_host, certdrop_desk;
+GRANT EXECUTE ON FUNCTION certdrop.here(text[]) TO certdrop_desk;
 GRANT INSERT (name, number, kind, body, sig, now), UPDATE (now) ON certdrop.request TO certdrop_host;
 GRANT INSERT (name, body), UPDATE (body) ON certdrop.state TO certdrop_host;
 GRANT EXECUTE ON FUNCTION certdrop.forget_request(text, integer, text), certdrop.forget_state(text) TO certdrop_host;

@@ -121,7 +121,7 @@ class Machine:
 
     def launch(self, *argv: str, user: str = "", out: "IO[bytes] | int" = subprocess.DEVNULL) -> "Running":
         """Start a command there, and go on."""
-        place = f"/run/launched-{os.urandom(6).hex()}"
+        place = f"/tmp/launched-{os.urandom(6).hex()}"
         process = subprocess.Popen(self.words("sh", "-c", f'echo $$ >{place}.new; mv {place}.new {place}; exec "$@"', "sh", *argv, user=user),
                                    stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         wait_for(lambda: os.path.exists(self.path(place)) or process.poll() is not None, 10, " ".join(argv))
@@ -165,7 +165,7 @@ class Network:
         self.machines: dict[str, Machine] = {}
 
     def __enter__(self) -> "Network":
-        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("link", "add", BRIDGE, "address", "02:00:0a:4d:00:01", "type", "bridge")     # else it has that of a port, and another when that goes
         ip("addr", "add", f"{GATE}/{WIDTH}", "dev", BRIDGE)
         ip("link", "set", BRIDGE, "up")
         return self

@@ -72,6 +72,10 @@ class Cluster:
     def stop(self, mode: str = "immediate") -> None:
         self._as_postgres(program("pg_ctl"), "-w", "-m", mode, "-D", self.data, "stop")
 
+    def restart(self) -> None:
+        self.stop("fast")
+        self.start()
+
     def promote(self) -> None:
         self._as_postgres(program("pg_ctl"), "-w", "-D", self.data, "promote")
 
@@ -117,7 +121,7 @@ class Desk(Machine):
     def work(self) -> Running:
         """The desk, at work, as from cron."""
         with open(f"/tmp/world/{self.name}.log", "ab") as log:
-            return self.launch("certdrop-desk", "--cron", "--verbose", out=log)
+            return self.launch("certdrop-desk", "--cron", "--verbose", user="_certdrop", out=log)
 
 
 class Whole:
@@ -163,7 +167,7 @@ class Whole:
         os.makedirs("/var/www/html", exist_ok=True)
         stage.write("/var/www/html/index.html", PAGE)
         stage.write("/etc/certdrop/certdrop.toml", f'directory = "{self.world.pebble.directory_url}"\ncontact = ["hostmaster@example.org"]\n'
-                    f'ca_bundle = "{BUNDLE}"\ntrust_roots = "{ROOTS}"\n')
+                    f'ca_bundle = "{BUNDLE}"\ntrust_roots = "{ROOTS}"\nself_check = "off"\n')
         stage.write(BUNDLE, read(self.world.pebble.ca_bundle))
         stage.write(ROOTS, read(self.world.pebble.root()))
         for kind, found, count, first in ((Web, self.web, 3, 11), (Desk, self.desk, 2, 21)):
@@ -235,13 +239,22 @@ class Whole:
         self.world.dns.set_addresses(name, [host.address])
         return host.waiting(name)
 
-    def finalized(self) -> int:
-        """How many certificates the CA was asked for."""
-        return self.world.pebble.log_text().count("/finalize-order/")
+    def issued(self) -> int:
+        """How many certificates the CA issued."""
+        return self.world.pebble.log_text().count("Issued certificate serial")
 
     def answered(self, name: str) -> bool:
         """Whether the database has a reply for the site."""
         return self.admin(f"SELECT count(*) FROM certdrop.reply WHERE name = '{name}'") != "0"
+
+    def dump(self) -> str:
+        """A dump of the data, as an administrator takes one each night."""
+        return self.db[0].there.output("pg_dump", "-h", "/tmp", "--data-only", "--schema=certdrop", "certdrop", user="postgres")
+
+    def restore(self, dump: str) -> None:
+        """As after the database was lost: connections end, and what is in it is yesterday's."""
+        self.db[0].psql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename ~ '^(web|desk)';"
+                        " SET session_replication_role = replica; TRUNCATE certdrop.machine CASCADE;\n" + dump)
 
     def desk_of(self, name: str) -> str:
         """Which desk has a site's work."""

@@ -21,6 +21,7 @@ from certdrop.fleet.database import Away, Database, Row  # noqa: E402
 from fleet import Postgres  # noqa: E402
 
 PORT = 5499
+HOSTS = ["web1", "web2", "web3"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ OPEN: "list[Database]" = []
 
 @pytest.fixture(autouse=True)
 def empty(server: Postgres) -> Iterator[None]:
-    server.psql("DELETE FROM certdrop.request; DELETE FROM certdrop.state; UPDATE certdrop.machine SET seen = NULL")
+    server.psql("DELETE FROM certdrop.request; DELETE FROM certdrop.state; UPDATE certdrop.machine SET seen = NULL, knows = '{}'")
     yield
     while OPEN:
         OPEN.pop().connection.close()
@@ -75,48 +76,84 @@ def test_what_a_host_posts_stands_there(server: Postgres) -> None:
 
 
 def test_two_desks_share_the_work(server: Postgres) -> None:
-    """Each has its part, all of it is had, nothing twice; also where both take at once."""
-    for host, names in (("web1", "abcdefghij"), ("web2", "klmnopqrst")):
-        connect(host).post(wanted(*names))
+    """Each has its part, all of it is had, nothing twice; also where both take at once. What comes again comes to the same one."""
+    def take(names: "dict[str, str]") -> "list[set[Row]]":
+        for host, some in names.items():
+            connect(host).post(wanted(*some))
+        for _ in range(3):
+            threads = [threading.Thread(target=desk.take, args=([], HOSTS)) for desk in desks]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        return [set(desk.held()) for desk in desks]
     desks = [connect("desk1"), connect("desk2")]
     for desk in desks:
-        desk.ask("SELECT here()")
-    for _ in range(3):
-        threads = [threading.Thread(target=desk.take, args=([],)) for desk in desks]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    held = [set(desk.held()) for desk in desks]
+        desk.ask("SELECT here(%s)", HOSTS)
+    names = {"web1": "abcdefghij", "web2": "klmnopqrst"}
+    held = take(names)
     assert len(held[0] | held[1]) == 20 and not held[0] & held[1]
-    assert [len(some) for some in held] == [10, 10]
+    assert min(map(len, held)) > 3
+    server.psql("DELETE FROM certdrop.request")
+    assert take(names) == held
 
 
-def test_what_one_held_that_died_another_takes(server: Postgres) -> None:
-    """When its lease has ended, by the server's clock, and not before."""
-    connect("web1").post(wanted("a", "b"))
+def test_what_one_held_that_died_another_takes(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its lease has ended and it is silent, by the server's clock, and not before; also not where the other has only just come."""
+    connect("web1").post(wanted("a", "b", "c", "d"))
     first, second = connect("desk1"), connect("desk2")
-    first.take([])
-    second.take([])
-    assert len(first.held()) == 2 and not second.held()
-    server.psql("UPDATE certdrop.work SET until = now() - interval '1 second'; UPDATE certdrop.machine SET seen = now() - interval '1 hour'"
-                " WHERE name = 'desk1'")
-    second.take([])
-    assert len(second.held()) == 2 and not first.held()
+    first.take([], HOSTS)
+    second.take([], HOSTS)
+    assert len(first.held()) == 4 and not second.held()
+    server.psql("UPDATE certdrop.machine SET seen = now() - interval '1 hour' WHERE name = 'desk1'")
+    monkeypatch.setattr(database, "SILENT", 0)
+    second.take([], HOSTS)
+    assert not second.held(), "it has its lease"
+    monkeypatch.undo()
+    server.psql("UPDATE certdrop.work SET until = now() - interval '1 second'")
+    second.take([], HOSTS)
+    assert len(second.held()) < 4, "it may come back"
+    monkeypatch.setattr(database, "SILENT", 0)
+    second.take([], HOSTS)
+    assert len(second.held()) == 4 and not first.held()
     with pytest.raises(Away, match="row-level security"):
         first.reply(Row("web1", "a", 2, "csr"), 1, b"late")
 
 
-def test_what_somebody_waits_for_is_taken_at_once(server: Postgres) -> None:
-    """By whichever desk comes first, share or not."""
+def test_what_somebody_waits_for_is_taken_soon(server: Postgres) -> None:
+    """By whichever desk comes, if the one whose it is does not."""
     first, second = connect("desk1"), connect("desk2")
-    for desk in (first, second):
-        desk.ask("SELECT here()")
-    connect("web1").post(wanted("a"))
-    first.take([])
-    connect("web2").post(wanted("b", now="n"))
-    first.take([])
-    assert set(first.held()) == {Row("web1", "a", 2, "csr"), Row("web2", "b", 2, "csr")}
+    second.ask("SELECT here(%s)", HOSTS)
+    connect("web1").post(wanted(*"abcdefgh"))
+    first.take([], HOSTS)
+    mine = set(first.held())
+    assert 0 < len(mine) < 8
+    connect("web1").post(wanted(*"abcdefgh", now="n"))
+    first.take([], HOSTS)
+    assert set(first.held()) == mine
+    server.psql("UPDATE certdrop.request SET posted = now() - interval '1 minute'")
+    first.take([], HOSTS)
+    assert len(first.held()) == 8
+
+
+def test_a_desk_takes_for_whom_it_believes(server: Postgres) -> None:
+    """What a host wants that only the other desk believes waits for that one; what it does not believe any more it gives back; and what is another's, when
+    that one is there."""
+    first, second = connect("desk1"), connect("desk2")
+    for host in HOSTS:
+        connect(host).post(wanted(*"abcdefgh"))
+    first.take([], ["web1", "web2"])
+    assert len(first.held()) == 16
+    for _ in range(2):
+        second.take([], ["web2"])
+        first.take([row for row in first.held() if row.name == "a"], ["web1", "web2"])
+    assert [row.host for row in first.held()].count("web1") == 8
+    counts = [[row.host for row in desk.held()].count("web2") for desk in (first, second)]
+    assert sum(counts) == 8 and min(counts) > 0 and Row("web2", "a", 2, "csr") in first.held()
+    assert server.psql("SELECT count(*) FROM certdrop.work WHERE host = 'web3' AND desk = ''") == "8"
+    second.take([], ["web3"])
+    first.take([], ["web1", "web2"])
+    assert {row.host for row in second.held()} == {"web3"} and len(first.held()) == 16
 
 
 def test_answers(server: Postgres) -> None:
@@ -124,7 +161,7 @@ def test_answers(server: Postgres) -> None:
     host, desk = connect("web1"), connect("desk1")
     host.post(wanted("a"))
     host.listen("certdrop_host_web1")
-    desk.take([])
+    desk.take([], HOSTS)
     row = Row("web1", "a", 2, "csr")
     assert host.wait(5.0), "taken"
     desk.reply(row, 1, b"first")
@@ -163,7 +200,7 @@ def test_a_transaction_that_stays_open(server: Postgres) -> None:
     row, other = Row("web1", "a", 2, "csr"), Row("web2", "b", 2, "csr")
     busy, desk, second = connect("web1"), connect("desk1"), connect("desk2")
     busy.post(wanted("a", "c"))
-    desk.take([])
+    desk.take([row], HOSTS)
     assert row in desk.held()
     connect("web2").post(wanted("b"))
     busy.ask("SET idle_in_transaction_session_timeout = 0")
@@ -171,8 +208,8 @@ def test_a_transaction_that_stays_open(server: Postgres) -> None:
     busy.ask("SELECT forget_request('a', 2, 'csr')")
     busy.ask("SELECT FROM request FOR UPDATE")
     busy.ask("UPDATE request SET now = 'x'")
-    desk.take([])
-    second.take([])
+    desk.take([row], HOSTS)
+    second.take([], HOSTS)
     assert {other} <= set(desk.held()) | set(second.held())
     holder = desk if other in desk.held() else second
     holder.reply(other, 1, b"chain")
@@ -183,7 +220,7 @@ def test_a_transaction_that_stays_open(server: Postgres) -> None:
         assert not found.value.is_over
     assert connect("web2").answers()
     busy.ask("ROLLBACK")
-    desk.take([])
+    desk.take([row], HOSTS)
     desk.reply(row, 1, b"chain")
 
 
@@ -222,6 +259,7 @@ DEEDS = {
     "UPDATE work SET desk = 'web1'": "permission denied",
     "UPDATE machine SET quota = 100000": "permission denied",
     "UPDATE machine SET seen = 'infinity'": "permission denied",
+    "SELECT here('{web1}'::text[])": "permission denied",
     "DELETE FROM request": "permission denied",
     "DELETE FROM state": "permission denied",
     "BEGIN; LOCK TABLE request": "permission denied",

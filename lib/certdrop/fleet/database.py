@@ -22,9 +22,19 @@ LONGEST = 60                       # seconds for a statement
 LOCKED = 2                         # seconds for a row that another connection holds
 MOST = 16384                       # bytes of a request
 MOST_STATE = 65536
-LEASE = 300                        # seconds that a desk has a request without saying so again
+LEASE = 900                        # seconds that a desk has a request without saying so again: cron starts one that ended again before that
+SILENT = 120                       # seconds without a word from a desk, after which another takes what is its
+URGENT = 30                        # seconds after which any desk takes what somebody waits for
 PORT = 5432
 _PLACE = re.compile(r"((host|hostaddr|port|dbname)=[A-Za-z0-9.,:_-]+( |$))+")
+
+
+# The desk that a site belongs to, of those that believe its host; and for how many seconds it has been silent. A desk that has just come cannot know that:
+# after a failover, or where yesterday's database was restored, the others come in the same minute.
+DESKS = ("WITH desks AS MATERIALIZED (SELECT name, knows, extract(epoch FROM now() - greatest(seen, (SELECT backend_start FROM pg_stat_activity"
+         " WHERE pid = pg_backend_pid()))) AS silent FROM machine WHERE kind = 'desk')")
+OWNER = ("CROSS JOIN LATERAL (SELECT d.name, d.silent FROM desks d WHERE w.host = ANY (d.knows) OR d.name = session_user"
+         " ORDER BY w.host = ANY (d.knows) DESC, md5(concat_ws('/', d.name, w.host, w.name)) LIMIT 1) owner")
 
 
 class Away(Exception):
@@ -175,29 +185,25 @@ class Database:
 
     # ---- what a desk does
 
-    def take(self, kept: Iterable[Row]) -> None:
-        """Say again what this desk has, by the server's clock; take its share of what nobody has; and give back what is beyond that."""
-        self.ask("SELECT here()")
+    def take(self, kept: Iterable[Row], hosts: list[str]) -> None:
+        """Say again what this desk has, by the server's clock; take what nobody has; and give back what is another's, but for what is `kept`.
+
+        Only of the `hosts` that it believes. Where several desks believe one, each site has a desk of its own among them, by a hash: so what comes again,
+        after the database lost it, comes to the desk that has the reply. What is another's it takes when that one is silent, and what somebody waits for
+        soon."""
+        self.ask("SELECT here(%s::text[])", hosts)
         self.ask("UPDATE work SET until = now() + %s * interval '1 second' WHERE (host, name, number, kind) IN"
-                 " (SELECT host, name, number, kind FROM work WHERE desk = session_user FOR UPDATE SKIP LOCKED)", LEASE)
-        ((total, desks, mine),) = self.ask(
-            "SELECT (SELECT count(*) FROM work), (SELECT count(*) FROM machine WHERE kind = 'desk' AND seen > now() - interval '2 minutes'),"
-            " (SELECT count(*) FROM work WHERE desk = session_user)")
-        share = -(-total // max(1, desks))
-        busy = ["/".join(map(str, row)) for row in kept]
-        if mine > share + 16:
-            self.ask("UPDATE work SET desk = '', until = '-infinity' WHERE desk = session_user AND (host, name, number, kind) IN"
-                     " (SELECT w.host, w.name, w.number, w.kind FROM work w JOIN request USING (host, name, number, kind) WHERE w.desk = session_user"
-                     " AND request.now = '' AND concat_ws('/', w.host, w.name, w.number, w.kind) <> ALL (%s) LIMIT %s FOR UPDATE OF w SKIP LOCKED)",
-                     busy, mine - share)
-        free = max(0, share - mine) if desks > 1 else total
-        statement = ("UPDATE work SET desk = session_user, until = now() + %s * interval '1 second' WHERE (host, name, number, kind) IN"
-                     " (SELECT w.host, w.name, w.number, w.kind FROM work w JOIN request USING (host, name, number, kind)"
-                     " WHERE (w.desk = '' OR w.until < now()) AND w.desk <> session_user {}"
-                     " ORDER BY posted LIMIT %s FOR UPDATE OF w SKIP LOCKED)")
-        self.ask(statement.format("AND request.now <> ''"), LEASE, 1000)      # what somebody waits for, share or not
-        if free:
-            self.ask(statement.format(""), LEASE, free)
+                 " (SELECT host, name, number, kind FROM work WHERE desk = session_user AND host = ANY (%s) FOR UPDATE SKIP LOCKED)", LEASE, hosts)
+        self.ask(f"{DESKS} UPDATE work SET desk = '', until = '-infinity' WHERE desk = session_user AND (host, name, number, kind) IN"
+                 f" (SELECT w.host, w.name, w.number, w.kind FROM work w JOIN request r USING (host, name, number, kind) {OWNER}"
+                 " WHERE w.desk = session_user AND (w.host <> ALL (%s) OR (owner.name <> session_user AND owner.silent < %s AND r.now = ''"
+                 " AND concat_ws('/', w.host, w.name, w.number, w.kind) <> ALL (%s))) FOR UPDATE OF w SKIP LOCKED)",
+                 hosts, SILENT, ["/".join(map(str, row)) for row in kept])
+        self.ask(f"{DESKS} UPDATE work SET desk = session_user, until = now() + %s * interval '1 second' WHERE (host, name, number, kind) IN"
+                 f" (SELECT w.host, w.name, w.number, w.kind FROM work w JOIN request r USING (host, name, number, kind) {OWNER}"
+                 " WHERE (w.desk = '' OR w.until < now()) AND w.desk <> session_user AND w.host = ANY (%s) AND (owner.name = session_user"
+                 " OR owner.silent >= %s OR (r.now <> '' AND r.posted < now() - %s * interval '1 second')) FOR UPDATE OF w SKIP LOCKED)",
+                 LEASE, hosts, SILENT, URGENT)
 
     def held(self) -> dict[Row, tuple[str, int]]:
         """What this desk has: how each is known (MD5; another where it was posted anew), and how many answers there are."""
@@ -229,6 +235,12 @@ class Database:
     def last_answer(self, row: Row) -> str:
         """How the newest answer is known (MD5); "" where there is none."""
         found = self.ask("SELECT md5(chain) FROM reply WHERE (host, name, number, kind) = (%s, %s, %s, %s) ORDER BY answer DESC LIMIT 1", *row)
+        return str(found[0][0]) if found else ""
+
+    def answer_known(self, row: Row) -> str:
+        """How root of a host knows the newest answer (SHA-256, hexadecimal); "" where there is none."""
+        found = self.ask("SELECT encode(sha256(convert_to(chain, 'UTF8')), 'hex') FROM reply WHERE (host, name, number, kind) = (%s, %s, %s, %s)"
+                         " ORDER BY answer DESC LIMIT 1", *row)
         return str(found[0][0]) if found else ""
 
     def say(self, row: Row, text: str) -> None:

@@ -26,6 +26,7 @@ from certdrop.fleet.database import Away, Database, Machine, Row
 from certdrop.issuer import command
 from certdrop.issuer.due import TICK
 from certdrop.issuer.options import Options
+from certdrop.signer import protocol
 
 LOOK = 0.5                         # seconds between two looks at replies/, while the issuer works
 SAY_AGAIN = 30.0                   # seconds after which it says again what it has
@@ -217,7 +218,7 @@ class Mirror:
 
     def sync(self) -> tuple[bool, list[str]]:
         """Take what there is, and lay it down: (whether something changed, the entries that somebody waits for)."""
-        self.link.take(self.held)
+        self.link.take(self.held, members.listed(protocol.HOSTS))
         held = {row: known for row, known in self.link.held().items() if database.is_row(row)}
         changed, urged = False, list[str]()
         gone = set(self.held) - set(held)
@@ -238,6 +239,8 @@ class Mirror:
             if count < self.counts.get(row, 0):            # it was posted anew, or the database lost it
                 self.answered.pop(row, None)
             self.counts[row] = count
+            if self.held.get(row) != digest and self._is_answered(row):
+                continue
             if self.held.get(row) != digest:
                 changed |= self._lay_down(row, known, urged)
                 self.held[row] = digest
@@ -251,6 +254,13 @@ class Mirror:
         tree.put_state(*place, self.link.state(*place))
         self.states[place] = known[place]
         return True
+
+    def _is_answered(self, row: Row) -> bool:
+        """Whether another desk's answer stands there, and root of its host did not refuse it: then nothing is to be ordered, whoever has the row now."""
+        if row.kind != "csr" or not self.counts[row] or (row.host, row.name, row.number) in tree.replies():
+            return False
+        refused = database.as_table(self.link.state(row.host, row.name)).get("refused")
+        return not isinstance(refused, dict) or refused.get("number") != row.number or refused.get("reply_sha256") != self.link.answer_known(row)
 
     def _lay_down(self, row: Row, known: dict[tuple[str, str], str], urged: list[str]) -> bool:
         found = self.link.request(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pathlib
 from typing import Any
@@ -27,8 +29,8 @@ class Link:
         self.replies: list[tuple[Row, int, bytes]] = []
         self.told: dict[Row, str] = {}
 
-    def take(self, _: object) -> None:
-        pass
+    def take(self, _: object, hosts: list[str]) -> None:
+        self.believed = hosts
 
     def held(self) -> dict[Row, tuple[str, int]]:
         return {row: (digest("".join(texts).encode()), sum(one == row for one, _, _ in self.replies)) for row, texts in self.rows.items()}
@@ -47,6 +49,9 @@ class Link:
 
     def last_answer(self, row: Row) -> str:
         return next((digest(chain) for one, _, chain in reversed(self.replies) if one == row), "")
+
+    def answer_known(self, row: Row) -> str:
+        return next((hashlib.sha256(chain).hexdigest() for one, _, chain in reversed(self.replies) if one == row), "")
 
     def say(self, row: Row, text: str) -> None:
         self.told[row] = text
@@ -89,6 +94,17 @@ def test_a_reply_goes_down_once(mirror: Any) -> None:
     mirror.sync()
     mirror.answer()
     assert mirror.link.replies == [(ROW, 1, pem)]
+
+
+def test_what_another_desk_answered_is_not_ordered_again(mirror: Any) -> None:
+    """Whose work it is now, does not matter: the host has yet to fetch the reply, or its root looks at it. If that refuses it, it is ordered."""
+    mirror.link.replies.append((ROW, 1, b"chain"))
+    for body in ({}, {"refused": {"number": 2, "reply_sha256": hashlib.sha256(b"chain").hexdigest()}},
+                 {"refused": {"number": 3, "reply_sha256": hashlib.sha256(b"another").hexdigest()}}, {"refused": "no table"}):
+        mirror.link.bodies["web1", "shop.example.org"] = json.dumps(body)
+        assert mirror.sync() == (False, []) and entries() == []
+    mirror.link.bodies["web1", "shop.example.org"] = json.dumps({"refused": {"number": 3, "reply_sha256": hashlib.sha256(b"chain").hexdigest()}})
+    assert mirror.sync() == (True, [f"{TREE}@0003.csr"]) and f"{TREE}@0003.csr" in entries()
 
 
 def test_what_is_not_signed_is_said(mirror: Any) -> None:
