@@ -77,6 +77,13 @@ CREATE TABLE IF NOT EXISTS certdrop.reply (
     FOREIGN KEY (host, name, number, kind) REFERENCES certdrop.request ON DELETE CASCADE
 );
 
+-- What was answered last of each site, signed by root of its host: from that each desk learns what the others finalized. It outlasts the request.
+CREATE TABLE IF NOT EXISTS certdrop.past (
+    host text NOT NULL REFERENCES certdrop.machine ON DELETE CASCADE,
+    name text NOT NULL, number integer NOT NULL, body text NOT NULL, sig text NOT NULL,
+    PRIMARY KEY (host, name, number)
+);
+
 -- A host's rows are counted, one insertion at a time, and what it posts becomes work. What it cannot set is set here.
 CREATE OR REPLACE FUNCTION certdrop.posting() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -102,6 +109,11 @@ END $$;
 
 CREATE OR REPLACE FUNCTION certdrop.answered() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF TG_TABLE_NAME = 'reply' THEN
+        INSERT INTO certdrop.past SELECT host, name, number, body, sig FROM certdrop.request
+            WHERE (host, name, number, kind) = (NEW.host, NEW.name, NEW.number, 'csr') ON CONFLICT DO NOTHING;
+        DELETE FROM certdrop.past WHERE host = NEW.host AND name = NEW.name AND number <= NEW.number - 4;
+    END IF;
     PERFORM pg_notify('certdrop_host_' || NEW.host, '');
     RETURN NULL;
 END $$;
@@ -149,7 +161,7 @@ DO $$
 DECLARE
     one text;
 BEGIN
-    FOREACH one IN ARRAY ARRAY['machine', 'request', 'state', 'work', 'reply'] LOOP
+    FOREACH one IN ARRAY ARRAY['machine', 'request', 'state', 'work', 'reply', 'past'] LOOP
         EXECUTE format('ALTER TABLE certdrop.%I ENABLE ROW LEVEL SECURITY', one);
         EXECUTE format('DROP POLICY IF EXISTS reading ON certdrop.%I', one);
         EXECUTE format('DROP POLICY IF EXISTS own ON certdrop.%I', one);

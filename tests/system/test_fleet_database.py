@@ -174,6 +174,23 @@ def test_answers(server: Postgres) -> None:
     assert connect("web2").answers() == {} and connect("web2").progress() == {}
 
 
+def test_what_was_answered_before(server: Postgres) -> None:
+    """Each desk learns of it beside the next request of that site, whoever answered: the newest four, and no other site's. It is no host's to see."""
+    host, first, second = connect("web1"), connect("desk1"), connect("desk2")
+    for number in range(2, 8):
+        host.post(wanted("a", "b", number=number))
+        first.take([], HOSTS)
+        if number < 7:
+            first.reply(Row("web1", "a", number, "csr"), 1, b"chain")
+            first.reply(Row("web1", "a", number, "csr"), 2, b"another")
+    found = second.request(Row("web1", "a", 7, "csr"))
+    assert found and json.loads(found[3]) == [[number, "csr of a", "sig"] for number in range(3, 7)]
+    assert (second.request(Row("web1", "b", 7, "csr")) or ())[3:] == ("[]",)
+    assert host.ask("SELECT count(*) FROM past") == [(0,)]
+    with pytest.raises(Away, match="permission denied"):
+        first.ask("DELETE FROM past")
+
+
 def test_the_desk_is_told(server: Postgres) -> None:
     desk = connect("desk1")
     desk.listen("certdrop_desk")
@@ -315,7 +332,7 @@ def test_rows_of_others_are_not_there(server: Postgres) -> None:
     connect("web2").post(wanted("a"))
     connect("web2").tell({"a": "{}"})
     host = connect("web1")
-    for table in ("request", "state", "work", "reply"):
+    for table in ("request", "state", "work", "reply", "past"):
         assert host.ask(f"SELECT count(*) FROM {table}") == [(0,)]
     assert host.ask("SELECT name FROM machine") == [("web1",)]
     host.ask("SELECT forget_request('a', 2, 'csr'), forget_state('a'), here()")

@@ -212,10 +212,12 @@ class Database:
                         " FROM work w JOIN request USING (host, name, number, kind) WHERE w.desk = session_user")
         return {Row(*row[:4]): (row[4], int(row[5])) for row in rows}
 
-    def request(self, row: Row) -> tuple[str, str, str] | None:
-        """(body, signature, signature for now)."""
-        found = self.ask("SELECT body, sig, now FROM request WHERE (host, name, number, kind) = (%s, %s, %s, %s)", *row)
-        return (str(found[0][0]), str(found[0][1]), str(found[0][2])) if found else None
+    def request(self, row: Row) -> tuple[str, str, str, str] | None:
+        """(body, signature, signature for now, what was answered before of this site: JSON, a list of number, body and signature)."""
+        found = self.ask("SELECT body, sig, now, (SELECT coalesce(json_agg(json_build_array(p.number, p.body, p.sig) ORDER BY p.number), '[]')::text"
+                         " FROM past p WHERE (p.host, p.name) = (r.host, r.name) AND p.number <> r.number)"
+                         " FROM request r WHERE (host, name, number, kind) = (%s, %s, %s, %s)", *row)
+        return (str(found[0][0]), str(found[0][1]), str(found[0][2]), str(found[0][3])) if found else None
 
     def states(self) -> dict[tuple[str, str], str]:
         """How the states of the sites that this desk has are known (MD5)."""

@@ -266,7 +266,7 @@ class Mirror:
         found = self.link.request(row)
         if found is None:
             return False
-        refusal = tree.put_request(row, *found, lambda: self._put_state(row, known))
+        refusal = tree.put_request(row, *found, first=lambda: self._put_state(row, known))
         (self._good.discard if refusal else self._good.add)(row)
         if refusal:
             now = int(time.time())

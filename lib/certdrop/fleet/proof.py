@@ -1,6 +1,8 @@
 """What a desk's signer wants to see before it signs: that root of an enrolled host signed the request, that this host may have these names, and
 that no later request of the same site was finalized before. Whoever carried it here, and whoever asks, is not believed.
 
+Of what other desks finalized it learns by what the database kept of it: the hosts' own signed requests. Whoever owns the database can hide them.
+
 The journal says what was finalized, a line each: the host's key, host, site, number, how the CSR and its key are known (SHA-256). Numbers only rise;
 the newest may be finalized again, as often as a CA may lose an answer. A certificate is revoked for the host whose request its key was in; so a CSR
 counts only with the signature of its own key. Nothing is parsed before root's signature on it is verified, but the JSON that it stands in; whatever
@@ -54,6 +56,7 @@ class Proof:
         self.directory = directory
         self.last: dict[tuple[str, str], Line] = {}            # (host's key, site): the newest
         self.keys: dict[str, set[str]] = {}                    # SPKI: the keys of the hosts whose requests it was in
+        self.known: set[tuple[str, str]] = set()               # (host's key, CSR)
         for line in _read():
             self._learn(line)
 
@@ -85,6 +88,7 @@ class Proof:
             raise Refused(f"{host} may not have all of these names (fleet.d)")
         if not {("dns", str(one.value)) for one in csr.subject} <= names or _is_for_a_ca(csr):
             raise Refused("the request asks for more than names")
+        self._remember(request, host, name, member)
         key, digest = _short(member.key), hashlib.sha256(data).hexdigest()
         last = self.last.get((key, name))
         if last and (number < last.number or (number == last.number and digest != last.csr)):
@@ -105,6 +109,7 @@ class Proof:
                 raise Refused("it is no request to revoke that a host signed") from error
             if not members.is_signed(member, statement(host, name, number, "revoke", signed), signature):
                 raise Refused("the request to revoke is not signed by the root of its host")
+            self._remember(request, host, name, member)
             leaf = x509.load_der_x509_certificate(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             if _short(member.key) not in self.keys.get(_known(leaf), set()):
                 raise Refused(f"the certificate is for no key that was in a request of {host}, as far as this desk knows")
@@ -121,7 +126,22 @@ class Proof:
         except site.ConfigError as error:
             raise Refused(str(error)) from error
 
+    def _remember(self, request: str, host: str, name: str, member: members.Member) -> None:
+        """Note what other desks finalized of this site, as far as what carries it shows it: each signed by root of the host, for another number than the
+        request's. Raises OSError where it cannot be noted."""
+        for number, body, sig in _past(request):
+            data, key = body.encode("ascii", "replace"), _short(member.key)
+            digest = hashlib.sha256(data).hexdigest()
+            if (key, digest) in self.known or not members.is_signed(member, statement(host, name, number, "csr", data), sig):
+                continue
+            csr = x509.load_pem_x509_csr(data)
+            if csr.is_signature_valid:
+                line = Line(int(time.time()), key, host, name, number, digest, _known(csr))
+                _append(line)
+                self._learn(line)
+
     def _learn(self, line: Line) -> None:
+        self.known.add((line.key, line.csr))
         last = self.last.get((line.key, line.name))
         if last is None or last.number <= line.number:
             if last and last.number == line.number:
@@ -172,6 +192,21 @@ def _beside(request: str) -> bytes:
             os.close(fd)
     except (OSError, spool.Refused) as error:
         raise Refused("there is no signature of a host's beside the request") from error
+
+
+def _past(request: str) -> list[tuple[int, str, str]]:
+    """(number, CSR, signature) of what was answered before of a request's site, as it is said beside it; nothing of it is believed yet."""
+    known = spool.parse_entry(request)
+    try:
+        fd = spool.open_directory(spool.requests())
+        try:
+            found = json.loads(foreign.read(fd, spool.entry(known[0], known[1], "past"), os.fstat(fd).st_uid, protocol.PAST)) if known else []
+        finally:
+            os.close(fd)
+    except (OSError, ValueError, RecursionError, spool.Refused):
+        return []
+    return [(one[0], one[1], one[2]) for one in (found if isinstance(found, list) else []) if isinstance(one, list) and len(one) == 3
+            and type(one[0]) is int and 0 < one[0] < 10 ** 9 and isinstance(one[1], str) and isinstance(one[2], str)]
 
 
 def _read() -> list[Line]:

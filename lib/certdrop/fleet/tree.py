@@ -37,7 +37,7 @@ def stand() -> None:
     protocol.HOSTS = f"{site.ETC}/fleet.d"
 
 
-def put_request(row: Row, body: str, sig: str, now: str, first: Callable[[], object] = lambda: None) -> str:
+def put_request(row: Row, body: str, sig: str, now: str, past: str = "[]", first: Callable[[], object] = lambda: None) -> str:
     """Lay down a request, and what comes `first`; why not, in words, where root of its host did not sign it. Raises OSError."""
     try:
         member = members.load(protocol.HOSTS, row.host)
@@ -52,6 +52,11 @@ def put_request(row: Row, body: str, sig: str, now: str, first: Callable[[], obj
     first()
     fd = spool.open_directory(spool.requests())
     try:
+        before = spool.entry(name, row.number, "past")
+        if past != "[]" and len(past) <= protocol.PAST:        # before the request: the signer looks at it first
+            spool.write(fd, before, past.encode("ascii", "replace"))
+        else:
+            _unlink(fd, before)
         if row.kind == "revoke":
             spool.write(fd, spool.entry(name, row.number, "revoke"), data)
             return ""
@@ -108,7 +113,7 @@ def forget(wanted: set[Row]) -> None:
                 kept.add((name, number))
     names = {name for name, _ in kept}
     for entry in os.listdir(spool.requests()):
-        known = spool.parse_entry(entry.removesuffix(".sig") + ".csr" if entry.endswith(".sig") else entry)
+        known = spool.parse_entry(f"{entry[:-4]}.csr" if entry.endswith(".sig") else f"{entry[:-5]}.csr" if entry.endswith(".past") else entry)
         if known is None or known[:2] not in kept:
             with contextlib.suppress(OSError):
                 os.unlink(f"{spool.requests()}/{entry}")

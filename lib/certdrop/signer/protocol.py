@@ -23,6 +23,7 @@ ROLL_OVER = "roll-over"            # what a signer may have been started for
 DEACTIVATE = "deactivate"
 FIND = "find"                      # the key that the CA holds, also the one before
 HOSTS = ""                         # on a desk of a fleet: where root says whose requests are believed, and for which names (certdrop-fleet(8))
+PAST = 128 * 1024                  # bytes of what other desks finalized before of a site
 JOURNAL = 64 << 20                 # bytes of the journal that a desk's signer writes (fleet/proof.py)
 
 

@@ -28,6 +28,7 @@ class Link:
         self.bodies: dict[tuple[str, str], str] = {}
         self.replies: list[tuple[Row, int, bytes]] = []
         self.told: dict[Row, str] = {}
+        self.past = "[]"
 
     def take(self, _: object, hosts: list[str]) -> None:
         self.believed = hosts
@@ -35,8 +36,8 @@ class Link:
     def held(self) -> dict[Row, tuple[str, int]]:
         return {row: (digest("".join(texts).encode()), sum(one == row for one, _, _ in self.replies)) for row, texts in self.rows.items()}
 
-    def request(self, row: Row) -> "tuple[str, str, str] | None":
-        return self.rows.get(row)
+    def request(self, row: Row) -> "tuple[str, str, str, str] | None":
+        return (*self.rows[row], self.past) if row in self.rows else None
 
     def states(self) -> dict[tuple[str, str], str]:
         return {place: digest(text.encode()) for place, text in self.bodies.items()}
@@ -105,6 +106,20 @@ def test_what_another_desk_answered_is_not_ordered_again(mirror: Any) -> None:
         assert mirror.sync() == (False, []) and entries() == []
     mirror.link.bodies["web1", "shop.example.org"] = json.dumps({"refused": {"number": 3, "reply_sha256": hashlib.sha256(b"chain").hexdigest()}})
     assert mirror.sync() == (True, [f"{TREE}@0003.csr"]) and f"{TREE}@0003.csr" in entries()
+
+
+def test_what_was_answered_before_lies_beside_it(mirror: Any) -> None:
+    """For the signer. It goes with the request, and is never too long."""
+    mirror.link.past = '[[1, "csr", "sig"]]'
+    mirror.sync()
+    assert (pathlib.Path(spool.requests()) / f"{TREE}@0003.past").read_text() == mirror.link.past
+    body, sig, _ = mirror.link.rows[ROW]
+    mirror.link.past, mirror.link.rows[ROW] = "x" * 200000, (body, sig, "")
+    mirror.sync()
+    assert f"{TREE}@0003.past" not in entries() and f"{TREE}@0003.csr" in entries()
+    mirror.link.rows.clear()
+    mirror.sync()
+    assert entries() == []
 
 
 def test_what_is_not_signed_is_said(mirror: Any) -> None:

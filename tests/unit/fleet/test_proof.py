@@ -464,3 +464,46 @@ def test_without_a_fleet_nothing_is_asked_for(place: Place) -> None:
     entry = place.post(1, "anything.example.net", of="stranger")
     made = policy.Policy(CA + "/dir", CONTACT, KEYS)           # type: ignore[arg-type]
     assert made.key_for(entry, place.final(entry)) is KEYS.current
+
+
+def past(place: Place, entry: str, *entries: str) -> None:
+    """Have it said beside a request that others were answered before."""
+    requests = place.top / "spool/requests"
+    listed = [[int(one.rpartition("@")[2].partition(".")[0]), (requests / one).read_text(), (requests / one.replace(".csr", ".sig")).read_text()]
+              for one in entries]
+    place.put(entry.rpartition(".")[0] + ".past", json.dumps(listed).encode())
+
+
+def test_what_another_desk_finalized(place: Place) -> None:
+    """An older request is refused, as if it had been finalized here; and that is not forgotten when nobody says it any more."""
+    older, newer, newest = place.post(3), place.post(5), place.post(6)
+    past(place, older, newer)
+    place.refuses(older, "a later request")
+    (place.top / "spool/requests" / older.replace(".csr", ".past")).unlink()
+    place.refuses(older, "a later request")
+    place.finalize(newer)
+    past(place, newest, older, newer)
+    place.finalize(newest)
+    place.refuses(newer, "a later request")
+    lines = (place.top / "state/account/finalized").read_text().splitlines()
+    assert sorted(line.split()[4] for line in lines) == ["3", "5", "5", "6"], "each is noted once"
+
+
+@pytest.mark.parametrize("spoil", ["host", "number", "stranger", "json", "form", "csr"])
+def test_what_nobody_finalized(place: Place, spoil: str) -> None:
+    """Whoever owns the database says what it likes: what root of this host did not sign holds up nothing."""
+    older, newer = place.post(3), place.post(5)
+    data, sig = ((place.top / "spool/requests" / newer.replace(".csr", ending)).read_text() for ending in (".csr", ".sig"))
+    other = place.post(5, host="web2")
+    said: "object" = [[5, data, (place.top / "spool/requests" / other.replace(".csr", ".sig")).read_text()]]
+    if spoil == "number":
+        said = [[6, data, sig]]
+    elif spoil == "stranger":
+        said = [[5, data, place.sign("web1", "shop.example.org", 5, "csr", data.encode(), "stranger").decode()]]
+    elif spoil == "form":
+        said = [[True, data, sig], [5, data], {"5": 5}, [5, 7, sig], [10 ** 9, data, sig]]
+    elif spoil == "csr":
+        bad = data.replace("A", "B")
+        said = [[5, bad, sig]]
+    place.put(older.replace(".csr", ".past"), b"[" * 100000 if spoil == "json" else json.dumps(said).encode())
+    place.finalize(older)
