@@ -192,9 +192,9 @@ def test_a_standby_is_promoted(fleet: Whole) -> None:
             wait_for(lambda: fleet.answered(name), 60, "a reply")
         issued = fleet.issued()
         first.stop()                           # else its clients find out by TCP, after half a minute
-        first.there.stop()
         done = fleet.web[0].courier("--verbose")
         assert done.code == 75 and "the fleet's database: " in done.text and "the live certificates stay" in done.text, done
+        first.there.stop()
         second.there.plug()
         second.promote()
         for name, host in names.items():
