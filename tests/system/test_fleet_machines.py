@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import shutil
+import subprocess
 import sys
 import threading
 from typing import Iterator
 
 import pytest
+from test_wrong_clock import SOURCE
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1] / "stage")]
 
@@ -161,6 +164,32 @@ def test_a_host_that_floods(fleet: Whole) -> None:
         assert done.code == 0 and "installed, and served" in done.text, done
         for one in busy:
             one.end()
+
+
+def test_a_clock_that_is_wrong(fleet: Whole) -> None:
+    """A host that is weeks ahead gets what it wants: leases go by the database's clock, renewals by the desk's. One that is weeks behind does not believe the
+    database's certificate yet: it serves on, and gets it when the clock is right."""
+    library = "/usr/local/lib/wrong-clock.so"
+    if not shutil.which("gcc"):
+        pytest.skip("there is no gcc: make deps")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, "-x", "c", "-"], input=SOURCE.encode(), check=True)
+    host, day = fleet.web[0], 86400
+
+    def clock(days: int) -> None:
+        host.write("/run/clock-offset", str(days * day))
+        host.write("/etc/ld.so.preload", library + "\n" if days else "")
+    with at_work(*fleet.desk):
+        name = fleet.site(host)
+        clock(20)
+        done = host.run("certdrop", "renew", name)
+        assert done.code == 0 and "installed, and served" in done.text, done
+        assert host.fetch(name) == PAGE
+        clock(-20)
+        done = host.courier("--verbose")
+        assert done.code == 75 and "the fleet's database: " in done.text, done
+        assert host.fetch(name) == PAGE
+        clock(0)
+        brought(host, fleet.site(host))
 
 
 def test_yesterdays_database(fleet: Whole) -> None:
