@@ -26,7 +26,6 @@ from certdrop.fleet.database import Away, Database, Machine, Row
 from certdrop.issuer import command
 from certdrop.issuer.due import TICK
 from certdrop.issuer.options import Options
-from certdrop.signer import protocol
 
 LOOK = 0.5                         # seconds between two looks at replies/, while the issuer works
 SAY_AGAIN = 30.0                   # seconds after which it says again what it has
@@ -218,7 +217,7 @@ class Mirror:
 
     def sync(self) -> tuple[bool, list[str]]:
         """Take what there is, and lay it down: (whether something changed, the entries that somebody waits for)."""
-        self.link.take(self.held, members.listed(protocol.HOSTS))
+        self.link.take(self.held, tree.hosts())
         held = {row: known for row, known in self.link.held().items() if database.is_row(row)}
         changed, urged = False, list[str]()
         gone = set(self.held) - set(held)

@@ -37,6 +37,11 @@ def stand() -> None:
     protocol.HOSTS = f"{site.ETC}/fleet.d"
 
 
+def hosts() -> list[str]:
+    """The hosts that this desk believes. Raises OSError."""
+    return members.listed(protocol.HOSTS)
+
+
 def put_request(row: Row, body: str, sig: str, now: str, past: str = "[]", first: Callable[[], object] = lambda: None) -> str:
     """Lay down a request, and what comes `first`; why not, in words, where root of its host did not sign it. Raises OSError."""
     try:
