@@ -154,13 +154,13 @@ def answer(data: bytes) -> None:
     """What a lying judge answers."""
     before, children.answers = children.answers, lambda *more: (re.fullmatch(more[2], data, re.DOTALL) for _ in range(1))
     try:
-        found = next(judges.verdicts("roots", [({}, b"")]))
+        found = next(judges.verdicts(("roots",), [({}, b"")]))
         if isinstance(found, spool.Refused):
             insist(found.reason in spool.REASONS)
         else:
             insist(re.fullmatch("[0-9a-f]{64}", found.sha256) is not None and found.not_before <= time.time() < found.not_after)
             json.dumps(events.stamp(found.not_after))
-        seen = next(judges.looks("roots", [{}], 0.0))
+        seen = next(judges.looks(("roots",), [{}], 0.0))
         insist(seen.state in ("shown", "untrusted", "other") and len(seen.places) < 1 << 10)
         for (address, port, preface), leaf in seen.places.items():
             insist(address.isascii() and 0 <= port < 100000 and preface.isascii() and re.fullmatch("nothing|[0-9a-f]{64}", leaf) is not None)

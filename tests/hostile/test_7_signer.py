@@ -39,7 +39,8 @@ def close_the_door(*arguments):
 
 pids, shut_in = [], orders.shut_in
 orders.shut_in = close_the_door
-network = orders._network(Options([], False), True)
+from certdrop.config import general
+network, = orders._networks(Options([], False), {general.load_config().directory_url: 1}).values()
 key = network._holder
 assert key.jwk() and len(pids) == 1
 pid, libc = pids[0], ctypes.CDLL(None, use_errno=True)

@@ -70,11 +70,20 @@ def fresh(host: Host) -> Iterator[Host]:
 
 def test_what_cannot_take_effect_is_refused(host: Host) -> None:
     """Where certdrop.toml decides, an option that says something else is refused with the line that decides, and nothing is added."""
-    for words, line in ((["--staging"], 'line 1, decides for all sites: directory = "https://'), (["--ca", "zerossl"], 'write directory = "zerossl" there'),
-                        (["--contact", "other@example.org"], "line 2, decides")):
+    name = host.name()
+    done = host.run("certdrop", "add", name, "--contact", "other@example.org", "--no-issue", code=os.EX_DATAERR)
+    assert "line 2, decides" in done.text and "nothing was added" in done.text and not os.path.exists(f"/etc/certdrop/sites.d/{name}.toml"), done
+
+
+def test_another_ca_is_that_site_s_alone(host: Host) -> None:
+    """It stands in the site's file; certdrop.toml stays, and so do the other sites."""
+    before = stage.read(CONFIG)
+    for words, directory in ((["--staging"], "letsencrypt-staging"), (["--ca", "zerossl"], "zerossl")):
         name = host.name()
-        done = host.run("certdrop", "add", name, *words, "--no-issue", code=os.EX_DATAERR)
-        assert line in done.text and "nothing was added" in done.text and not os.path.exists(f"/etc/certdrop/sites.d/{name}.toml"), done
+        done = host.run("certdrop", "add", name, *words, "--no-issue", code=0)
+        assert f'directory = "{directory}"' in stage.read(f"/etc/certdrop/sites.d/{name}.toml") and stage.read(CONFIG) == before, done
+        assert "roots.d/letsencrypt-staging.pem" in done.text or directory == "zerossl", done
+        host.run("certdrop", "remove", name, code=0)
 
 
 def test_what_says_the_same_is_taken(host: Host) -> None:

@@ -184,6 +184,8 @@ def from_nginx(names: list[str], options: dict[str, str]) -> int:
             raise Refused("nothing was changed; certdrop add --from-nginx --yes takes all of them, or those of the names that are given")
         can = _chosen(here, can)
     settings = first_use.settle(options)
+    if "directory" in options:
+        raise Refused(f"another CA than {first_use.CONFIG} names is one site's: certdrop add NAME --ca {options['directory']}; nothing was added")
     return as_root(lambda: take(here, can, settings)) or code
 
 

@@ -36,7 +36,7 @@ VERBS = {
         "--key KIND": f"the kind of key: {', '.join(site.KEYS)}",
         "--profile PROFILE": "one of the CA's profiles, such as shortlived",
         "--validation METHOD": f"how the names are proven: {', '.join(site.VALIDATIONS)} (a TXT record that you publish; wildcards need it, and get it)",
-        "--ca CA": "a name such as letsencrypt or zerossl, or the https:// URL of an ACME directory; only for the first site",
+        "--ca CA": "a name such as letsencrypt or zerossl, or the https:// URL of an ACME directory; the first site's is that of all, a later one's is its own",
         "--staging": "the same as --ca letsencrypt-staging: for tests; browsers do not trust it",
         "--contact ADDRESS": "the mail address that the CA may write to; only for the first site",
         "--yes": "ask no questions",
@@ -116,10 +116,10 @@ def _checked(words: Words) -> int:
         settings = first_use.settle(options) if os.geteuid() == 0 else ""
         if "--dry-run" in options:
             return _foretell(names, options)
-        if here:
+        if here and "directory" not in options:
             return as_root(candidates.taking(here, name, names, settings, options))
         return as_root(lambda: sites.add(names, name, options.get("--key", ""), options.get("--profile", ""), settings,
-                                         "--no-issue" not in options, validation))
+                                         "--no-issue" not in options, validation, options.get("directory", "")))
     if verb == "remove" and os.geteuid() == 0 and "--yes" not in options and sys.stdin.isatty() and sys.stderr.isatty():
         block = sites.own_block(names[0])
         if not terminal.agrees(f"The configuration, keys and certificates of {names[0]!a:.80} are deleted{', and ' * bool(block)}{block}. "

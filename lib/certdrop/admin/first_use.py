@@ -31,7 +31,7 @@ def settle(options: dict[str, str]) -> str:
             raise Usage("--staging and --ca name two CAs; give one of them")
         options["--ca"] = "letsencrypt-staging"
     if os.path.lexists(CONFIG):
-        _refuse_what_is_decided(options)
+        _settle_for_sites(options)
         return ""
     if {"--yes", "--contact", "--ca"}.isdisjoint(options) and "--dry-run" not in options and sys.stdin.isatty() and sys.stderr.isatty():
         _ask(options)
@@ -51,15 +51,14 @@ def refuse_contact(text: str) -> None:
         raise Usage(f"{text!a:.80}: no mail address; give one such as hostmaster@example.org")
 
 
-def _refuse_what_is_decided(options: dict[str, str]) -> None:
-    """Raise Refused where an option says something else than certdrop.toml, which decides for all sites."""
+def _settle_for_sites(options: dict[str, str]) -> None:
+    """With a certdrop.toml, another CA than it names is these sites' alone (options["directory"]). Raises Refused for a contact, which is for all."""
     if {"--ca", "--contact"}.isdisjoint(options):
         return
     config = general.load_config()
     wanted = options.get("--ca", config.directory)
     if site.DIRECTORIES.get(wanted, wanted) != config.directory_url:
-        raise Refused(f"{'--staging' if '--staging' in options else '--ca'} cannot take effect: {_place('directory')} decides for all sites: "
-                      f'directory = "{config.directory}"; nothing was added; to change the CA, write directory = "{wanted}" there')
+        options["directory"] = wanted
     if options.get("--contact", next(iter(config.contact), "")) not in ("", *config.contact):
         raise Refused(f"--contact cannot take effect: {_place('contact')} decides; nothing was added; to change it, write "
                       f'contact = ["{options["--contact"]}"] there, and run certdrop-account contact')

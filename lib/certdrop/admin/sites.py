@@ -37,14 +37,14 @@ NO_NAME = (("://", "that is a URL"), ("@", "that is a mail address"), (r"[,;\s]"
            (r"\.$", "it ends in a dot"), (r"^[^.*]+$", "it has no dot, and no CA issues for such a name"))
 
 
-def add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool, validation: str = "") -> int:
+def add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool, validation: str = "", directory: str = "") -> int:
     """Add a site, ask for its certificate where `ask` says so, and tell what would go wrong unseen. Raises Refused and site.ConfigError."""
-    code = _add(domains, name, key, profile, settings, ask, validation)
+    code = _add(domains, name, key, profile, settings, ask, validation, directory)
     warn_of_silence()
     return code
 
 
-def _add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool, validation: str) -> int:
+def _add(domains: list[str], name: str, key: str, profile: str, settings: str, ask: bool, validation: str, directory: str) -> int:
     """A site's configuration, a placeholder, a request; then have the issuer run, and install."""
     with lock.held():
         config = general.load_config()
@@ -52,11 +52,12 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
         _refuse_site(domains, name, key, config)
         config = _ready(settings, config)
         run = telling.Run()
-        _describe(run, name, domains, key, profile, config, validation)
+        _describe(run, name, domains, key, profile, config, validation, directory)
         install.reconcile(run, [name])
         wanted = {name: Observed(name).next}
     run.flush()
-    unknown = roots.missing(general.load_config())
+    config = general.load_config()
+    unknown = roots.missing(config.asking(directory or config.directory))
     if unknown:
         words.say(f"{PROGRAM}: note: {unknown}")
     if not ask and validation == persist.METHOD:
@@ -146,12 +147,13 @@ def _ready(settings: str, config: general.Config) -> general.Config:
     return config
 
 
-def _describe(run: Run, name: str, domains: list[str], key: str, profile: str, config: general.Config, validation: str = "") -> None:
+def _describe(run: Run, name: str, domains: list[str], key: str, profile: str, config: general.Config, validation: str = "", directory: str = "") -> None:
     """Write a site's file."""
-    if not (profile or config.profile) and config.directory.startswith("letsencrypt") and any(map(site.is_address, domains)):
+    if not (profile or config.profile) and (directory or config.directory).startswith("letsencrypt") and any(map(site.is_address, domains)):
         profile = general.SHORT                        # the only one that may name an address there
     text = "domains = [" + ", ".join(f'"{domain}"' for domain in domains) + "]\n"
-    text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile), ("validation", validation)) if value)
+    text += "".join(f'{setting} = "{value}"\n' for setting, value in (("key", key), ("profile", profile), ("validation", validation), ("directory", directory))
+                    if value)
     first_use.write(f"{site.ETC}/sites.d/{name}.toml", text.encode(), 0o644)
     run.log.write(happened.ADDED, site=name, domains=" ".join(domains))
     run.tell(name, f"added; its names: {' '.join(domains)}")

@@ -5,6 +5,7 @@ Runs as: anyone; root's runs by cron and sudo do not come here. Trusts, reads: a
 
 from __future__ import annotations
 
+import copy
 import re
 
 from certdrop.config import site
@@ -17,6 +18,8 @@ MAIL = ("to", "via", "from", "heartbeat", "ca_bundle")
 
 class Config(site.Config):
     """certdrop.toml, with the default of every key."""
+
+    whole: Config | None = None                # of one that is for a CA beside the configured one (asking): the configuration as it stands
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,6 +34,17 @@ class Config(site.Config):
         self.mail: dict[str, object] = {"to": ["root"], "via": "sendmail"}
         self.limits: dict[str, object] = {}
 
+    def asking(self, directory: str) -> Config:
+        """The same for who asks another CA, by its name or the URL of its directory."""
+        found = copy.copy(self)
+        found.whole = self
+        if site.DIRECTORIES.get(directory, directory) != self.directory_url:
+            if self.trust_roots in (site.STORE, self.own_roots):
+                found.trust_roots = site.roots_of(directory)
+            names = [name for name, url in site.DIRECTORIES.items() if url == directory]
+            found.directory, found.staging, found.preferred_chain = (names or [directory])[0], "", ""
+        return found
+
     @property
     def staging_url(self) -> str:
         """The URL of the directory that a dry run asks: the CA's staging, where it is known or configured, else the CA itself."""
@@ -41,6 +55,11 @@ class Config(site.Config):
     def profile_of(self, names: list[str]) -> str:
         """The profile for these names, where their site has none: what is configured, or the only one that may name an address at Let's Encrypt."""
         return self.profile or (SHORT if self.directory.startswith("letsencrypt") and any(map(site.is_address, names)) else "")
+
+
+def directories(wanted: site.Site) -> list[str]:
+    """The URLs of the directories of the CAs that a site's orders may go to, the first one first."""
+    return list(dict.fromkeys(DIRECTORIES.get(one, one) for one in (wanted.directory, *wanted.fallback)))
 
 
 def load_config() -> Config:

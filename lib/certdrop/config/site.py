@@ -34,7 +34,7 @@ _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*"
 _PATH = r"(/[A-Za-z0-9._@+-]+){2,}"
 _SERVICE = r"[a-z0-9][a-z0-9-]{0,30}"
 _SITE_ONLY = ("domains", "probe", "copy")
-_BOTH = ("key", "key_max_age", "profile", "services", "validation")
+_BOTH = ("key", "key_max_age", "profile", "services", "validation", "directory", "fallback")
 # Keys of certdrop.toml that root passes over: general.py is about them.
 OTHERS = ("contact", "preferred_chain", "staging", "proxy", "ca_bundle", "account_key_max_age", "workers", "self_check", "mail", "limits")
 
@@ -56,6 +56,7 @@ class Config:
         self.key_max_age = "renewal"
         self.services: list[str] = ["nginx"]
         self.validation = VALIDATIONS[0]
+        self.fallback: list[str] = []          # the CAs to ask when that of `directory` is down for long
 
     @property
     def directory_url(self) -> str:
@@ -64,15 +65,8 @@ class Config:
 
     @property
     def own_roots(self) -> str:
-        """The file of this directory's own roots, which stands in for trust_roots where that is not configured: named as the CA, or its host.
-
-        The host may have its port in that name, or not; of several files the first one counts.
-        """
-        host = self.directory_url.split("/")[2]
-        bare = host if host.endswith("]") else host.rpartition(":")[0] or host
-        names = [name for name, url in DIRECTORIES.items() if url == self.directory_url] + [host, bare]
-        files = [f"{ETC}/roots.d/{name}.pem" for name in names]
-        return next(filter(os.path.exists, files), files[0])
+        """The file of this directory's own roots, which stands in for trust_roots where that is not configured."""
+        return own_roots(self.directory)
 
 
 class Site:
@@ -88,6 +82,29 @@ class Site:
         self.profile = config.profile
         self.services = list(config.services)
         self.validation = config.validation
+        self.directory = config.directory
+        self.fallback = list(config.fallback)
+        own = config.trust_roots not in (STORE, config.own_roots)
+        self.trust_roots = config.trust_roots if own else ""
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The files of the roots that its certificates may lead to: trust_roots, where that is configured, else those of each CA that it may have."""
+        return (self.trust_roots,) if self.trust_roots else tuple(sorted({roots_of(one) for one in (self.directory, *self.fallback)}))
+
+
+def own_roots(directory: str) -> str:
+    """The file of a CA's own roots: named as the CA, or its host. The host may have its port in that name, or not; of several files the first one counts."""
+    url = DIRECTORIES.get(directory, directory)
+    host = url.split("/")[2]
+    bare = host if host.endswith("]") else host.rpartition(":")[0] or host
+    files = [f"{ETC}/roots.d/{name}.pem" for name in [*(name for name in DIRECTORIES if DIRECTORIES[name] == url), host, bare]]
+    return next(filter(os.path.exists, files), files[0])
+
+
+def roots_of(directory: str) -> str:
+    """A CA's own roots, where they were put; else the system's."""
+    return own if os.path.exists(own := own_roots(directory)) else STORE
 
 
 def _match(pattern: str, text: str) -> bool:
@@ -156,11 +173,9 @@ def read_config(config: Config) -> bool:
         fill(path, config, {key: key for key in vars(config)}, OTHERS)
     except ConfigMissing:
         return False
-    if not config.directory_url.startswith("https://"):
-        raise ConfigError(f'{path}: directory: "{config.directory}": give {", ".join(DIRECTORIES)} or an https:// URL')
-    if config.trust_roots == STORE and os.path.exists(config.own_roots):
-        config.trust_roots = config.own_roots
     _check_policy(path, config)
+    if config.trust_roots == STORE:
+        config.trust_roots = roots_of(config.directory)
     return True
 
 
@@ -199,6 +214,9 @@ def site_names() -> list[str]:
 
 
 def _check_policy(path: str, found: Config | Site) -> None:
+    for one in (found.directory, *found.fallback):
+        if not DIRECTORIES.get(one, one).startswith("https://"):
+            raise ConfigError(f'{path}: directory or fallback: "{one}": give {", ".join(DIRECTORIES)} or an https:// URL')
     for key, known in (("key", KEYS), ("validation", VALIDATIONS)):
         if getattr(found, key) not in known:
             raise ConfigError(f'{path}: {key}: "{getattr(found, key)}": give one of {", ".join(known)}')

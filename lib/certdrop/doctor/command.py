@@ -17,7 +17,7 @@ from certdrop import events, spool, terminal, tokens, words
 from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import general
 from certdrop.config import site as configuration
-from certdrop.doctor import ca, clients, cron, dane, host, kernel, keys, mail, nginx
+from certdrop.doctor import ca, clients, cron, dane, fallback, host, kernel, keys, mail, nginx
 from certdrop.doctor import paths, users
 from certdrop.doctor import names as check_names
 from certdrop.doctor import sites as check_sites
@@ -198,11 +198,19 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
     if config and not offline:
         through = (parts or {}).get("by proxy")
         now("asking the CA")
-        said, authority = ca.look(config, sites, by_root("account"), Said(*through) if through else None)
-        doing = check_names.Doing(authority, (token[0], token[1]) if token else None, seen, check_sites.failures(sites))
-        now(f"asking the DNS, and for a token over each address of {len(sites)} site{'' if len(sites) == 1 else 's'}")
-        yield check_names.look(sites, doing, by_root("no token"))
-        yield said
+        by_ca: dict[str, list[configuration.Site]] = {} if sites else {config.directory_url: []}
+        for one in sites:
+            by_ca.setdefault(general.directories(one)[0], []).append(one)
+        no_token = by_root("no token")
+        for directory, those in by_ca.items():
+            account = by_root("account") if directory == config.directory_url else []
+            said, authority = ca.look(config.asking(directory), those, account, Said(*through) if through and directory == config.directory_url else None)
+            doing = check_names.Doing(authority, (token[0], token[1]) if token else None, seen, check_sites.failures(those))
+            now(f"asking the DNS, and for a token over each address of {len(those)} site{'' if len(those) == 1 else 's'}")
+            yield check_names.look(those, doing, no_token)
+            yield said
+            no_token = []
+        yield fallback.look(sites, config) if not issuing else []
     if config:
         yield check_sites.untrusted(sites, config)
     if issuing:

@@ -35,9 +35,12 @@ def look(names: list[str]) -> list[Line]:
     except configuration.ConfigError as error:
         return [Line(FAILED, "configuration", events.clean(error), "nothing is renewed until then")]
     wrong, services = [], dict.fromkeys(config.services)
+    trusted = set[str]()
     for name in names:
         try:
-            services.update(dict.fromkeys(configuration.load_site(name, config).services))
+            wanted = configuration.load_site(name, config)
+            services.update(dict.fromkeys(wanted.services))
+            trusted |= {*wanted.roots, *map(configuration.own_roots, general.directories(wanted))}
             dane.is_checked(name)
         except configuration.ConfigError as error:
             wrong.append((events.clean(error), f"{name} is not renewed until then"))
@@ -47,7 +50,7 @@ def look(names: list[str]) -> list[Line]:
         why, mend = unreadable(path)
         if why:
             wrong.append((f"{key}: {why}: issuer and judge have to read it", mend or f"correct {key} in {configuration.ETC}/certdrop.toml"))
-    return lines_of("configuration", wrong, f"{len(names)} sites" if len(names) != 1 else f"site {names[0]}") + _roots(config)
+    return lines_of("configuration", wrong, f"{len(names)} sites" if len(names) != 1 else f"site {names[0]}") + _roots(config, trusted)
 
 
 def _described_badly(service: str) -> str:
@@ -63,9 +66,9 @@ def _described_badly(service: str) -> str:
     return "" if good else f"{path}: test and reload must name a program by its absolute path, then its arguments"
 
 
-def _roots(config: general.Config) -> list[Line]:
-    """Files of roots that nobody reads, as those whose name is not the CA's."""
-    place, used = configuration.ETC + "/roots.d", (config.own_roots, config.trust_roots, config.ca_bundle)
+def _roots(config: general.Config, trusted: set[str]) -> list[Line]:
+    """Files of roots that nobody reads, as those whose name is not the CA's: the configured one's, or one of those that a site names, which are `trusted`."""
+    place, used = configuration.ETC + "/roots.d", {config.own_roots, config.trust_roots, config.ca_bundle, *trusted}
     return [Line(WARNING, "roots", f"{place}/{entry}: no configured CA uses it; the roots of {roots.ca_named(config)} are looked for in {config.own_roots}",
                  "rename it to that, where it is this CA's; else remove it")
             for entry in sorted(_entries(place)) if f"{place}/{entry}" not in used and not entry.startswith(".")]
@@ -81,7 +84,8 @@ def untrusted(sites: list[configuration.Site], config: general.Config) -> list[L
     for one in sites:
         refused = reader.site(one.name).refused
         if refused and refused.what == "untrusted":
-            found.append(Line(FAILED, f"{one.name}: roots", f"what the CA issued leads to no root that {config.trust_roots} has", _roots_for(config)))
+            found.append(Line(FAILED, f"{one.name}: roots", f"what the CA issued leads to no root that {' or '.join(one.roots)} has",
+                              _roots_for(config.asking(one.directory))))
     return found
 
 

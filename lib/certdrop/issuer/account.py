@@ -233,6 +233,12 @@ class Session:
             if found and found != self.issuers():
                 self.account.note(issuers=found)
 
+    def offers_profile(self, profile: str) -> bool:
+        """Whether the CA offers this profile. Raises Failure."""
+        meta = self.directory().get("meta")
+        offered = meta.get("profiles") if isinstance(meta, dict) else None
+        return isinstance(offered, dict) and profile in offered
+
     def check_profile(self, profile: str) -> None:
         """Raise Failure, listing what there is, unless the CA offers this profile (draft-ietf-acme-profiles section 3)."""
         for fresh in (False, True):

@@ -11,14 +11,14 @@ import random
 
 from certdrop import events
 from certdrop.issuer import due, notes
-from certdrop.issuer.failure import LOCAL, NOT_PUBLISHED, REFUSED, UNREACHABLE, Failure
+from certdrop.issuer.failure import LOCAL, NOT_PUBLISHED, PROXY, REFUSED, UNREACHABLE, VALIDATION, Failure
 
 _NUMBERS = ("count", "own", "cut_off", "since", "failed_at", "next_try", "retry_after", "issued_at", "hurries",
-            "window_start", "window_end", "poll_at", "polls_failed", "renew_at", "tlsa_seen", "tlsa_ttl", "tlsa_since")
-_TEXTS = ("class", "last_error", "window_of", "window_url", "renew_why", "answered_by", "answered_with", "refused_reply", "unreplaced", "tlsa_of",
-          "renewal_id", "renewal_id_of",
-          "tlsa_lacks")
+            "away_since", "window_start", "window_end", "poll_at", "polls_failed", "renew_at", "tlsa_seen", "tlsa_ttl", "tlsa_since")
+_TEXTS = ("class", "last_error", "window_of", "window_url", "renew_why", "answered_by", "answered_with", "answers", "asked", "refused_reply", "unreplaced",
+          "tlsa_of", "renewal_id", "renewal_id_of", "tlsa_lacks")
 LONGEST = 2000                     # characters of a text
+ANSWERS = 6                        # of the last replies, that are known by whom they came from
 
 
 class Ledger(due.Record):
@@ -34,6 +34,7 @@ class Ledger(due.Record):
         self.renew_why = ""
         self.answered_by = ""                  # the CA's directory that the last reply came from
         self.answered_with = ""                # the leaf's SHA-256
+        self.answers = ""                      # the same of the last few: SHA256=URL, with spaces between
         self.refused_reply = ""                # the SHA-256 of the last reply that root refused
         self.unreplaced = ""                   # the certificate (SHA-256) that the CA does not take an order as a replacement of
         self.renewal_id = ""                   # the unique identifier by which the CA is asked for the renewal window of
@@ -52,13 +53,19 @@ class Ledger(due.Record):
                 setattr(self, "kind" if key == "class" else key, events.clean(value, LONGEST))
         self._before = self._text()
 
-    def failed(self, failure: Failure, certificate: due.Certificate | None, now: float, placed: bool = False) -> None:
-        """Note a failure and the next try. `placed`: the CA had taken an order, or was about to."""
+    def failed(self, failure: Failure, certificate: due.Certificate | None, now: float, placed: bool = False, asked: str = "", first: str = "") -> None:
+        """Note a failure and the next try. `placed`: the CA had taken an order, or was about to. `asked` is that CA's directory, where one was asked, `first`
+        that of the one which is asked before any other: a failure of one to fall back on puts off no try at the first one."""
         if failure.kind == LOCAL or failure.problem == NOT_PUBLISHED:
             self.note_own_failure(placed and failure.kind == LOCAL, now, random.random())
         else:
-            left = certificate.not_after - now if certificate and failure.kind == UNREACHABLE else None
-            self.note_failure(failure.retry_after, left, now, random.random())
+            is_free = failure.kind == UNREACHABLE or (asked != first and failure.kind != VALIDATION)
+            left = certificate.not_after - now if certificate and is_free else None
+            self.note_failure(failure.retry_after if asked == first else 0.0, left, now, random.random())
+            self.asked = asked
+            if asked == first:
+                is_away = failure.kind == UNREACHABLE and failure.problem != PROXY
+                self.away_since = (self.away_since or int(now)) if is_away else 0
         self.kind, self.last_error = failure.kind, events.clean(failure.text, LONGEST)
 
     def refused(self, reason: str, reply_sha256: str, certificate: due.Certificate | None, now: float) -> None:
@@ -70,11 +77,17 @@ class Ledger(due.Record):
     def issued(self, directory: str, leaf_sha256: str, due_by_time: due.Certificate | None, now: float) -> None:
         """Note a reply. Failures are forgotten, but for refused replies: whether this one is better, only root knows."""
         self.answered_by, self.answered_with = directory, leaf_sha256
+        self.answers = " ".join([f"{leaf_sha256}={directory}", *self.answers.split()][:ANSWERS])
         if self.refused_reply:
             self.issued_at = int(now)
         else:
             self.note_success(now, due_by_time)
             self.kind = self.last_error = ""
+
+    def issuer_of(self, sha256: str) -> str:
+        """The directory of the CA that a certificate of this site came from; "" where nobody noted it."""
+        known = dict(one.partition("=")[::2] for one in self.answers.split())
+        return known.get(sha256, self.answered_by if self.answered_with == sha256 else "")
 
     def installed(self) -> None:
         """Note that root took the last reply: refusals before it are over. What failed since stays: a reply ended all that failed before."""

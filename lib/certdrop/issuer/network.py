@@ -67,12 +67,15 @@ class Network:
 
     # ---- a run
 
-    def work(self, tasks: list[Task], now: float) -> tuple[int, int]:
-        """Ask for windows, decide again, and place the orders: (exit code, how many were due)."""
+    def poll(self, tasks: list[Task], now: float) -> None:
+        """Ask for the windows of certificates that this CA issued, and decide again."""
         curious = plan.curious(tasks, now)
         self._each(curious, self._poll)
         for task in curious:
             task.decide(time.time())
+
+    def work(self, tasks: list[Task]) -> tuple[int, int]:
+        """Place the orders: (exit code, how many were due)."""
         wanted = [task for task in tasks if task.when <= time.time()]
         if wanted:
             load()
@@ -224,6 +227,9 @@ class Network:
         try:
             if self.down:
                 raise self.down
+            if self._is_second(task):
+                log.say(f"{task.name}: {task.directories[0]} fails since {events.stamp(task.ledger.away_since)}; asking {self.config.directory_url} instead",
+                        self.options.loud)
             if not self._was_cut_off(task):
                 self._by_our_account(lambda: self._order(task))
                 self.reached()
@@ -292,7 +298,7 @@ class Network:
         profile = wanted.profile if wanted else task.profile or self.config.profile
         if protocol.HOSTS and not profile:
             profile = self.config.profile_of(ports.names_of(ports.request(request.csr())))
-        if profile:
+        if profile and not (self._is_second(task) and not session.offers_profile(profile)):        # its name is the first CA's word
             session.check_profile(profile)
             extra["profile"] = profile
         replaces = self._replaces(task, session)
@@ -337,12 +343,18 @@ class Network:
         request.answered = True
         task.standing.refusal, task.standing.look_at = "", 0.0
         self.log.info(happened.ISSUED, site=task.name, number=request.number, why=task.why, requests=session.transport.requests - before,
-                      seconds=round(time.monotonic() - begin, 2), replaces="replaces" in order.extra, **({"profile": profile} if profile else {}),
+                      seconds=round(time.monotonic() - begin, 2), replaces="replaces" in order.extra,
+                      **({"profile": extra["profile"]} if "profile" in extra else {}),
+                      **({"instead_of": task.directories[0], "directory": self.config.directory_url} if self._is_second(task) else {}),
                       **({"unreplaced": order.unreplaced.text} if order.unreplaced else {}))
         for warning in order.warnings:
             self.log.warning(happened.FAILED, site=task.name, kind="warning", error=warning)
             log.say(f"{task.name}: {warning}", self.options.loud)
         log.say(f"{task.name}: issued; the reply for request {request.number:04d} waits for root", self.options.loud)
+
+    def _is_second(self, task: Task) -> bool:
+        """Whether this CA is asked in place of the first."""
+        return self.config.directory_url != task.directories[0] != ""
 
     def _validation(self, wanted: site.Site | None, csr: bytes) -> str:
         """How a request's names are proven: as root's configuration says; on a desk, which has no site's file, as the names demand."""
@@ -361,6 +373,8 @@ class Network:
     def _replaces(self, task: Task, session: Session) -> str:
         """What to name as replaced (RFC 9773 section 5): the certificate that this CA issued, where it has renewal information."""
         certificate, ledger = task.certificate, task.ledger
+        if ledger.issuer_of(certificate.sha256 if certificate else "") not in ("", self.config.directory_url):
+            return ""
         if certificate is None or task.foreign or certificate.sha256 == ledger.unreplaced or not isinstance(session.directory().get("renewalInfo"), str):
             return ""
         if not ledger.has_window(certificate) and (ledger.answered_with, ledger.answered_by) != (certificate.sha256, self.config.directory_url):
@@ -467,7 +481,8 @@ class Network:
             self.learn(failure)
         with self.lock:
             self.codes.add(CODES.get(failure.kind, os.EX_TEMPFAIL))
-        task.ledger.failed(failure, task.certificate, time.time(), task.placed)
+        first = task.directories[0] or self.config.directory_url
+        task.ledger.failed(failure, task.certificate, time.time(), task.placed, self.config.directory_url, first)
         log.failed(self.log, task, failure, self.options)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from certdrop.issuer.network import Network
+    from certdrop.signer.process import Signer
     from certdrop.issuer.revoke import Revocations
     from certdrop.issuer.failure import Failure
 
@@ -40,13 +41,13 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     """(a code of sysexits.h, whether root should look at the spool). Raises site.ConfigError, OSError, ports.Moved."""
     now = time.time()
     if options.dry_run:
-        return _network(options).rehearse([plan.Task(request, options) for request in pending]), False
+        return _rehearse(options, pending), False
     tasks = plan.make(options, pending, now)
-    network: Network | None = None
+    networks: dict[str, Network] = {}
     is_unclear = any(task.of_unknown_origin for task in tasks)
     if options.plan:
         if is_unclear:
-            _network(options).look_at_chains(tasks)
+            _look_at_chains(_networks(options, dict.fromkeys((task.asks for task in tasks), 0)), tasks)
         plan.show(tasks, now)
         if revocations:
             revocations.show(options.names, now)
@@ -55,9 +56,16 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
     code, done = os.EX_OK, 0
     wanted = revocations.due(now, options.names, options.revoke) if revocations else []
     failure = _no_room() if wanted or is_unclear or any(task.when <= now for task in tasks) else None
+    orders: dict[str, int] = {}                # the directory of each CA that is to be asked: how many orders will be placed there, as far as is known
+    for task in tasks:
+        if task.when <= now or task.wants_window(now) or is_unclear:
+            orders[task.asks] = orders.get(task.asks, 0) + (task.when <= now)
+            orders.setdefault(task.polls, 0)
+    for one in wanted:
+        orders.setdefault(one.directory(), 0)
     if is_unclear and not failure:
-        network = _network(options, sum(task.when <= now for task in tasks))
-        network.look_at_chains(tasks)
+        networks = _networks(options, orders)
+        _look_at_chains(networks, tasks)
     if failure:
         from certdrop.issuer import log
         for task in tasks:
@@ -66,11 +74,11 @@ def run(options: Options, pending: list[Request], listed: list[Request], stale: 
                 log.failed(log.logger(), task, failure, options)
         code = os.EX_TEMPFAIL
     elif wanted or any(task.when <= now or task.wants_window(now) for task in tasks):
-        network = network or _network(options, sum(task.when <= now for task in tasks))
-        network.arrived = arrived
-        code, done = network.work(tasks, now)
+        networks = networks or _networks(options, orders)
+        code, done = _work(networks, tasks, now, arrived)
         if wanted and revocations:
-            code = network.carry_out(wanted)
+            for directory, network in networks.items():
+                code = max(code, network.carry_out([one for one in wanted if one.directory() == directory]))
             revocations.save()
     elif options.loud:
         from certdrop.issuer import log
@@ -95,32 +103,64 @@ def _no_room() -> Failure | None:
     return None
 
 
-def _network(options: Options, orders: int = 0) -> Network:
-    """The part that talks to the CA, shut in. `orders` will be placed, as far as is known."""
+def _look_at_chains(networks: dict[str, Network], tasks: list[plan.Task]) -> None:
+    """Whose certificates those are of which nobody noted it."""
+    for directory, network in networks.items():
+        network.look_at_chains([task for task in tasks if task.asks == directory])
+
+
+def _work(networks: dict[str, Network], tasks: list[plan.Task], now: float, arrived: Callable[[], object]) -> tuple[int, int]:
+    """Ask the CAs for windows, decide again, and place the orders: (exit code, how many were due). A CA that failed before
+    comes last, and holds up no other."""
+    for directory, network in networks.items():
+        network.arrived = arrived
+        network.poll([task for task in tasks if task.polls == directory], now)
+    code, done = os.EX_OK, 0
+    shares = [([task for task in tasks if task.asks == directory], network) for directory, network in networks.items()]
+    for share, network in sorted(shares, key=lambda found: any(task.ledger.away_since for task in found[0])):
+        said, count = network.work(share)
+        code, done = max(code, said), done + count
+    return code, done
+
+
+def _rehearse(options: Options, pending: list[Request]) -> int:
+    """A dry run: each site's with the staging of its own CA."""
     config = general.load_config()
-    holder = None
+    first = {request.name: plan.directories(request.name, config)[0] for request in pending}
+    networks = _networks(options, dict.fromkeys(list(first.values()) or [config.directory_url], 0))
+    return max(network.rehearse([plan.Task(request, options) for request in pending if first[request.name] == directory])
+               for directory, network in networks.items())
+
+
+def _networks(options: Options, orders: dict[str, int]) -> dict[str, Network]:
+    """The parts that talk to CAs, by the URL of the directory, in this process, which is shut in; each with a signer of its own, which has the account at
+    that CA alone. So many `orders` will be placed with each, as far as is known."""
+    config = general.load_config()
+    asking = {directory: config.asking(directory) for directory in orders}
+    holders: dict[str, Signer] = {}
     if not options.dry_run:
         from certdrop.signer import process
-        holder = process.start(config)              # before the door closes: it has what must stay outside
-        if orders:
-            holder.wake()
+        for directory, count in orders.items():     # before the door closes: it has what must stay outside
+            holders[directory] = process.start(asking[directory])
+            if count:
+                holders[directory].wake()
     lacking: list[str] = []
     through = proxy.of(config)                      # before it closes, too: the file of its password is not for what is shut in
     if options.dry_run:
         from certdrop.trust import roots
-        shut_in(config, [config.staging_url, config.proxy], lacking, roots.rehearsed(config))
+        shut_in(config, [*(one.staging_url for one in asking.values()), config.proxy], lacking,
+                [path for one in asking.values() for path in roots.rehearsed(one)])
     else:
-        shut_in(config, [config.directory_url, config.proxy], lacking)
-    opened = None
-    if orders and holder:
-        from certdrop.issuer.warm_up import WarmUp
-        opened = WarmUp(config, holder, min(orders, config.workers), through)     # while it waits for the CA,
+        shut_in(config, [*(one.directory_url for one in asking.values()), config.proxy], lacking, [one.trust_roots for one in asking.values()])
+    from certdrop.issuer import warm_up
+    opened = {directory: warm_up.WarmUp(asking[directory], holders[directory], min(count, config.workers), through)     # while it waits for the CA,
+              for directory, count in orders.items() if count and holders}
     from certdrop.issuer import network                                   # the rest is loaded
-    if orders or options.dry_run:
+    if any(orders.values()) or options.dry_run:
         network.load()
-    made = network.Network(options, config, opened, holder, through)
+    made = {directory: network.Network(options, asking[directory], opened.get(directory), holders.get(directory), through) for directory in orders}
     for wall in lacking:
-        made.unconfined(wall)
+        next(iter(made.values())).unconfined(wall)
     return made
 
 

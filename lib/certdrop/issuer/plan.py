@@ -11,11 +11,11 @@ import time
 
 from certdrop import events, spool, tokens, words
 from certdrop.config import general, site
-from certdrop.issuer import due, ledger, notes
+from certdrop.issuer import choice, due, ledger, notes
 from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
 from certdrop.issuer.posted import Request, Standing
-from certdrop.signer import protocol
+from certdrop.signer import jose, protocol
 from certdrop.trust import roots
 
 REPLY_WAITS = "a reply waits for root"
@@ -39,7 +39,10 @@ class Task:
         self.certificate = self.standing.certificate
         self.when, self.why = due.NEVER, ""
         noted = self.ledger.answered_by, self.ledger.answered_with
-        of_ours = roots.is_of(config, *noted, self.certificate.sha256) if self.certificate and config else None
+        self.directories = directories(request.name, config) if config else [""]           # of the CAs that may be asked, the first one first
+        self.asks = choice.choose(self.directories, self.ledger, self.certificate, time.time(), has_account)       # that of the next order,
+        self.polls = noted[0] if noted[0] in self.directories else self.asks               # and of who knows when to renew
+        of_ours = roots.is_of(self.directories, *noted, self.certificate.sha256) if self.certificate and config else None
         self.foreign = of_ours is False        # not of the CA that is configured now
         self.of_unknown_origin = bool(self.certificate and config) and of_ours is None         # nobody noted whose it is: its chain tells
         self.held: tuple[float, str] | None = None                   # until when, and why, what is due waits all the same
@@ -95,6 +98,23 @@ def make(options: Options, pending: list[Request], now: float) -> list[Task]:
             continue
         tasks.append(task)
     return tasks
+
+
+def directories(name: str, config: general.Config) -> list[str]:
+    """The URLs of the directories that a site's orders may go to. A file that names none is not parsed: ten thousand are looked at every day."""
+    try:
+        with open(f"{site.ETC}/sites.d/{name}.toml", "rb") as stream:
+            text = stream.read(spool.MAX_REPLY)
+        if b"directory" in text or b"fallback" in text or b"\\" in text:        # a key may be written with escapes
+            return general.directories(site.load_site(name, config))
+    except (OSError, site.ConfigError):
+        pass                                   # root says so; its requests are for the CAs that are configured for all
+    return general.directories(site.Site(name, config))
+
+
+def has_account(url: str) -> bool:
+    """Whether there is an account at the CA of this directory, as far as is noted."""
+    return isinstance(notes.table(f"account@{jose.entry(url)}.json").get("account"), str)
 
 
 def is_of_a_host(error: Exception) -> bool:

@@ -6,6 +6,7 @@ that it says the truth: "done" is the issuer's word. Reads: requests/NAME@NUMBER
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from certdrop import events, spool
 from certdrop.issuer import due, notes
 from certdrop.issuer.failure import LOCAL, REFUSED, Failure
-from certdrop.signer import protocol
+from certdrop.signer import jose, protocol
 
 if TYPE_CHECKING:
     from certdrop.issuer.account import Session
@@ -31,6 +32,7 @@ class Revocation(due.Record):
         super().__init__()
         self.entry = entry
         self.name, self.number, _ = spool.parse_entry(entry) or ("", 0, "")
+        self._directory = ""
         self.done = 0
         self.kind = self.last_error = ""       # of the last failure
         known = found if isinstance(found, dict) else {}
@@ -39,6 +41,20 @@ class Revocation(due.Record):
         for key in _TEXTS:
             if isinstance(known.get(key), str):
                 setattr(self, "kind" if key == "class" else key, events.clean(known[key]))
+
+    def directory(self) -> str:
+        """Of the CA to ask: the one that issued it, whatever is configured by now; the site's first where nobody noted which that is. Raises ConfigError."""
+        if not self._directory:
+            from certdrop.config import general
+            from certdrop.issuer import ledger, plan
+            try:
+                with open(f"{spool.requests()}/{self.entry}", encoding="ascii") as stream:
+                    der = jose.unb64(str(json.loads(stream.read(spool.MAX_REPLY))["payload"]["certificate"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                der = b""                      # said when it is asked
+            known = ledger.Ledger(self.name).issuer_of(hashlib.sha256(der).hexdigest())
+            self._directory = known or plan.directories(self.name, general.load_config())[0]
+        return self._directory
 
     def is_due(self, now: float, urged: bool) -> bool:
         """Whether to ask the CA now. `urged`: an administrator waits, and no back-off holds but the CA's."""

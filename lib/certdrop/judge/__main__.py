@@ -1,4 +1,4 @@
-"""The judge's process: `python3 -I -S .../judge/__main__.py chain ROOTS` or `... served ROOTS`, started by the keeper only.
+"""The judge's process: `python3 -I -S .../judge/__main__.py chain ROOTS...` or `... served ROOTS...` (files), started by the keeper only.
 
 Runs as: _certdrop-judge, which owns no file; refuses to be root. Reads: the trusted roots, then a file in memory that the keeper made.
 """
@@ -25,13 +25,13 @@ def task(argv: list[str]) -> "Callable[[], int] | int":
         pass                           # no AppArmor here, or no such profile
     jail.give_up_privileges()          # a child of the sandbox has the same uid: it must not trace this process and so speak for other cases
     jail.keep_cases_apart()
-    if argv[:1] == ["chain"] and len(argv) == 2:
+    if argv[:1] == ["chain"] and len(argv) > 1:
         sys.path.append("/usr/lib/python3/dist-packages")       # cryptography and OpenSSL, which -S leaves out
         from certdrop.judge import chain
-        return lambda: chain.serve(argv[1])
-    if argv[:1] == ["served"] and len(argv) == 2:
+        return lambda: chain.serve(argv[1:])
+    if argv[:1] == ["served"] and len(argv) > 1:
         from certdrop.judge import served
-        return lambda: served.serve(argv[1])
+        return lambda: served.serve(argv[1:])
     return os.EX_USAGE
 
 

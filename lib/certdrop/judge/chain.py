@@ -36,13 +36,16 @@ ORDERS = (                         # of the curves that authorities sign with (S
 )
 
 
-def serve(roots: str) -> int:
+def serve(roots: list[str]) -> int:
     """Load the roots, then answer each case, which is the expectations in one line, and then the reply:
     `accept SHA256 NOT_BEFORE NOT_AFTER TBS ISSUER_AND_SERIAL` (three of them SHA-256) or `refuse REASON`."""
     warnings.simplefilter("ignore")
     try:
-        with open(roots, "rb") as stream:
-            store = trusted(stream.read())
+        text = b""
+        for path in roots:
+            with open(path, "rb") as stream:
+                text += stream.read() + b"\n"
+        store = trusted(text)
     except (OSError, ValueError):
         return os.EX_NOINPUT
 

@@ -39,7 +39,7 @@ _LEAF = frozenset("0123456789abcdef")
 CIPHERS = {"ecdsa": "aECDSA", "rsa": "aRSA"}      # the suites of TLS 1.2 that need a key of this kind; those of 1.3 do not say
 
 
-def serve(roots: str) -> int:
+def serve(roots: list[str]) -> int:
     """Answer each question about a site: `STATE`, and `ADDRESS,PORT,PREFACE=LEAF` for each place where somebody answers (the leaf's SHA-256, or `nothing`).
 
     Asked for is one of its `names`, for its `key` (a kind), at the `ports` ([port, STARTTLS]), by its `probe`. The state is `shown` where the `wanted` leaf is
@@ -66,8 +66,8 @@ def serve(roots: str) -> int:
 class Client:
     """Shakes hands."""
 
-    def __init__(self, roots: str) -> None:
-        self.context = functools.cache(lambda key, verify: context(key, roots if verify else ""))
+    def __init__(self, roots: list[str]) -> None:
+        self.context = functools.cache(lambda key, verify: context(key, roots if verify else []))
         self.context("", False)                             # before the first question
         self._listeners: dict[int, list[str]] = {}
         self._looked = -FRESH
@@ -116,15 +116,15 @@ def places(ports: list[tuple[int, str]], probe: str, listeners: dict[int, list[s
     return sorted({(address, port, probe if probe == "proxy-protocol" else preface) for port, preface in ports for address in listeners.get(port, [])})
 
 
-def context(key: str, roots: str) -> ssl.SSLContext:
+def context(key: str, roots: list[str]) -> ssl.SSLContext:
     """How we shake hands: for this kind of key, if any; what is shown is compared by root, whoever may trust it, unless there are roots."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if key:
         made.maximum_version = ssl.TLSVersion.TLSv1_2
         made.set_ciphers(CIPHERS[key])
-    if roots:
-        made.load_verify_locations(roots)
-    else:
+    for path in roots:
+        made.load_verify_locations(path)
+    if not roots:
         made.check_hostname = False
         made.verify_mode = ssl.CERT_NONE
     return made

@@ -18,7 +18,6 @@ from certdrop.config import site
 from certdrop.keeper import generations, judges, keys, notes, reader
 from certdrop.keeper.judges import Accepted
 from certdrop.keeper.run import Run
-from certdrop.keeper.state import Observed
 
 COSTLY = ("judge-failed", "busy")   # reasons that a run waited for
 AT_ONCE = 64                       # replies in memory: root's, and in the judge's list
@@ -28,11 +27,12 @@ HOURLY = 3600                      # seconds between two installations of a site
 class Case:
     """A reply that is to be judged: for which site's next generation, what it says, and what root expects of it."""
 
-    def __init__(self, run: Run, observed: Observed, reply: bytes) -> None:
-        self.name, self.number, self.observed, self.reply = observed.name, observed.next or 0, observed, reply
+    def __init__(self, run: Run, wanted: site.Site, reply: bytes) -> None:
+        self.observed = observed = run.seen(wanted.name)
+        self.wanted, self.name, self.number, self.reply = wanted, wanted.name, observed.next or 0, reply
         self.notes = notes.Notes(self.name)
         self.request = observed.facts(self.number, "request")
-        self.expected = json.dumps([self.request["spki_sha256"], self.request["domains"], _identity(run.config.trust_roots)])
+        self.expected = json.dumps([self.request["spki_sha256"], self.request["domains"], *map(_identity, wanted.roots)])
         self.revoked = (observed.live, "revoke") in run.posted.get(self.name, set())
         self.blocks: list[bytes] = []
 
@@ -57,16 +57,17 @@ class Case:
 
 def take(run: Run, wanted: list[site.Site]) -> None:
     """Read the replies that wait, have them judged, and write what is accepted into its generation; so many at a time as memory should hold."""
-    cases = _cases(run, wanted)
-    while some := list(itertools.islice(cases, AT_ONCE)):
-        _judge(run, some)
+    for roots in sorted({found.roots for found in wanted}):
+        cases = _cases(run, [found for found in wanted if found.roots == roots])
+        while some := list(itertools.islice(cases, AT_ONCE)):
+            _judge(run, some, roots)
 
 
-def _judge(run: Run, cases: list[Case]) -> None:
+def _judge(run: Run, cases: list[Case], roots: tuple[str, ...]) -> None:
     run.note(run.unfinished | {case.name for case in cases})
     asked = [(case.question, b"".join(case.blocks)) for case in cases]
     # The judge loads for a while what it needs; so do we, with a key for nobody.
-    answers = judges.verdicts(run.config.trust_roots, asked, meanwhile=lambda: keys.request(keys.make("ecdsa-p256"), [cases[0].name]))
+    answers = judges.verdicts(roots, asked, meanwhile=lambda: keys.request(keys.make("ecdsa-p256"), [cases[0].name]))
     with contextlib.closing(answers), run.goes_on("replies"):
         for answer, case in zip(answers, cases):
             with run.goes_on(case.name):
@@ -77,23 +78,23 @@ def _judge(run: Run, cases: list[Case]) -> None:
 
 def _cases(run: Run, wanted: list[site.Site]) -> Iterator[Case]:
     """The replies that are to be judged. Who cost time before comes last: nobody's replies can keep another's from being judged."""
-    waiting = sorted((run.seen(found.name) for found in wanted if run.seen(found.name).next is not None),
-                     key=lambda observed: notes.Notes(observed.name).refused.get("reason") in COSTLY)
-    replies = reader.replies(run, [spool.entry(observed.name, observed.next or 0, "pem") for observed in waiting])
+    waiting = sorted((found for found in wanted if run.seen(found.name).next is not None),
+                     key=lambda found: notes.Notes(found.name).refused.get("reason") in COSTLY)
+    replies = reader.replies(run, [spool.entry(found.name, run.seen(found.name).next or 0, "pem") for found in waiting])
     with contextlib.closing(replies):
-        for reply, observed in zip(replies, waiting):           # in this order: so the former comes to its end, and notes what it saw
+        for reply, found in zip(replies, waiting):           # in this order: so the former comes to its end, and notes what it saw
             if time.monotonic() > run.end:
                 break
             case = None
-            with run.goes_on(observed.name):
-                case = _case(run, observed, reply) if reply is not None else None
+            with run.goes_on(found.name):
+                case = _case(run, found, reply) if reply is not None else None
             if case:
                 yield case
 
 
-def _case(run: Run, observed: Observed, reply: bytes | spool.Refused) -> Case | None:
+def _case(run: Run, wanted: site.Site, reply: bytes | spool.Refused) -> Case | None:
     """A reply as a case for the judge; None where there is none to be asked about, which is noted."""
-    case = Case(run, observed, b"" if isinstance(reply, spool.Refused) else reply)
+    case = Case(run, wanted, b"" if isinstance(reply, spool.Refused) else reply)
     if run.asked_by_issuer and case.waits:
         return None
     if case.notes.is_refused(case.number, case.reply, case.expected):
@@ -129,7 +130,7 @@ def _refuse(run: Run, case: Case, reason: str) -> None:
     case.notes.refuse(case.number, case.reply, case.expected, reason, case.observed.pause(case.observed.live, notes.BACK_OFF[-1]))
     case.notes.save()
     run.log.write(events.REFUSED, site=case.name, number=case.number, reason=reason)
-    run.fail(case.name, f"the reply for request {case.number:04d} is refused ({reason}){_roots(reason, run.config)}; the live certificate stays; "
+    run.fail(case.name, f"the reply for request {case.number:04d} is refused ({reason}){_roots(reason, case.wanted)}; the live certificate stays; "
              f"{_follows(reason)}, certdrop-spool(5) explains the reason", _code(reason))
 
 
@@ -137,8 +138,9 @@ def _follows(reason: str) -> str:
     return "a later run judges it again" if reason in spool.TRANSIENT else "the issuer asks again by itself"
 
 
-def _roots(reason: str, config: site.Config) -> str:
-    return f": it leads to no root in {config.trust_roots}; this CA's own roots are looked for in {config.own_roots}" if reason == "untrusted" else ""
+def _roots(reason: str, wanted: site.Site) -> str:
+    own = " or ".join(map(site.own_roots, (wanted.directory, *wanted.fallback)))
+    return f": it leads to no root in {' or '.join(wanted.roots)}; this CA's own roots are looked for in {own}" if reason == "untrusted" else ""
 
 
 def _code(reason: str) -> int:

@@ -42,7 +42,7 @@ class Seen:
         self.state, self.places = state, places
 
 
-def verdicts(roots: str, cases: list[tuple[dict[str, object], bytes]],
+def verdicts(roots: tuple[str, ...], cases: list[tuple[dict[str, object], bytes]],
              meanwhile: Callable[[], object] = lambda: None) -> Generator[Accepted | spool.Refused, None, None]:
     """What the judge says of each reply, by what is expected of it; `meanwhile` is done while it loads what it needs.
     Raises OSError where it cannot load that."""
@@ -54,7 +54,7 @@ def verdicts(roots: str, cases: list[tuple[dict[str, object], bytes]],
             yield spool.Refused(reason if reason in spool.REASONS else "judge-failed")
 
 
-def looks(roots: str, questions: list[dict[str, object]], patience: float) -> Generator[Seen, None, None]:
+def looks(roots: tuple[str, ...], questions: list[dict[str, object]], patience: float) -> Generator[Seen, None, None]:
     """What services show, by the questions that judge/served.py explains, none of which has more patience. Raises OSError as verdicts() does."""
     for said in _answers("served", roots, [json.dumps(question).encode() for question in questions], _SEEN, patience + LOOK):
         state, shown = said or ("other", " ,0,=nothing")               # it did not come so far
@@ -62,11 +62,11 @@ def looks(roots: str, questions: list[dict[str, object]], patience: float) -> Ge
         yield Seen(state, {(address, int(port), preface): leaf for address, port, preface, leaf in parts})
 
 
-def _answers(task: str, roots: str, cases: list[bytes], form: bytes, seconds: float,
+def _answers(task: str, roots: tuple[str, ...], cases: list[bytes], form: bytes, seconds: float,
              meanwhile: Callable[[], object] = lambda: None) -> Generator[list[str] | None, None, None]:
     """The parts of each answer that the form has; None where there is none."""
     def begin(asked: int) -> children.Child:
-        child = start([PROGRAM, task, roots], asked, task == "served")
+        child = start([PROGRAM, task, *roots], asked, task == "served")
         meanwhile()
         return child
     answers = children.answers(begin, cases, form + _LACKS, seconds, LIMIT)

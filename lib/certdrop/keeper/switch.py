@@ -97,12 +97,14 @@ def _stand_in(run: Run, change: Change) -> None:
 def _asked(run: Run, changes: list[Change], used: Used, end: float, number: Callable[[Change], int | None] = lambda _: None,
            patience: Callable[[Change], float] = lambda _: 0.0) -> Iterator[tuple[Change, Seen]]:
     """What is shown for each of these: the judge waits so long for a generation to be. The first is asked for in any case, then no more after the end."""
-    questions = [change.question(used, number(change), patience(change)) for change in changes]
-    with contextlib.closing(judges.looks(run.config.trust_roots, questions, max(map(patience, changes), default=0.0))) as looks:
-        for seen, change in zip(looks, changes):
-            yield change, seen
-            if time.monotonic() > end:
-                return
+    for roots in sorted({change.wanted.roots for change in changes}):
+        asked = [change for change in changes if change.wanted.roots == roots]
+        questions = [change.question(used, number(change), patience(change)) for change in asked]
+        with contextlib.closing(judges.looks(roots, questions, max(map(patience, asked)))) as looks:
+            for seen, change in zip(looks, asked):
+                yield change, seen
+                if time.monotonic() > end:
+                    return
 
 
 def _wait(run: Run, changes: list[Change], used: Used, stretch: float, number: Callable[[Change], int | None],

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Protocol
 
 from cryptography import x509
@@ -54,6 +55,7 @@ class Policy:
             raise Refused("the configured directory is no plain https URL")
         self.bindings: set[str] = set()        # external account bindings that were made here
         self.changes: set[str] = set()         # requests for a change of keys that were made here
+        self.serves: Callable[[str], bool] | None = None       # whether root's configuration lets this CA be asked for a site; None: it is the only one
         self.proof: Proof | None = None        # on a desk: what shows that root of a host posted it
 
     def key_for(self, request: str, data: bytes) -> Key:
@@ -113,6 +115,8 @@ class Policy:
     def _posted(self, request: str) -> tuple[x509.CertificateSigningRequest, bytes]:
         """The CSR that root posted under this name, and its file's content; now, and by root. Raises Refused."""
         data = _read(request, "csr")
+        if self.serves and not self.serves((spool.parse_entry(request) or ("",))[0]):
+            raise Refused("the configuration of its site names another CA")
         if self.proof:
             self.proof.order(request, data)
         try:

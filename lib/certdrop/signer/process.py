@@ -85,12 +85,13 @@ def _run(sock: socket.socket, parent: int, config: general.Config, may: frozense
 
 
 def shut_in() -> None:
-    """Confine the signer: to read requests/ and eab.toml, and to keep its keys. Which wall does not stand, the network part says."""
+    """Confine the signer: to read requests/, sites.d/ and eab.toml, and to keep its keys. Which wall does not stand, the network part says."""
     jail.give_up_privileges()
     jail.forbid(CORE=0, NPROC=0, FSIZE=protocol.JOURNAL if protocol.HOSTS else 1 << 20)
     ours = os.path.dirname(os.path.dirname(os.path.abspath(site.__file__)))
     try:
-        jail.landlock((spool.requests(), site.ETC + "/eab.toml", ours, *LIBRARIES, *filter(None, [protocol.HOSTS])), (site.STATE + "/account",), ())
+        jail.landlock((spool.requests(), site.ETC + "/eab.toml", site.ETC + "/sites.d", ours, *LIBRARIES, *filter(None, [protocol.HOSTS])),
+                      (site.STATE + "/account",), ())
     except jail.Unconfined:
         pass
     try:

@@ -80,6 +80,7 @@ class Service:
         self.ring = keyring.Keyring(config.directory_url)
         self.policy = Policy(config.directory_url, [f"mailto:{address}" for address in config.contact], self.ring, may)
         self.config = config
+        self.policy.serves = lambda name: config.directory_url in general.directories(_site(name, config.whole or config))
         if protocol.HOSTS:
             from certdrop.fleet import proof
             self.policy.proof = proof.Proof(protocol.HOSTS)
@@ -156,6 +157,16 @@ class Service:
         self._may(DEACTIVATE)
         self.ring.set_aside()
         return b""
+
+
+def _site(name: str, config: general.Config) -> site.Site:
+    """A site as root configured it; what is configured for all, where it has no file of its own, as a host's in a fleet. Raises Refused."""
+    try:
+        return site.load_site(name, config)
+    except site.ConfigMissing:
+        return site.Site(name, config)
+    except site.ConfigError as wrong:
+        raise Refused(str(wrong)) from wrong
 
 
 def _url_in(message: bytes) -> str:

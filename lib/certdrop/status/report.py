@@ -38,6 +38,7 @@ def _object(site: Verdict) -> dict[str, object]:
         "renew_at": _moment(site.renew_at),
         "renew_reason": site.renew_why or None,
         "fingerprint_sha256": certificate.sha256 if certificate else None,
+        "issued_by": found.issued_by or None,
         "placeholder": found.placeholder,
         "served": site.served,
         "refused_by_browsers": None if found.refused_by_browsers is None else bool(found.refused_by_browsers),
@@ -106,6 +107,8 @@ def as_prometheus(sites: list[Verdict], runs: dict[str, Run], silences: list[Sil
          [None if site.served is None or site.evidence.placeholder else float(site.served) for site in sites])
     each("refused_by_browsers", "1 if browsers refuse the live certificate, 0 if not; absent if not known.",
          [None if site.evidence.refused_by_browsers is None else float(bool(site.evidence.refused_by_browsers)) for site in sites])
+    each("by_fallback", "1 if the live certificate is of a CA to fall back on, 0 if of the first one; absent if not known.",
+         [float(site.evidence.issued_by != site.evidence.directories[0]) if site.evidence.issued_by else None for site in sites])
     each("failures", "Failures in a row, as the issuer counts them.", [site.evidence.failing.tries if site.evidence.failing else 0 for site in sites])
     each("severity", "0 fine, 1 warning, 2 critical.", [site.severity for site in sites])
     family("state", "1 for the state that the site is in.",

@@ -65,6 +65,8 @@ def page(site: Verdict, now: float) -> list[str]:
         rows += [("valid", f"{events.stamp(certificate.not_before)} to {events.stamp(certificate.not_after)}"),
                  ("lifetime", f"{bar(site, now)} " + (f"{span(left)} left" if left > 0 else f"ended {span(-left)} ago")),
                  ("fingerprint", certificate.sha256)]
+    if found.issued_by:
+        rows.append(("issued by", found.issued_by + ", a CA to fall back on" * (found.issued_by != found.directories[0])))
     rows += [("renews", f"{events.stamp(site.renew_at)} ({site.renew_why})" if site.renew_at else site.renew_why),
              ("key", f"{found.key}, made {events.stamp(found.key_created)}{'; it is compromised, and is to be replaced' * found.burnt}"
               if found.key_created else ""),

@@ -6,6 +6,7 @@ Runs as: whoever imports it. Trusts: root's configuration. Reads and writes: not
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 from certdrop.config import general, site
 
@@ -45,7 +46,7 @@ def bundles(config: general.Config) -> list[str]:
     return [config.ca_bundle, *own]
 
 
-def is_of(config: general.Config, answered_by: str, answered_with: str, sha256: str) -> bool | None:
-    """Whether a certificate is of the configured CA, by the issuer's note of where its last reply came from; None where nobody noted it, as of one that
-    another client had."""
-    return answered_by == config.directory_url if answered_by and answered_with == sha256 else None
+def is_of(directories: Collection[str], answered_by: str, answered_with: str, sha256: str) -> bool | None:
+    """Whether a certificate is of one of the CAs that are configured for its site, by the issuer's note of where its last reply came from; None where nobody
+    noted it, as of one that another client had."""
+    return answered_by in directories if answered_by and answered_with == sha256 else None

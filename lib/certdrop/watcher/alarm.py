@@ -70,6 +70,9 @@ def of_site(site: Verdict, now: float) -> list[Problem]:
                   if found.for_trying else f"run certdrop renew {name} and read what it says")
         add("browsers", "browsers refuse the live certificate", "asks the configured CA for another by itself" if found.foreign else "renews it in its time",
             advice, not found.for_trying)
+    if len(found.directories) > 1 and found.issued_by in found.directories[1:] and found.installed_at and 0 <= now - found.installed_at < DAILY - verdict.HOUR:
+        add("fallback", f"{found.issued_by} issued its certificate, a CA to fall back on", "asks the first CA again when the certificate is to be renewed",
+            f"see what ails {found.directories[0]}: sudo certdrop-check {name}")
     if found.refused:
         add("refused", "a reply of the issuer was refused", "asks the CA again by itself; " + stays,
             f"read the reason {found.refused.what} in certdrop-spool(5); if it comes again, look at what runs as _certdrop")

@@ -225,7 +225,7 @@ def read_and_write(pipes: tuple[int, int], route: mailer.Route) -> int:
     own = spool.open_directory(configuration.STATE + "/watcher")
     read_only = evidence.read_only()
     disorder = layout.deviations()             # root's table, and owners and modes: nothing that others wrote
-    for wall in shut_in(ports(reader, places), reader.browsers):
+    for wall in shut_in(ports(reader, places), *reader.loadable()):
         journal.warning(happened.UNCONFINED, error=wall)
     before = reader.watcher()
     sites = look_twice(reader, places, now)
@@ -295,6 +295,8 @@ def ports(reader: Reader, places: Places) -> set[int]:
         try:
             site = configuration.load_site(name, reader.config)
             found |= {port for _, port, _ in places.of(site.services, site.probe)}
+            for directory in general.directories(site):
+                reader.browsers_by(directory)  # their roots are loaded before this process shuts itself in
         except configuration.ConfigError:
             pass                               # said when the site is looked at
     return found

@@ -119,7 +119,9 @@ class Evidence:
     astray: str = ""                           # the sockets of this site that show another certificate, seen now
     refused_by_browsers: str | None = None     # why, seen now; "" where they take it, None for a placeholder and where it cannot be seen
     for_trying: bool = False                   # the configured CA is one for trying things
-    of_ours: bool | None = None                # the live certificate is of the configured CA, by the issuer's note of where it had it
+    directories: list[str] = field(default_factory=list)    # of the CAs that may be asked, the first one first
+    issued_by: str = ""                        # the directory of the CA that issued the live certificate, by the issuer's note
+    of_ours: bool | None = None                # the live certificate is of a configured CA, by the issuer's note of where it had it
     foreign: bool = False                      # the live certificate is not of the configured CA
     disorder: list[str] = field(default_factory=list)       # live files, owners and modes that are not as they should be
 
@@ -193,6 +195,7 @@ class Reader:
         self.issuer, self.watch = _uid(spool.ISSUER), _uid(USER)
         self.burnt = _burnt()
         self.browsers = Browsers(self.config)
+        self._others: dict[str, Browsers] = {}             # by the directory of another CA
         self._said: dict[str, object] | None = None          # what the issuer says of revocations
 
     def names(self) -> list[str]:
@@ -209,6 +212,7 @@ class Reader:
         try:
             wanted = configuration.load_site(name, self.config)
             found.domains, found.probe, found.services, found.validation = wanted.domains, wanted.probe, wanted.services, wanted.validation
+            found.directories = general.directories(wanted)
             found.configured_at = self.configured_at(name)
         except (configuration.ConfigError, OSError) as error:
             found.wrong = clean(error, TEXT)
@@ -358,21 +362,39 @@ class Reader:
 
     def _trust(self, found: Evidence) -> None:
         """Whether browsers take the live chain, looked at now; one that has ended, or does not begin yet, has a word of its own."""
-        live, found.for_trying = found.certificate, self.browsers.for_trying
+        browsers = self._browsers_of(found)
+        live, found.for_trying = found.certificate, browsers.for_trying
         if live is None or found.placeholder or not live.not_before <= time.time() < live.not_after:
             return
         try:
             chain = _read(f"{configuration.STATE}/sites/{found.name}/{found.live:04d}", "fullchain.pem", ROOT)
-            found.refused_by_browsers = self.browsers.refusal(chain)
-            found.foreign = self.browsers.is_foreign(chain, found.of_ours)
+            found.refused_by_browsers = browsers.refusal(chain)
+            found.foreign = browsers.is_foreign(chain, found.of_ours)
         except (OSError, spool.Refused, ValueError) as error:
             why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
             found.wrong = found.wrong or clean(f"whether browsers take the live certificate cannot be seen: {why}", TEXT)
 
+    def loadable(self) -> list[Browsers]:
+        """All that look at chains, as far as they are known."""
+        return [self.browsers, *self._others.values()]
+
+    def _browsers_of(self, found: Evidence) -> Browsers:
+        """What browsers think, by the roots of the CA that issued the live certificate, or else of the one that is asked first."""
+        return self.browsers_by(found.issued_by or (found.directories or [self.config.directory_url])[0])
+
+    def browsers_by(self, directory: str) -> Browsers:
+        """What browsers think, by the roots of the CA of this directory."""
+        if directory == self.config.directory_url:
+            return self.browsers
+        if directory not in self._others:
+            self._others[directory] = Browsers(self.config.asking(directory))
+        return self._others[directory]
+
     def _ledger(self, found: Evidence) -> None:
         ledger = self._json("issuer", found.name + ".json", self.issuer, found)
         if found.certificate:
-            found.of_ours = roots.is_of(self.config, text(ledger, "answered_by"), text(ledger, "answered_with"), found.certificate.sha256)
+            found.of_ours = roots.is_of(found.directories, text(ledger, "answered_by"), text(ledger, "answered_with"), found.certificate.sha256)
+            found.issued_by = text(ledger, "answered_by") if found.of_ours else ""
         count = number(ledger, "count") or 0
         if count and (text(ledger, "class") or text(ledger, "last_error")):
             found.failing = Failure(text(ledger, "class", 40), None, number(ledger, "since"), count, number(ledger, "next_try"),

@@ -22,7 +22,7 @@ DAMAGED = "damaged"
 STATES = (SERVING, INSTALLED, PLACEHOLDER, REFUSED, FAILING, NOT_SERVED, EXPIRED, DAMAGED)
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3    # Nagios' exit codes
-DAY = 86400
+HOUR, DAY = 3600, 86400
 QUIET = 3 * 3600                   # seconds without a run of a principal (the slowest runs hourly) that are no more usual
 TOO_QUIET = DAY
 OFTEN = {"keeper": 3600, "issuer": 600, "watcher": 3600}       # seconds from one run to the next

@@ -36,7 +36,7 @@ def net(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (tmp_path / f"spool/requests/{host}_a@0004.revoke").write_text("[" * 16000 if host == "web1" else '{"payload": {}}')
     made = network.Network.__new__(network.Network)
     made.lock, made.down, made.codes, made.in_vain, made._sessions, made._idle = threading.Lock(), None, set(), 0, [], []
-    made.config = types.SimpleNamespace(workers=2)             # type: ignore[assignment]
+    made.config = types.SimpleNamespace(workers=2, directory_url="https://ca.test/dir")             # type: ignore[assignment]
     made.log = types.SimpleNamespace(warning=lambda *_, **__: None, error=lambda *_, **__: None, info=lambda *_, **__: None)
     made.options, made.progress = Options([], False), types.SimpleNamespace(at=lambda *_: None, done=lambda *_: None)          # type: ignore[assignment]
     made._by_our_account = lambda work: work()                 # type: ignore[method-assign]

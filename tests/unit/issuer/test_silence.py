@@ -40,7 +40,7 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path: pathlib.Path, 
     monkeypatch.setattr(issue.posted, "requests", lambda: ([], set(), []))
     monkeypatch.setattr(issue, "Agenda", lambda now: None)
     monkeypatch.setattr(issue.os, "listdir", lambda path: [])
-    monkeypatch.setattr(issue.spool, "challenges", lambda: str(tmp_path))
+    monkeypatch.setattr(issue.tokens, "directory", lambda: str(tmp_path))
     assert issue._look(issue.Options([], False))[:2] == (os.EX_OK, False)
     monkeypatch.undo()
     assert sorted(os.listdir(parent)) == [".other.new", ".tally.new", "last-run", "lock", "tally"]

@@ -61,7 +61,7 @@ def place(readable: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
 
 def judged(place: pathlib.Path, *replies: bytes, roots: str = "roots") -> list[str | judges.Accepted]:
     """What the judge says of each: why it refuses it, or what it accepts."""
-    found = judges.verdicts(str(place / roots), [(QUESTION, reply) for reply in replies])
+    found = judges.verdicts((str(place / roots),), [(QUESTION, reply) for reply in replies])
     return [one.reason if isinstance(one, spool.Refused) else one for one in found]
 
 
@@ -82,7 +82,7 @@ def test_one_process_judges_many(place: pathlib.Path, started: list[int]) -> Non
     """Good, bad and odd replies one after the other, each in a child of its own, all answered by one process."""
     leaf = CA.leaf(KEY.public_key(), NAMES)
     replies = [pem(leaf, CA.intermediate[0]), pem(CA.leaf(forger.new_key().public_key(), NAMES)), pem(leaf), forger.armour(forger.deep(3000)), b""]
-    answers = judges.verdicts(str(place / "roots"), [(QUESTION, reply) for _ in range(3) for reply in replies])
+    answers = judges.verdicts((str(place / "roots"),), [(QUESTION, reply) for _ in range(3) for reply in replies])
     for _ in range(3):
         accepted = next(answers)
         assert isinstance(accepted, judges.Accepted) and accepted.sha256 == leaf.fingerprint(hashes.SHA256()).hex()
@@ -92,7 +92,7 @@ def test_one_process_judges_many(place: pathlib.Path, started: list[int]) -> Non
 
 def test_what_a_judge_is(place: pathlib.Path, started: list[int]) -> None:
     """Another user, with no other group and no capability; a session, a network and a PID namespace of its own; the list, its answers, and nothing else."""
-    answers = judges.verdicts(str(place / "roots"), [(QUESTION, forger.armour(forger.deep(3000)))] * 5000)      # more than a pipe takes answers
+    answers = judges.verdicts((str(place / "roots"),), [(QUESTION, forger.armour(forger.deep(3000)))] * 5000)      # more than a pipe takes answers
     assert "encoding" == str(next(answers))
     pid, = started
     status = pathlib.Path(f"/proc/{pid}/status").read_text()

@@ -35,13 +35,13 @@ def question(**more: Any) -> dict[str, Any]:
 def test_what_is_shown(now: dict[served.Place, str], known: list[served.Place], state: str) -> None:
     """By all who showed this site, and no other of the site's own by anybody."""
     asked = json.loads(json.dumps(question(known=known)))
-    assert state == served.Client("").state(asked, now)
+    assert state == served.Client([]).state(asked, now)
 
 
 @pytest.mark.parametrize("verified, state", [(NEW, "shown"), ("nothing", "untrusted"), (OLD, "untrusted")])
 def test_what_is_no_good_is_told_apart(monkeypatch: pytest.MonkeyPatch, verified: str, state: str) -> None:
     """A client that trusts the roots is asked whether it takes what is shown; only where that is wanted, and what is waited for is shown."""
-    client, seen = served.Client(""), []
+    client, seen = served.Client([]), []
     monkeypatch.setattr(client, "shown", lambda _, place, verify: seen.append((place, verify)) or verified)
     assert state == client.state(question(verify=True), {THERE: NEW}) and [(THERE, True)] == seen
     assert "other" == client.state(question(verify=True), {THERE: OLD}) and "shown" == client.state(question(), {THERE: NEW}) and 1 == len(seen)
@@ -62,7 +62,7 @@ def test_what_the_child_says_is_a_leaf_or_nothing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(served.socket, "create_connection", lambda *_: open(os.devnull, "rb"))
     for said, leaf in ((NEW, NEW), ("", "nothing"), (f"{OLD} ::1,443,={NEW}", "nothing"), (NEW.upper(), "nothing"), ("nobody", "nothing")):
         monkeypatch.setattr(served.sandbox, "run", lambda _, deadline, said=said: said)
-        assert leaf == served.ask(served.context("", ""), HERE, "example.org")
+        assert leaf == served.ask(served.context("", []), HERE, "example.org")
 
 
 def test_who_hangs_keeps_no_other_place_from_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_who_hangs_keeps_no_other_place_from_being_asked(monkeypatch: pytest.Mon
     monkeypatch.setattr(served, "ask", asked)
     monkeypatch.setattr(served.listening, "listeners", lambda: {})
     monkeypatch.setattr(served, "places", lambda *_: there)
-    client = served.Client("")
+    client = served.Client([])
     question = {"names": ["a.test"], "key": "ecdsa", "ports": [], "probe": ""}
     assert client.look(question) == {**dict.fromkeys(there[:3], "nothing"), there[3]: NEW}
     assert said == [(1, 3), (2, 3), (3, 3), (443, 3), (1, 10)]
@@ -99,6 +99,6 @@ def test_it_asks_again_until_it_is_shown_or_patience_ends(monkeypatch: pytest.Mo
         for name in ("late.example", "never.example", "last.example"):
             said.append((answer(json.dumps(question(names=[name], patience=3.0)).encode()).decode(), clock[0]))
     monkeypatch.setattr(answering, "serve", serve)
-    assert os.EX_OK == served.serve("")
+    assert os.EX_OK == served.serve([])
     assert [f"shown 127.0.0.1,443,={NEW}", f"other 127.0.0.1,443,={OLD}", f"shown 127.0.0.1,443,={NEW}"] == [text for text, _ in said]
     assert [2.0, 3.0, 3.0] == [round(when, 1) for _, when in said]

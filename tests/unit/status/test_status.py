@@ -250,7 +250,7 @@ def test_places_follow_services_and_probe(world: World, monkeypatch: pytest.Monk
 MAYBE = (str, type(None))
 FIELDS: dict[str, Any] = {
     "name": str, "domains": list, "beside": list, "state": str, "severity": int, "not_before": str, "not_after": str, "days_left": float,
-    "lifetime_left": float, "renew_at": str, "renew_reason": str, "fingerprint_sha256": str, "placeholder": bool,
+    "lifetime_left": float, "renew_at": str, "renew_reason": str, "fingerprint_sha256": str, "issued_by": MAYBE, "placeholder": bool,
     "served": (bool, type(None)), "refused_by_browsers": bool, "generation": int, "proven_generation": int, "next_generation": int,
     "key": str, "key_created": str,
     "key_burnt": bool, "next_key_created": str, "next_key_spki_sha256": str, "tlsa_waits_since": MAYBE,

@@ -166,5 +166,5 @@ def test_where_a_certificate_came_from() -> None:
     """Only the note on this very certificate tells; another one's, and none, tell nothing."""
     config = general.Config()
     url = config.directory_url
-    assert roots.is_of(config, url, "aa", "aa") is True and roots.is_of(config, "https://ca.example.org/", "aa", "aa") is False
-    assert roots.is_of(config, url, "bb", "aa") is None and roots.is_of(config, "", "", "aa") is None
+    assert roots.is_of([config.directory_url], url, "aa", "aa") is True and roots.is_of([config.directory_url], "https://ca.example.org/", "aa", "aa") is False
+    assert roots.is_of([config.directory_url], url, "bb", "aa") is None and roots.is_of([config.directory_url], "", "", "aa") is None
