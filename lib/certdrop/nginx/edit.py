@@ -539,7 +539,9 @@ def has_lines(server: Server, name: str = "") -> re.Match[str] | None:
 
 
 def _is_ours(server: Server, port: int) -> bool:
-    """Whether a block answers at a port by certdrop's lines alone: who is asked for names that no block has was nobody's wish there."""
+    """Whether a block answers at a port by certdrop's lines alone, or is one that --write made: who is asked for names that no block has was nobody's wish."""
+    if server.directive.text.startswith(f"# {(server.names or [''])[0]}: printed by certdrop-nginx "):
+        return True
     stretch = has_lines(server)
     return bool(stretch) and all(one.file == server.directive.file and one.start < stretch.end() for one in server.all("listen")
                                  if stretch and any(found.port == port for found in listened(*one.args)))

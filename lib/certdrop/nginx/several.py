@@ -116,7 +116,8 @@ def take(wishes: Sequence[Wanted], order: Callable[[list[Wanted]], tuple[list[Wa
         text = "".join(config.texts.values())
         failed = together(config, wishes)[1]               # refused before anything is done
         left = [one for one in wishes if one.name not in failed]
-        for one in [one for one in left if one.name not in begun and _has_certificate(one) and not edit.changes(config, one)]:
+        done = [one for one in left if one.name not in begun and _has_certificate(one)]
+        for one in done if not together(config, done)[0] else [one for one in done if not edit.changes(config, one)]:
             change.say(one.name, "its server blocks have all they need; nothing was changed")
             left.remove(one)
         if not left:

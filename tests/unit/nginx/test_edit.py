@@ -276,3 +276,16 @@ def test_many_sites_are_read_a_few_times(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Configuration, "_read", lambda self, files: read.append(1) or whole(self, files))      # type: ignore[func-returns-value]
     edits, failed = several.together(config, [edit.Wanted([name], [name], NEW) for name in (f"s{at}.example" for at in range(40))])
     assert not failed and edits[0].new.count("listen 443 ssl;") == 40 and len(read) < 5
+
+
+@pytest.mark.parametrize("head, refused", [("# z.example: printed by certdrop-nginx for nginx 1.26.3; print it anew\n", False), ("# mine\n", True)])
+def test_a_new_block_of_ours_is_no_default_that_was_wished_for(head: str, refused: bool) -> None:
+    """Who answers by HTTPS for names that no block has may change where that was the block of --write; else it is refused, with what settles it."""
+    made = head + "server { listen 443 ssl; server_name z.example; ssl_certificate /c; ssl_certificate_key /k; }\n"
+    config = Configuration([Source("/etc/nginx/nginx.conf", "http { include /etc/nginx/a; include /etc/nginx/z; }"), Source(snippets.CHALLENGE, SNIPPET),
+                            Source("/etc/nginx/a", "server { listen 80; server_name a.example; }\n"), Source("/etc/nginx/z", made)])
+    if refused:
+        with pytest.raises(Refused, match="add default_server to the listen of /etc/nginx/z:2"):
+            edit.changes(config, edit.Wanted(["a.example"], ["a.example"], NEW))
+    else:
+        assert "listen 443 ssl;" in edit.changes(config, edit.Wanted(["a.example"], ["a.example"], NEW))[0].new
