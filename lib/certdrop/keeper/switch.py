@@ -154,7 +154,7 @@ def _is_back(_: Run, change: Change, seen: Seen) -> None:
 def _not_served(run: Run, change: Change, failed: dict[str, str]) -> None:
     ended = decided.outcome(change)
     if ended == decided.UNSERVED:
-        _installed(run, change, f"nothing serves it yet (certdrop-nginx {change.name} --write puts a server block in place)")
+        _installed(run, change, f"nothing serves it yet (certdrop-nginx {change.name} --apply or --write has nginx serve it)")
         return
     services_named = ", ".join(change.wanted.services)
     follows = "it stays in place"

@@ -331,7 +331,7 @@ def tell_of_begun(name: str) -> bool:
     """Say what a run that was killed has left, if there was one."""
     for path in _begun(name):
         has = os.path.isfile(path) and edit.bears(_text(path), name)
-        say(name, f"an earlier run was ended in the middle: {events.clean(path, 300)} {'has' if has else 'does not have'} certdrop's lines; "
+        say(name, f"an earlier run did not come to its end: {events.clean(path, 300)} {'has' if has else 'does not have'} certdrop's lines; "
                   "this run goes on from there")
     return is_begun(name)
 
