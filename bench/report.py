@@ -14,7 +14,7 @@ same Pebble, in the same run.  All of it is real: nothing here is computed from 
   other jobs ran at the same time (the load is given).  CPU includes children, and what ends a moment later; memory is that of the largest process.
 - Each client runs as its users run it: one command where it can do many sites, else a loop in sh.  Accounts exist before; a certificate is ECDSA
   P-256 and for one name; `--no-random-sleep` where a client would wait for minutes.  No rival reloads nginx here; **certdrop's numbers include its root's
-  part**: the judge, `nginx -t` twice, the reload, and the handshake that proves the new certificate, unless it says "without root's part".
+  part**: the judge, `nginx -t`, the reload, and the handshake that proves the new certificate, unless it says "without root's part".
 - The CA is behind a TCP proxy (`bench/proxy.py`), since not every kernel has netem: each direction is late by half of the round trip, and the first bytes of
   a connection by one more, as the TCP handshake would have made them. At 0 ms it is in between, too. It counts connections; Pebble's log has the requests.
 - The stage's files are in memory: fsync is free for everybody there. What it costs on this machine's disk stands in the last part.

@@ -342,14 +342,21 @@ inline destroy(g) {
 	}
 }
 
-/* Rows 12 and 13: test; move; test; reload; served? */
+/* Rows 12 and 13: move; test; reload; served? Where the test fails, or a try failed before: back; test; move; test. Whether it is known to have failed
+   before is left open: beside a site for which it is, no other is tried before the test, either. */
 inline use_newest() {
 	atomic { to = c; back = live; before = shown; blip = 0; claim(WHOLE, !live || !has(bad, live)) };
 #ifdef VARIANT_NOTE_TRUSTED
 	noted = to;
 #endif
 	if
-	:: atomic { !passes && TESTS_BEFORE -> tried = to; back = FALLBACK; failed = (NOTES_ALL -> 1 : failed) };
+	:: to != live ->
+		claim(WISH, !has(standin, to)); move(to);
+		if :: atomic { passes || !TESTS_AFTER -> m = 1 } :: else -> move(back) fi
+	:: true
+	fi;
+	if
+	:: atomic { !m && !passes && TESTS_BEFORE -> tried = to; back = FALLBACK; failed = (NOTES_ALL -> 1 : failed) };
 		if
 		:: back -> move(back); want = 1                /* live is not proven: a killed run may have moved it, untested. Whose fault */
 		:: else                                        /* it is, row 12 finds out; else not the certificate's: nothing moves */
@@ -357,7 +364,7 @@ inline use_newest() {
 	:: else ->
 		if :: to != live -> claim(WISH, !has(standin, to)); move(to) :: else fi;
 		if
-		:: !passes && TESTS_AFTER ->
+		:: !m && !passes && TESTS_AFTER ->
 			if :: back != to -> move(back) :: else fi;
 			if
 			:: passes && back != to && !failed ->          /* good without it, bad with it, for the first time: ask for another */
@@ -372,7 +379,7 @@ inline use_newest() {
 			fi;
 			want = 1
 		:: else ->
-			want = 1;                                      /* reload, and ask with a handshake until it shows, or for a while */
+			atomic { want = 1; m = 0 };                    /* reload, and ask with a handshake until it shows, or for a while */
 			if
 			:: atomic { !ASKS -> proven = to; claim(PROVEN, shown == to) }
 			:: atomic { ASKS && !want && !busy && uses && shown == to -> proven = to; failed = 0 }

@@ -42,7 +42,7 @@ def test_what_a_killed_run_left_is_done_by_the_next_that_is_asked_for(host: Host
     before, reply = host.live(name), f"{SPOOL}/replies/{name}@{host.next(name):04d}.pem"
     os.unlink("/run/killed")
     assert host.run(*ASKED, user="_certdrop").code
-    assert host.live(name) == before and stage.read(f"{STATE}/keeper/unfinished").split() == [name]
+    assert (host.live(name), host.proven(name)) == (before + 2, before) and stage.read(f"{STATE}/keeper/unfinished").split() == [name]
     os.unlink(reply)
     host.run(*ASKED, user="_certdrop", code=0)
     assert host.live(name) == host.proven(name) == before + 2

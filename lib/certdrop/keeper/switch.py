@@ -1,4 +1,4 @@
-"""Has the services use what was written: test, move live, test, reload, ask by a handshake; and goes back where that helps.
+"""Has the services use what was written: move live, test, reload, ask by a handshake; and goes back where that helps.
 
 Rows 12 and 13 of the recovery table. Many sites are switched at once, with one test and one reload of each service; a site whose
 certificate a service does not take is found in few tries, and does not hold up the others. What is to be done of a site, change.py decides.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from certdrop import events, shown
 from certdrop.config import site
 from certdrop.keeper import change as decided
-from certdrop.keeper import copies, generations, judges, notes, services, trial
+from certdrop.keeper import copies, generations, judges, notes, trial
 from certdrop.keeper.change import Change
 from certdrop.keeper.judges import Seen
 from certdrop.keeper.run import Run
@@ -51,15 +51,14 @@ def _switch(run: Run, changes: list[Change]) -> None:
     """All of these, together."""
     run.stirred.update(change.name for change in changes)
     run.note(run.unfinished | {change.name for change in changes if change.to != change.back or change.notes.install})
-    began = time.monotonic()
-    used, broken = trial.tested(run, trial.names_of(changes))
-    stretch = max(1.0, time.monotonic() - began)             # a service of many sites takes its time
-    broken = trial.without_the_untested(run, changes, broken)
+    used, missing = trial.found(run, trial.names_of(changes))
     looked = []                                              # what no longer fits into this run is next in the next one
-    for change, seen in _asked(run, trial.not_broken(run, changes, broken), used, run.end):
+    for change, seen in _asked(run, trial.not_broken(run, changes, missing), used, run.end):
         change.before = seen.places
         looked.append(change)
+    began = time.monotonic()
     moved = trial.move(run, looked, used)
+    stretch = max(1.0, time.monotonic() - began)             # a service of many sites takes its time
     failed = trial.reload(run, [change for change in moved if change.reloads], used)
     moved = [change for change in moved if not trial.reload_is_missed(run, change, used, failed)]
     waiting = _wait(run, [change for change in moved if _is_to_be_asked(run, change, used)], used, stretch, lambda change: change.to, _heard)
@@ -75,12 +74,8 @@ def _switch(run: Run, changes: list[Change]) -> None:
 
 def _look_again(run: Run, put_off: list[Change]) -> None:
     """What was not shown once may be by now: ask, which costs no service anything, whatever the back-off."""
-    there: list[Change] = []
-    used: Used = {}
-    for change in put_off:
-        with contextlib.suppress(services.Failed, site.ConfigError):        # said when it is its turn
-            used.update({name: services.find(name) for name in change.wanted.services if name not in used})
-            there += [change] if any(used[name].port for name in change.wanted.services) else []
+    used, missing = trial.found(run, trial.names_of(put_off))               # said when it is its turn
+    there = [change for change in put_off if not missing.keys() & {*change.wanted.services} and any(used[name].port for name in change.wanted.services)]
     for change, seen in _asked(run, there, used, run.end, lambda change: change.to):
         _heard(run, change, seen)
         run.stirred.update([change.name] if seen.state == "shown" else [])

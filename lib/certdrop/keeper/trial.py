@@ -32,25 +32,25 @@ def names_of(changes: list[Change]) -> set[str]:
     return {name for change in changes for name in change.wanted.services}
 
 
-def tested(run: Run, names: set[str]) -> tuple[Used, dict[str, str]]:
-    """These services, and why some of them cannot be used."""
+def found(run: Run, names: set[str]) -> tuple[Used, dict[str, str]]:
+    """These services, and why some of them are none."""
     used: Used = {}
-
-    def test(name: str) -> None:
-        used[name] = services.find(name)
-        used[name].waits = run.progress
-        used[name].test()
-    return used, {name: f"{name} does not pass its test as it is: {said}" for name, said in _failures(names, test)}
+    missing = dict(_failures(names, lambda name: used.update({name: services.find(name)})))
+    for service in used.values():
+        service.waits = run.progress
+    return used, missing
 
 
-def without_the_untested(run: Run, changes: list[Change], broken: dict[str, str]) -> dict[str, str]:
-    """What is broken also without that which no run that came to its end has left as live. Where this helps, live is back, and then moved as ever."""
+def _without_the_untested(run: Run, changes: list[Change], used: Used) -> dict[str, str]:
+    """What does not pass its test as it is, and not without that which no run that came to its end has left as live, either. Where this helps, live is
+    back, and then moved as ever."""
+    broken = _failing(names_of(changes), used)
     untested = [change for change in changes if change.fallback is not None and broken.keys() & set(change.wanted.services)]
     if not untested:
         return broken
     for change in untested:
         go_back(change, change.fallback)
-    _, still = tested(run, set(broken))
+    still = _failing(set(broken), used)
     for change in untested:
         if still.keys() & set(change.wanted.services):
             go_back(change, change.back)
@@ -64,16 +64,19 @@ def not_broken(run: Run, changes: list[Change], broken: dict[str, str]) -> list[
     """Those that no service which is broken keeps back."""
     good = []
     for change in changes:
-        wrong = [broken[name] for name in change.wanted.services if name in broken]
+        wrong = [f"{name} does not pass its test as it is: {broken[name]}" for name in change.wanted.services if name in broken]
         if wrong:
-            put_off(run, change, "service-failed", f"{wrong[0]}; not this certificate's fault: nothing was changed")
+            put_off(run, change, "service-failed", f"{wrong[0]}; not this certificate's fault: the live one stays")
         else:
             good.append(change)
     return good
 
 
-def move(run: Run, changes: list[Change], used: Used, again: bool = False) -> list[Change]:
-    """Move these, test once, and where the test fails find whose fault it is in few tries. Returns those that stay moved."""
+def move(run: Run, changes: list[Change], used: Used, sound: bool = False, again: bool = False) -> list[Change]:
+    """Move these, test once, and where the test fails find whose fault it is in few tries: first whether the services were `sound` without them.
+    Returns those that stay moved. Where a try failed before, or a service reads copies without a reload, nothing moves before it is known to be sound."""
+    if not sound and any(change.notes.install or change.wanted.copy for change in changes):
+        return move(run, not_broken(run, changes, _without_the_untested(run, changes, used)), used, sound=True)
     moved = []
     for change in changes:
         try:
@@ -82,21 +85,24 @@ def move(run: Run, changes: list[Change], used: Used, again: bool = False) -> li
         except (OSError, copies.Failed) as error:
             go_back(change, change.back)
             put_off(run, change, "service-failed", f"a copy could not be put in place: {error}")
-    reason = _failure(moved, used)
-    if not reason:
+    failing = _failing(names_of(moved), used)
+    if not failing:
         return moved
     for change in moved:
         go_back(change, change.back)
+    if not sound:
+        return move(run, not_broken(run, moved, _without_the_untested(run, moved, used)), used, sound=True)
     if len(moved) > 1:
         half = len(moved) // 2
-        return move(run, moved[:half], used) + move(run, moved[half:], used)
+        return move(run, moved[:half], used, sound) + move(run, moved[half:], used, sound)
     change = moved[0]
-    text = f"with generation {change.to:04d} {reason}"
-    if change.notes.install or change.back == change.to or _failure(moved, used):
+    name, said = min(failing.items())
+    text = f"with generation {change.to:04d} {name} does not pass its test: {said}"
+    if change.notes.install or change.back == change.to or _failing(names_of(moved), used):
         put_off(run, change, "service-failed", text)
         return []
     if not again:
-        return move(run, moved, used, again=True)           # a full disk, or a test that was killed, is no fault of the certificate's
+        return move(run, moved, used, sound, again=True)    # a full disk, or a test that was killed, is no fault of the certificate's
     # Good without it, twice bad with it, and for the first time: ask for another rather than wait for an administrator.
     put_off(run, change, "service-failed", text, "it is withdrawn, and another is asked for")
     generations.make_next(change.wanted, change.observed.highest + 1, None, now=True)
@@ -118,9 +124,9 @@ def go_back(change: Change, number: int | None) -> None:
         _use(change, number)
 
 
-def _failure(changes: list[Change], used: Used) -> str:
-    """The first that does not pass its test."""
-    return next((f"{name} does not pass its test: {said}" for name, said in _failures(names_of(changes), lambda name: used[name].test())), "")
+def _failing(names: set[str], used: Used) -> dict[str, str]:
+    """Those of these services that do not pass their test as things are now, and what they say."""
+    return dict(_failures(names, lambda name: used[name].test()))
 
 
 def reload(run: Run, changes: list[Change], used: Used) -> dict[str, str]:
