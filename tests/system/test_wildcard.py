@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -64,14 +65,17 @@ def test_issued_installed_and_served(host: Host, name: str) -> None:
     publish(host, name, "other.example; accounturi=https://other.example/1; policy=wildcard", f"{ISSUER}; accounturi={account(host)}; policy=wildcard")
     host.run("certdrop", "add", f"*.{name.upper()}", "--no-issue", code=0)
     assert stage.read(f"/etc/certdrop/sites.d/{name}.toml") == f'domains = ["*.{name}"]\nvalidation = "dns-persist-01"\n'
-    host.world.nginx.add_site(name, BLOCK.format(names=f"*.{name}", site=name))
+    host.world.nginx.add_site(name, BLOCK.format(names=f"*.{name} {name}", site=name))
     host.world.nginx.reload() if host.world.nginx.pid() else host.world.nginx.start(443)
     done = host.run("certdrop", "renew", name, code=0)
     assert "installed, and served" in done.text and os.listdir("/var/spool/certdrop/challenges") == [], done
     assert names_in(name) == {f"*.{name}"} and host.live(name) == host.proven(name) == 2
     live = host.run("openssl", "x509", "-noout", "-serial", "-in", f"{STATE}/live/{name}/cert.pem", code=0).text.strip()
     assert live == served(f"any.{name}") == served(f"other.{name}")
-    assert host.status(name)["served"] is True
+    assert host.status(name)["served"] is True and host.status(name)["domains"] == [f"*.{name}"]
+    host.run("certdrop-status", "--html", "/tmp/wild.html")
+    assert f"*.{name}" in stage.read("/tmp/wild.html") and f"*.{name}" in host.run("certdrop-status", name).text
+    assert host.run("certdrop-status", "--own-keys", code=0).text.count("\n") >= 2
     host.run("certdrop", "add-name", name, name, code=0)
     assert names_in(name) == {name, f"*.{name}"}
     host.world.nginx.remove_site(name)
@@ -177,3 +181,23 @@ def test_who_changes_the_account_hears_which_records_change(host: Host, name: st
         person.type("n\n")
         person.wait_prompt()
     assert account(host) == before
+
+
+def test_no_other_account_is_ever_printed(host: Host, name: str, tmp_path: pathlib.Path) -> None:
+    """Whatever the issuer's notes say, and whoever the CA has an account for: who publishes another's URL gives it certificates for all of this."""
+    ours, key, csr = account(host), tmp_path / "key.pem", tmp_path / "csr.pem"
+    subprocess.run(["openssl", "genrsa", "-out", key, "2048"], stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(["openssl", "req", "-new", "-key", key, "-subj", f"/CN={host.name()}", "-out", csr], check=True)
+    said = host.run("acme-tiny", "--account-key", str(key), "--csr", str(csr), "--acme-dir", str(tmp_path), "--directory-url",
+                    host.world.pebble.directory_url, env={**os.environ, "SSL_CERT_FILE": host.world.pebble.ca_bundle}).text
+    theirs = re.search(r"Account ID: (\S+)", said)
+    assert theirs and theirs[1] != ours, said
+    host.run("certdrop", "add", f"*.{name}", "--no-issue", code=0)
+    (note,) = pathlib.Path(f"{STATE}/issuer").glob("account@ca.stage.test*.json")
+    for forged in (theirs[1], ours + "0", ours + ";policy=wildcard", ours.rpartition("/")[0] + "/../x"):
+        note.write_text(json.dumps({**json.loads(note.read_text()), "account": forged, "issuers": [ISSUER, 'x.example"; y']}))
+        done = host.run("certdrop-account", "show", "--records", name)
+        found = re.findall(r"accounturi=([^;\"\s]+)", done.text)
+        assert set(found) <= {ours} and (found or done.code), (forged, done)
+        assert f"accounturi={forged}" not in host.run("certdrop-check", name).text
+    assert account(host) == ours

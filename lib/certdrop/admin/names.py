@@ -27,6 +27,7 @@ LIST = re.compile(r"^domains[ \t]*=[ \t]*\[[^\]]*\]", re.M)
 def add(name: str, more: list[str], ask: bool) -> int:
     """These names, too. Raises Refused, ConfigError."""
     try:
+        sites.known([name])
         sites.refuse(more, name, site.load_site(name, general.load_config()).validation)
     except Refused as refused:
         raise Refused(str(refused).replace("try: certdrop add ", f"try: certdrop add-name {name} ")) from refused

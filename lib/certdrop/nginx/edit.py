@@ -500,7 +500,7 @@ def _refuse_what_changes(before: Configuration, after: Configuration, wanted: Wa
                       "put the lines in by hand")
     number = {id(server): at for at, server in enumerate(before.servers)}, {id(server): at for at, server in enumerate(after.servers)}
     names = {STRANGER, *(probe for server in before.servers for name in server.names for probe in _probes(name))}
-    ports, own = {one.port for server in before.servers for one in server.listens if one.port}, {*wanted.domains}
+    ports, own = {one.port for server in before.servers for one in server.listens if one.port}, {*wanted.domains, *map(below, wanted.domains)}
     for port in (80, 443):
         for address in before.answers.addresses(port):
             for name in wanted.domains:        # where another block was there for all names that have none, it was for nobody's site

@@ -20,7 +20,7 @@ def test_a_name_and_the_wildcard_below_it_have_one_record() -> None:
     assert persist.text("ca.example", ACCOUNT, False) == f"ca.example; accounturi={ACCOUNT}"
 
 
-@given(strategies.from_regex(r"[a-z]{1,9}\.[a-z]{2,9}", fullmatch=True), strategies.from_regex(r"https://[!-:<-~]{1,400}", fullmatch=True),
+@given(strategies.sampled_from(["ca.example", "a-b.test"]), strategies.text([chr(at) for at in range(33, 127) if chr(at) != ";"], min_size=1, max_size=400),
        strategies.booleans(), strategies.none() | strategies.integers(0, 1 << 40))
 def test_what_is_written_is_read(issuer: str, account: str, below: bool, until: int | None) -> None:
     """Whatever the account's URL has, and in a zone's file in strings of 255 octets at most."""
@@ -69,3 +69,22 @@ def test_an_account_that_is_not_known_is_not_compared() -> None:
 def test_parents() -> None:
     """Of two labels at least."""
     assert persist.parents("a.b.example.org") == ["b.example.org", "example.org"] and persist.parents("example.org") == []
+
+
+@given(strategies.lists(strategies.text(max_size=60) | strategies.sampled_from([
+    "ca.example; accounturi=x", "ca.example;;", "ca.example; persistUntil=9", "ca.example; accounturi=x; persistUntil=-9"])), strategies.booleans())
+def test_whatever_the_dns_says_is_judged(records: list[str], below: bool) -> None:
+    """Without an exception, and never as good without our account."""
+    found = persist.judged(records, ["ca.example"], "y", below, NOW)
+    assert found.why and found.until is None
+
+
+PLAIN = strategies.none() | strategies.booleans() | strategies.integers() | strategies.text(max_size=9)
+KEYS = strategies.sampled_from(["issuers", "directory", "meta", "caaIdentities", "identifier", "value"])
+
+
+@given(strategies.recursive(PLAIN, lambda inner: strategies.lists(inner) | strategies.dictionaries(KEYS, inner), max_leaves=20))
+def test_whatever_the_notes_and_the_ca_say_is_read(said: object) -> None:
+    """A note that somebody wrote, an authorization: of any form."""
+    table: dict[str, object] = said if isinstance(said, dict) else {"issuers": said, "identifier": said}
+    assert all(isinstance(one, str) and "." in one for one in persist.noted_issuers(table)) and isinstance(persist.name_of(table), str)

@@ -351,6 +351,26 @@ def test_what_port_443_has(inside, level, words):
     assert [line.level for line in lines] == [level] and words in lines[0].why and clean(lines), lines
 
 
+@pytest.mark.parametrize("inside, probe, level, words", [
+    (f"server {{ listen 443 ssl; server_name *.w.test; {LIVE} }}", "", OK, "nginx includes"),
+    (f"server {{ listen 443 ssl; server_name .w.test; {LIVE} }} server {{ listen 443 ssl; server_name b.w.test; ssl_certificate /b; }}", "",
+     OK, "nginx includes"),
+    (f"server {{ listen 443 ssl; server_name b.w.test; {LIVE} }}", "", WARNING, "after a renewal certdrop asks for certdrop-asks.w.test"),
+    (f"server {{ listen 443 ssl; server_name b.w.test; {LIVE} }}", "c.w.test", WARNING, "asks for c.w.test"),
+    (f"server {{ listen 443 ssl; server_name b.w.test; {LIVE} }}", "b.w.test", OK, "nginx includes"),
+    (f"server {{ listen 443 ssl; server_name a.b.w.test; {LIVE} }}", "", OK, "nginx includes"),
+    ("server { listen 443 ssl; server_name b.w.test; ssl_certificate /b; }", "", WARNING, "has no server block of its own"),
+    ("server { listen 443 ssl; server_name *.w.test; ssl_certificate /b; }", "", WARNING, "with another certificate"),
+    ("server { listen 80; server_name *.w.test; }", "", WARNING, "nginx serves nothing there")])
+def test_a_wildcard_at_port_443(inside, probe, level, words):
+    """By a block that has it, or by blocks of single names below it, one of which is asked."""
+    found = a_site("*.w.test")
+    found.probe = probe
+    lines = check_nginx.certificate(nginx(f"http {{ {inside} }}"), found)
+    assert [line.level for line in lines] == [level] and words in lines[0].why, lines
+    assert "after a renewal" not in lines[0].why or lines[0].mend.startswith('write probe = "b.w.test" into ')
+
+
 @pytest.mark.parametrize("inside, put, words", [
     ("server { listen 443 ssl; server_name a.test; ssl_certificate /b; }", True, "put there: include"),
     ("server { listen 443 ssl; server_name a.test _; ssl_certificate /b; }", True, "put there: include"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from certdrop import answering
+from certdrop import answering, listening
 from certdrop.judge import served
 
 HERE, THERE = ("127.0.0.1", 443, ""), ("::1", 443, "")
@@ -102,3 +102,14 @@ def test_it_asks_again_until_it_is_shown_or_patience_ends(monkeypatch: pytest.Mo
     assert os.EX_OK == served.serve([])
     assert [f"shown 127.0.0.1,443,={NEW}", f"other 127.0.0.1,443,={OLD}", f"shown 127.0.0.1,443,={NEW}"] == [text for text, _ in said]
     assert [2.0, 3.0, 3.0] == [round(when, 1) for _, when in said]
+
+
+@pytest.mark.parametrize("domains, probe, name", [
+    (["example.org"], "", "example.org"), (["*.example.org", "www.example.org"], "", "www.example.org"), (["*.example.org"], "", "certdrop-asks.example.org"),
+    (["*.example.org"], "app.example.org", "app.example.org"), (["*.example.org", "a.test"], "proxy-protocol", "a.test"), (["192.0.2.1"], "", "192.0.2.1"),
+    (["*.example.org"], "127.0.0.1:8443", "certdrop-asks.example.org"), (["*.example.org"], "[::1]:8443", "certdrop-asks.example.org")])
+def test_which_name_is_asked_for(domains: list[str], probe: str, name: str) -> None:
+    """Nobody shakes hands for a star; and a place is no name."""
+    assert listening.asked_name(domains, probe) == name
+    there = served.places([(443, "")], probe, {443: ["127.0.0.1"]})
+    assert there == [("::1" if "[" in probe else "127.0.0.1", 8443 if ":" in probe else 443, probe if probe == "proxy-protocol" else "")]

@@ -103,6 +103,21 @@ def test_a_redirect_is_for_the_names_alone_where_others_are_answered():
     assert "if ($certdrop = http://a.example) { return 301" in new and "if ($scheme" not in new
 
 
+def test_a_redirect_to_a_wildcard():
+    """Is for one label below: the certificate is for no more."""
+    new = edited("server {\n    listen 80;\n    server_name *.a.example c.example;\n}\n", "*.a.example")
+    assert r'if ($certdrop ~ "^http://[^.]+\.a\.example$") { return 301' in new and "*.a.example)" not in new
+
+
+def test_what_is_below_a_wildcard_is_the_sites():
+    """Where another block was there for all names that have none, it was for nobody's: a wildcard takes what is below it, and no more."""
+    other = "server {\n    listen 443 ssl;\n    server_name z.example;\n    ssl_certificate /z;\n}\n"
+    block = "server {\n    listen 80;\n    server_name *.a.example;\n}\n"
+    assert "listen 443 ssl" in edited(other + block, "*.a.example").partition("*.a.example")[2]
+    with pytest.raises(edit.Refused, match="z.a.example"):
+        edited(other.replace("z.example;", "z.example z.a.example;") + block.replace("*.a.example", ".a.example"), "z.a.example")
+
+
 def test_sites_in_any_order():
     """A site before one that has HTTPS by certdrop is no trouble; each is taken out by itself."""
     text = FORMS["two blocks"]
