@@ -116,6 +116,8 @@ def _elsewhere(options: Options, argv: list[str]) -> int:
 def _to_change(config: general.Config) -> str:
     """Which records name an account that is to be another: a sentence, "" where none does."""
     try:
+        if general.load_config().directory_url != config.directory_url:
+            return ""                          # the records name the account at the configured CA
         owners = list(dict.fromkeys(one.owner for found in proven_by_records(config, []) for one in persist.wanted(found.domains)))
     except site.ConfigError:
         return ""
