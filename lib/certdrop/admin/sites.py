@@ -64,7 +64,8 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
         telling.say(f"{PROGRAM}: {name}: certdrop-account show --records {name} prints what to publish in the DNS")
     if not ask or run.exit_code() != os.EX_OK:
         return run.exit_code()
-    if site.load_site(name, config).validation == persist.METHOD and not _is_published(name):
+    found = site.load_site(name, config)
+    if found.validation == persist.METHOD and not _is_published(name, found.directory):
         words.say(f"{PROGRAM}: {name}: no certificate is asked for now; the placeholder stays; cron asks once the records are in the DNS; "
                   f"certdrop renew {name} asks at once")
         return os.EX_TEMPFAIL
@@ -74,15 +75,15 @@ def _add(domains: list[str], name: str, key: str, profile: str, settings: str, a
     return code
 
 
-def _is_published(name: str) -> bool:
+def _is_published(name: str, directory: str) -> bool:
     """Say what proves a site's names, and wait for it in the DNS where a person looks on. Whether it is there. The account is made, for the records name it."""
     if os.path.exists(f"{site.ETC}/fleet/host.toml"):          # the account is the desks'
         words.say(f"{PROGRAM}: {name}: a desk of the fleet prints what proves its names: certdrop-account show --records DOMAIN...")
         return True
     quiet = os.memfd_create("said", os.MFD_CLOEXEC)
     try:
-        for argv, out in (([ACCOUNT, "register", "--yes"], quiet), ([ACCOUNT, "show", "--records", name, "--wait"], 1)):
-            code = become.run(spool.ISSUER, argv, DEADLINE * 2, out=out)
+        for argv, out in ((["register", "--yes"], quiet), (["show", "--records", name, "--wait"], 1)):
+            code = become.run(spool.ISSUER, [ACCOUNT, *argv, "--directory", directory], DEADLINE * 2, out=out)
             if code:
                 return False
         return True

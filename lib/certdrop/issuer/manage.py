@@ -380,7 +380,8 @@ def proven_by_records(config: site.Config, names: list[str]) -> list[site.Site]:
             if names:
                 raise
             continue                           # the keeper says so
-        found += [one] * (one.validation == persist.METHOD)
+        asked = [site.DIRECTORIES.get(ca, ca) for ca in (one.directory, *one.fallback)]
+        found += [one] * (one.validation == persist.METHOD and (bool(names) or config.directory_url in asked))
     return found
 
 
