@@ -242,9 +242,9 @@ class Reader:
         noted = self._json("issuer", account_file(self.config.directory_url), self.issuer, None)
         return "" if text(noted, "account") or noted.get("agreed") is True else text(noted, "before")
 
-    def in_records(self) -> tuple[list[str], str]:
-        """(the names by which the configured CA goes in records, our account's URL there; empty where not known), by the issuer's note."""
-        noted = self._json("issuer", account_file(self.config.directory_url), self.issuer, None)
+    def in_records(self, site: Evidence) -> tuple[list[str], str]:
+        """(the names by which a site's CA goes in records, our account's URL there; empty where not known), by the issuer's note."""
+        noted = self._json("issuer", account_file((site.directories or [self.config.directory_url])[0]), self.issuer, None)
         return persist.noted_issuers(noted), text(noted, "account")
 
     def _last_run(self, principal: str) -> Run:

@@ -23,7 +23,7 @@ def problems(reader: Reader, sites: list[Evidence], now: float) -> list[Problem]
     end, found = time.monotonic() + PATIENCE, []
     for site in sites:
         if site.validation == persist.METHOD:
-            issuers, account = reader.in_records()
+            issuers, account = reader.in_records(site)
             why = [text for one in persist.wanted(site.domains) if issuers and time.monotonic() < end and (text := wrong(one, issuers, account, now))]
             if why:
                 more = f" (so {len(why) - 1} more of its records)" if len(why) > 1 else ""

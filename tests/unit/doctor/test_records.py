@@ -84,7 +84,7 @@ def test_caa(properties: list[tuple[str, str]], name: bool, wildcard: bool) -> N
 def test_the_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """It tells of what is gone or about to end, of no name server that is silent, and of no site that is proven otherwise."""
     class Reader:
-        def in_records(self) -> tuple[list[str], str]:
+        def in_records(self, _: evidence.Evidence) -> tuple[list[str], str]:
             return ["ca.example"], ACCOUNT
     for case, (zone, level, why, _) in CASES.items():
         monkeypatch.setattr(resolver, "txt", lambda owner: zone.get(owner, ABSENT))
