@@ -82,7 +82,6 @@ def test_another_ca_is_that_site_s_alone(host: Host) -> None:
         name = host.name()
         done = host.run("certdrop", "add", name, *words, "--no-issue", code=0)
         assert f'directory = "{directory}"' in stage.read(f"/etc/certdrop/sites.d/{name}.toml") and stage.read(CONFIG) == before, done
-        assert "roots.d/letsencrypt-staging.pem" in done.text or directory == "zerossl", done
         host.run("certdrop", "remove", name, code=0)
 
 
