@@ -209,7 +209,7 @@ install-fleet:
 	install -m 644 share/fleet/schema.sql $(SHAREDIR)/fleet
 	install -m 755 setup/setup-fleet $(SHAREDIR)/fleet
 	install -m 644 cron.d/certdrop-fleet $(THEIRS)/cron.d
-	sed 's#/var/spool/certdrop/#/var/spool/certdrop-fleet/#g; s#certdrop-challenge.conf#certdrop-desk.conf#' nginx/certdrop-challenge.conf >$(THEIRS)/nginx/snippets/certdrop-desk.conf
+	sed 's#/var/spool/certdrop/#/var/spool/certdrop-fleet/#g; s#certdrop-challenge.conf#certdrop-desk.conf#; s#^    return 404;#    location = /.well-known/acme-challenge/certdrop-desk { return 200 certdrop-desk; }      \# for certdrop-check on the hosts\n&#' nginx/certdrop-challenge.conf >$(THEIRS)/nginx/snippets/certdrop-desk.conf
 	chmod 644 $(THEIRS)/nginx/snippets/certdrop-desk.conf
 	for page in $(FLEET_MAN); do install -D -m 644 $$page $(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
 	made=$$(mktemp -d) && mkdir $$made/bash $$made/zsh $$made/fish && completions/make completions/table $$made/bash $$made/zsh $$made/fish && \

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 from typing import Iterator
 
@@ -15,10 +16,26 @@ import pytest
 import world as stage
 from conftest import SPOOL, STATE, Host
 from fleet import Postgres
+from terminal import Terminal
 
 PLACE = "host=db.example.org dbname=certdrop"
 VALIDATION = "validation.example.org"
 DESK = "server { listen 80; listen [::]:80; server_name %s; include /etc/nginx/snippets/certdrop-desk.conf; location / { return 404; } }\n" % VALIDATION
+
+
+class Desk:
+    """A desk at work, as cron keeps it: one ends at the full ten minutes, and the next begins."""
+
+    def __init__(self) -> None:
+        log = open("/tmp/world/desk.log", "ab")
+        again = "while :; do runuser -u _certdrop -- certdrop-desk --cron --verbose; done"
+        self.process = subprocess.Popen(["/bin/sh", "-c", again], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+    def end(self) -> None:
+        """End it, with all that belongs to it."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+        self.process.wait(60)
+        stage.wait_for(lambda: subprocess.run(["pgrep", "-g", str(self.process.pid)], stdout=subprocess.DEVNULL).returncode == 1, 60, "the desk's end")
 
 
 class Fleet:
@@ -71,10 +88,9 @@ class Fleet:
         """What the desk said last of the site."""
         return self.db.psql(f"SELECT said FROM certdrop.work WHERE name = '{name}' ORDER BY number DESC LIMIT 1")
 
-    def desk(self) -> "subprocess.Popen[bytes]":
+    def desk(self) -> "Desk":
         """The desk, at work."""
-        log = open("/tmp/world/desk.log", "ab")
-        return subprocess.Popen(["certdrop-desk", "--cron", "--verbose"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return Desk()
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +105,9 @@ def fleet(session_host: Host) -> Iterator[Fleet]:
 @pytest.fixture
 def at_work(fleet: Fleet) -> Iterator[Fleet]:
     """The fleet, with a desk at work."""
-    process = fleet.desk()
+    desk = fleet.desk()
     yield fleet
-    process.terminate()
-    process.wait(60)
+    desk.end()
 
 
 def test_a_certificate_while_an_administrator_waits(at_work: Fleet) -> None:
@@ -120,6 +135,56 @@ def test_nobody_waits(at_work: Fleet) -> None:
     at_work.courier()
     assert at_work.host.status(name)["state"] == "serving"
     assert name in at_work.host.run("certdrop-issue", "--plan", code=0).text
+
+
+def test_at_a_terminal(at_work: Fleet) -> None:
+    """Whoever waits sees how it goes, in this order: posted, taken by which desk, asked for, here. Again after a failure, for root says so again."""
+    name = at_work.waiting()
+    with Terminal() as person:
+        person.type(f"certdrop renew {name}\n")
+        shown = person.wait_prompt(120)
+        assert person.code() == 0
+    steps = ["posted; waiting for a desk", "taken by desk1", "desk1 asks the CA", "issued; the reply for request 0002 waits for root", "installed, and served"]
+    assert [step for step in sorted(steps, key=lambda step: shown.find(step))] == steps and all(step in shown for step in steps), shown
+
+
+def test_who_waits_again_after_a_failure(at_work: Fleet) -> None:
+    """Root's word skips the back-off, each time that it is given. The same word, brought again by the database's owner, does not."""
+    name = "s1.elsewhere.example.net"
+    at_work.host.run("certdrop", "add", name, "--no-issue", code=0)
+    for _ in range(2):
+        assert "web1 may not have all of these names" in at_work.host.run("certdrop", "renew", name).text
+    count = json.loads(at_work.said(name))["count"]
+    assert count == 2
+    at_work.db.psql("ALTER TABLE certdrop.request DISABLE TRIGGER posting")
+    posted = at_work.db.psql(f"SELECT posted FROM certdrop.request WHERE name = '{name}'")
+    at_work.db.psql(f"UPDATE certdrop.request SET posted = now() WHERE name = '{name}'")
+    other = at_work.waiting()
+    assert at_work.host.run("certdrop", "renew", other).code == 0, "the desk has looked since"
+    assert posted != at_work.db.psql(f"SELECT posted FROM certdrop.request WHERE name = '{name}'")
+    assert json.loads(at_work.said(name))["count"] == count
+    at_work.db.psql("ALTER TABLE certdrop.request ENABLE TRIGGER posting")
+    at_work.host.run("certdrop", "remove", name, code=0)
+
+
+def test_what_the_doctor_says(at_work: Fleet) -> None:
+    """On a host of a fleet: of the database, the key, and challenges that come by way of the desk; nothing of an account, or of the CA."""
+    name = at_work.waiting()
+    said = {(line["what"], line["level"]): line["why"] for line in json.loads(at_work.host.run("certdrop-check", name, "--json").text)}
+    assert "this host is web1; root signs" in said["fleet", "ok"] and "needs no account" in said["CA", "ok"] and VALIDATION in said["CA", "ok"]
+    assert f"{name}: port 80", "ok" in said and ("account", "ok") not in said and ("courier", "ok") in said
+    assert any("lets web1 in" in why for (what, _), why in said.items() if what == "database") or "is good until" in said["database", "ok"]
+    stage.write("/etc/nginx/sites-enabled/away", "")
+    at_work.host.world.nginx.remove_site(VALIDATION)
+    at_work.host.world.nginx.reload()
+    try:
+        lines = json.loads(at_work.host.run("certdrop-check", name, "--json", code=78).text)
+        (wrong,) = [line for line in lines if line["what"] == f"{name}: port 80"]
+        assert f"on the desk: have nginx's server block for {VALIDATION}" in wrong["mend"], wrong
+    finally:
+        os.unlink("/etc/nginx/sites-enabled/away")
+        at_work.host.world.nginx.add_site(VALIDATION, DESK)
+        at_work.host.world.nginx.reload()
 
 
 def test_a_name_that_this_host_may_not_have(at_work: Fleet) -> None:
@@ -250,8 +315,7 @@ def test_the_database_is_away(fleet: Fleet) -> None:
     stage.wait_for(lambda: fleet.answered(name), 60, "a reply")
     fleet.courier()
     assert fleet.host.live(name) == 2
-    desk.terminate()
-    desk.wait(60)
+    desk.end()
 
 
 def test_a_restore_from_yesterday(at_work: Fleet) -> None:
@@ -281,6 +345,29 @@ def test_one_view(at_work: Fleet) -> None:
     assert f'site="{name}"' in at_work.host.run("certdrop-fleet", "status", "--prometheus", code=0).text
     assert at_work.host.run("certdrop-fleet", "status", "--nagios").text.startswith("FLEET ")
     assert "web1  *.example.org" in at_work.host.run("certdrop-fleet", "list", code=0).text
+
+
+def test_the_watcher_mails_for_the_fleet(fleet: Fleet) -> None:
+    """From a desk, by its report: a host that is silent, once that has lasted; and the database, once it has been away for hours."""
+    host, mail = fleet.host, fleet.host.world.mail
+    fleet.db.psql("INSERT INTO certdrop.machine (name, kind, seen) VALUES ('web7', 'host', now() - interval '5 hours')")
+    host.run("certdrop-desk", "--once", code=0)
+    mail.clear()
+    host.run("certdrop-watch", code=0)
+    assert "fleet: host web7: not heard of since " in mail.messages()[0].body and "certdrop-fleet withdraw" in mail.messages()[0].body
+    fleet.db.psql("DELETE FROM certdrop.machine WHERE name = 'web7'")
+    fleet.db.stop()
+    host.run("certdrop-desk", "--once")
+    report = pathlib.Path("/var/lib/certdrop-fleet/report/report.json")
+    found = json.loads(report.read_text())
+    assert found["away"] and found["away_since"]
+    report.write_text(json.dumps({**found, "away_since": found["away_since"] - 7 * 3600}))
+    mail.clear()
+    host.run("certdrop-watch", code=0)
+    assert "the fleet's database has been away for " in mail.messages()[0].body
+    fleet.db.start()
+    host.run("certdrop-desk", "--once", code=0)
+    assert "away" not in json.loads(report.read_text())
 
 
 def test_zz_who_is_withdrawn(fleet: Fleet) -> None:

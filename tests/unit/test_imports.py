@@ -48,9 +48,10 @@ OURS = {
     "fleet": {"foreign", "commandline", "spool", "events", "terminal", "words", "config", "walls"},
     "fleet/proof": {"keeper/signing", "signer/policy", "signer/protocol"},
     "fleet/tree": {"keeper/signing", "signer/protocol"},
+    "fleet/status": {"status/webpage", "watcher/evidence", "watcher/verdict"},           # a fleet's site is judged as one here, on the same page
     "fleet/local": {"issuer/notes", "issuer/posted"},
     "fleet/courier": {"start", "issuer/command", "issuer/due", "issuer/notes", "issuer/options", "issuer/turn"},
-    "fleet/desk": {"issuer/command", "issuer/due", "issuer/options", "issuer/manage"},     # it has today's issuer look
+    "fleet/desk": {"issuer/command", "issuer/due", "issuer/options", "issuer/manage", "signer/protocol"},     # it has today's issuer look
     "fleet/command": {"admin/posting", "keeper/services", "nginx/snippets"},
     "nginx": {"tokens", "commandline", "spool", "events", "terminal", "words", "config"},
     "nginx/write": {"keeper", "walls"},

@@ -17,7 +17,7 @@ from certdrop import events, spool, terminal, tokens, words
 from certdrop.commandline import Program, Syntax, Usage, Words
 from certdrop.config import general
 from certdrop.config import site as configuration
-from certdrop.doctor import ca, clients, cron, dane, fallback, host, kernel, keys, mail, nginx
+from certdrop.doctor import ca, clients, cron, dane, fallback, fleet, host, kernel, keys, mail, nginx
 from certdrop.doctor import paths, users
 from certdrop.doctor import names as check_names
 from certdrop.doctor import sites as check_sites
@@ -73,10 +73,13 @@ def _look(typed: Words, argv: list[str]) -> int:
         if os.geteuid() == 0:
             sites, config = not_yet(names) if "--new" in options else usable(names)
             parts = seen_as_root(sites, not {"--issuing", "--new"}.isdisjoint(options))
-            parts["account"] = ca.as_root(config) if config and {"--offline", "--issuing", "--new"}.isdisjoint(options) else []
-            parts["by proxy"] = ca.by_proxy(config) if config and {"--offline", "--new"}.isdisjoint(options) else None
-            token, parts["no token"] = check_token.put() if "--offline" not in options else (None, [])
-            parts["token"] = [token.name, token.content] if token else None
+            if fleet.is_host():
+                parts["fleet"], parts["token"] = fleet.as_root("--offline" in options), None if "--offline" in options else fleet.token()
+            else:
+                parts["account"] = ca.as_root(config) if config and {"--offline", "--issuing", "--new"}.isdisjoint(options) else []
+                parts["by proxy"] = ca.by_proxy(config) if config and {"--offline", "--new"}.isdisjoint(options) else None
+                token, parts["no token"] = check_token.put() if "--offline" not in options else (None, [])
+                parts["token"] = [token.name, token.content] if token else None
             seen = json.dumps(parts).encode()
         return as_watcher("certdrop-check", argv, lambda: _work(names, options), os.EX_SOFTWARE, seen)
     except KeyError as error:                  # no such user: the network is not for root
@@ -154,7 +157,8 @@ def before(domains: list[str], parts: Parts | None, progress: Progress | None = 
     token = (parts or {}).get("token")
     public = config is not None and os.path.exists(f"{configuration.ETC}/certdrop.toml") and config.directory_url in configuration.DIRECTORIES.values()
     identities = ["letsencrypt.org"] if public and config is not None and config.directory.startswith("letsencrypt") else []
-    doing = check_names.Doing(check_names.Authority(identities, "", public), (token[0], token[1]) if token else None, seen, {}, True)
+    doing = check_names.Doing(fleet.AUTHORITY if fleet.is_host() else check_names.Authority(identities, "", public), (token[0], token[1]) if token else None,
+                              seen, {}, True, fleet.desk())
     yield check_names.look(sites, doing, [Line(*line) for line in (parts or {}).get("no token", [])])
 
 
@@ -197,20 +201,23 @@ def everything(names: list[str], parts: Parts | None, offline: bool, issuing: bo
         yield nginx.by_reading(seen, sites)
     if config and not offline:
         through = (parts or {}).get("by proxy")
-        now("asking the CA")
+        now("asking the fleet's database" if fleet.is_host() else "asking the CA")
         by_ca: dict[str, list[configuration.Site]] = {} if sites else {config.directory_url: []}
         for one in sites:
-            by_ca.setdefault(general.directories(one)[0], []).append(one)
+            by_ca.setdefault(config.directory_url if fleet.is_host() else general.directories(one)[0], []).append(one)
         no_token = by_root("no token")
         for directory, those in by_ca.items():
-            account = by_root("account") if directory == config.directory_url else []
-            said, authority = ca.look(config.asking(directory), those, account, Said(*through) if through and directory == config.directory_url else None)
-            doing = check_names.Doing(authority, (token[0], token[1]) if token else None, seen, check_sites.failures(those))
+            if fleet.is_host():
+                said, authority = fleet.look(by_root("fleet")), fleet.AUTHORITY
+            else:
+                account = by_root("account") if directory == config.directory_url else []
+                said, authority = ca.look(config.asking(directory), those, account, Said(*through) if through and directory == config.directory_url else None)
+            doing = check_names.Doing(authority, (token[0], token[1]) if token else None, seen, check_sites.failures(those), desk=fleet.desk())
             now(f"asking the DNS, and for a token over each address of {len(those)} site{'' if len(those) == 1 else 's'}")
             yield check_names.look(those, doing, no_token)
             yield said
             no_token = []
-        yield fallback.look(sites, config) if not issuing else []
+        yield fallback.look(sites, config) if not issuing and not fleet.is_host() else []
     if config:
         yield check_sites.untrusted(sites, config)
     if issuing:

@@ -30,6 +30,7 @@ FIREWALLS = (("/usr/sbin/ufw", "ufw allow 80/tcp"), ("/usr/bin/firewall-cmd", "f
 NO_DNSPYTHON = "python3-dnspython is not installed: CAA and DNSSEC are not examined, and names are looked up as this host does"
 
 ON_PORT_80 = "port 80"
+DESK = "/etc/nginx/snippets/certdrop-desk.conf"        # on a desk of a fleet
 
 
 class Obstacle(NamedTuple):
@@ -52,6 +53,9 @@ class Authority(NamedTuple):
     public: bool
 
 
+OF_A_DESK = Authority([], "", False)           # of a fleet's host, which does not know the CA: the desk does
+
+
 class Doing(NamedTuple):
     """What a look at a name needs: what the CA is, the token that lies among the challenges (its name and content), what root saw of nginx, and
     what the CA said of the name (RFC 8555 section 6.7) when it last failed there."""
@@ -61,6 +65,7 @@ class Doing(NamedTuple):
     nginx: Seen | None = None
     failures: dict[str, str] = {}
     is_new: bool = False           # no site has the names yet: nginx need not let challenges through so far
+    desk: str = ""                 # on a host of a fleet: the name that challenges are to lead to
 
 
 def look(sites: list[configuration.Site], doing: Doing, no_token: Sequence[Line] = ()) -> list[Line]:
@@ -227,6 +232,9 @@ def _elsewhere(domain: str, address: str, record: str, came: fetch.Fetched, doin
 def _at_home(site: str, domain: str, address: str, came: fetch.Fetched, doing: Doing) -> Obstacle:
     """Why a token does not come over an address of this host's."""
     nginx, words = doing.nginx, f"{domain}: over {address} the token does not come: {came.words}"
+    if doing.desk and came.where == doing.desk:
+        return Obstacle(FAILED, f"{words}; this host leads challenges there, as it should",
+                        f"on the desk: have nginx's server block for {doing.desk} on port 80 include {DESK}, and reload nginx", ON_PORT_80)
     if came.error in (errno.ETIMEDOUT, errno.EPERM, errno.EACCES):
         return Obstacle(FAILED, f"{words}; {address} is this host's own, so it is this host's firewall", f"open port 80: {_firewall()}", ON_PORT_80)
     if nginx is None:
@@ -261,6 +269,8 @@ def caa(domain: str, authority: Authority, method: str = persist.HTTP, wildcard:
         return [Obstacle(FAILED, f"{domain}: its CAA records cannot be looked up (at {where}: {problem}); the CA refuses it then",
                          "mend the zone's name servers")]
     if not records:
+        return []
+    if not authority.identities and authority is OF_A_DESK:
         return []
     if not authority.identities:
         shown = ", ".join(f"{record.tag} {record.value}" for record in records[:4])

@@ -155,6 +155,7 @@ def runs(now: float | None = None) -> list[Line]:
     last = {"keeper": reader.last_run("keeper").at, "issuer": reader.last_run("issuer").at, "watcher": reader.watcher().at}
     for principal, often in (("keeper", "hourly"), ("issuer", "every ten minutes"), ("watcher", "hourly")):
         ran = last[principal]
+        principal = "courier" if principal == "issuer" and os.path.exists(f"{configuration.ETC}/fleet/host.toml") else principal
         if ran is None and now - began < SILENT:
             found.append(Line(OK, principal, f"has not run yet, which is well: it is new, and runs {often}"))
         elif ran is None:

@@ -18,7 +18,7 @@ import tomllib
 
 from certdrop import events, spool, words
 from certdrop.commandline import Program, Syntax, Usage, Words
-from certdrop.config import site
+from certdrop.config import dane, site
 from certdrop.fleet import authority, database, members
 from certdrop.keeper import services
 from certdrop.nginx import snippets
@@ -31,6 +31,17 @@ REDIRECT = """\
 # certdrop-challenge.conf does on a host that is in no fleet: before any redirect of the server block's own.
 location ^~ /.well-known/acme-challenge/ {{
     return 302 http://{}$request_uri;
+}}
+"""
+STATELESS = """\
+# Answers the CA's HTTP-01 challenges by the key of the fleet's ACME account; written by certdrop-fleet join. It stands in the server block for port 80, as
+# certdrop-challenge.conf does on a host that is in no fleet. A change of that key makes every such answer wrong: the desk refuses one meanwhile.
+location ^~ /.well-known/acme-challenge/ {{
+    location ~ "^/\\.well-known/acme-challenge/([A-Za-z0-9_-]{{16,128}})\\z" {{
+        default_type text/plain;
+        return 200 "$1.{}";
+    }}
+    return 404;
 }}
 """
 LONGEST_TEXT = 4000                # characters of what psql says beside
@@ -52,15 +63,17 @@ certdrop-fleet status
         "--desk": "it is to be a desk", "--answer FILE": "take in what enrol printed: from now on this machine is in the fleet",
         "--sign": "sign again what root has posted", "--leave": "be in no fleet any more; certdrop-issue talks with the CA itself again"},
         "certdrop-fleet join web1 > web1.line"),
-    "enrol": Syntax(("FILE [NAME...] [--max-sites N] [--psql COMMAND]",), "on a desk: let a machine in, by the line in FILE; print the answer", {
+    "enrol": Syntax(("FILE [NAME...] [--max-sites N] [--stateless KEY]", "FILE ... --psql COMMAND"), "on a desk: let a machine in; print the answer", {
+        "--stateless KEY": "it answers challenges itself: KEY is the SHA-256 of the account's JWK, as certdrop-desk account show prints it",
         "--max-sites N": f"how many sites the host may have; unless given: {members.MOST_SITES}", **_PSQL},
         "certdrop-fleet enrol web1.line shop.example.org '*.customers.example.org' > web1.answer",
         "A NAME is one that the host may ask for: a host name, an address, or *.DOMAIN for all below a domain."),
     "list": Syntax(("",), "the hosts that this desk believes, and which names they may ask for", {}, "certdrop-fleet list", takes_names=False),
     "withdraw": Syntax(("NAME [--psql COMMAND]",), "on every desk: shut a machine out; list its certificates, for revocation", _PSQL,
                        "certdrop-fleet withdraw web1"),
-    "status": Syntax(("[--json | --nagios | --prometheus]",), "on a desk: every host and site, when each renews, what fails, who is silent", {
-        "--json": "as JSON", "--nagios": "one line, and a plugin's exit code", "--prometheus": "as Prometheus reads it"},
+    "status": Syntax(("[--json | --nagios | --prometheus | --html]",), "on a desk: every host and site, when each renews, what fails, who is silent", {
+        "--json": "as JSON", "--nagios": "one line, and a plugin's exit code", "--prometheus": "as Prometheus reads it",
+        "--html": "as a web page, whole in itself"},
         "certdrop-fleet status", takes_names=False),
 })
 
@@ -147,6 +160,9 @@ def _enrol(found: Words) -> int:
     sites = found.options.get("--max-sites", str(members.MOST_SITES))
     if not sites.isdecimal() or not 0 < int(sites) <= 100000:
         raise ValueError(f"--max-sites: {sites!a:.20}: give a number from 1 to 100000")
+    stateless = found.options.get("--stateless", "")
+    if stateless and (who.kind != "host" or not members.is_thumbprint(stateless)):
+        raise ValueError("--stateless: for a host; give the SHA-256 of the account's JWK, as certdrop-desk account show prints it")
     ca = f"{site.ETC}/fleet-ca"
     _refuse_another(who)
     certificate = authority.issue(_read(f"{ca}/ca.key"), _read(f"{ca}/ca.pem"), who.name, who.point)
@@ -154,14 +170,14 @@ def _enrol(found: Words) -> int:
     _psql(found, enrolling(who.name, who.kind, 3 * int(sites)))
     if who.kind == "host":
         listed = ", ".join(f'"{pattern}"' for pattern in patterns)
-        text = f'key = "{who.key}"\nnames = [{listed}]\nmax_sites = {int(sites)}\n'
+        text = f'key = "{who.key}"\nnames = [{listed}]\nmax_sites = {int(sites)}\n' + (f'stateless = "{stateless}"\n' if stateless else "")
         _write(f"{site.ETC}/fleet.d/{who.name}.toml", text.encode(), 0o644)
         _say(f"{who.name}: enrolled at this desk, for {' '.join(patterns)}", 0)
     else:
         _say(f"{who.name}: enrolled as a desk", 0)
     place = _read(f"{ca}/database").decode().strip()
     validation = _read(f"{ca}/validation").decode().strip()
-    print(f'kind = "{who.kind}"\nname = "{who.name}"\ndatabase = "{place}"\nvalidation = "{validation}"\n'
+    print(f'kind = "{who.kind}"\nname = "{who.name}"\ndatabase = "{place}"\nvalidation = "{validation}"\nstateless = "{stateless}"\n'
           f'certificate = """\n{certificate.decode()}"""\nca = """\n{_read(f"{ca}/ca.pem").decode()}"""')
     return os.EX_OK
 
@@ -345,6 +361,10 @@ def _answered(file: str) -> int:
         raise ValueError(f"{file}: certdrop-fleet join {name} comes first, on this machine")
     if kind == "host" and _read(pending if os.path.exists(pending) else f"{place}/sign.key").decode().split()[0] != name:
         raise ValueError(f"{file}: it is for {name}, which is not this host")
+    checked = [name for name in site.site_names() if dane.is_checked(name)] if kind == "host" else []
+    if checked:
+        raise ValueError(f'{checked[0]}: tlsa = "{dane.CHECK}" has no effect in a fleet, for the desk orders without looking at this host\'s records; take it '
+                         "out of its file first")
     for entry, what in ((f"{kind}.pem", "certificate"), ("ca.pem", "ca")):
         text = str(found.get(what)).lstrip("\n").encode("ascii")
         _write(f"{place}/{entry}", b"".join(_blocks(text)), 0o644)
@@ -352,18 +372,18 @@ def _answered(file: str) -> int:
         os.rename(pending, f"{place}/sign.key")
     if kind == "host":
         _sign_again()
-        _lead_to(str(found.get("validation")))
+        _lead_to(str(found.get("validation")), str(found.get("stateless", "")))
     _write(f"{place}/{kind}.toml", f'name = "{name}"\ndatabase = "{found["database"]}"\n'.encode(), 0o644)
     follows = "certdrop-courier --verbose tries it" if kind == "host" else "certdrop-desk --once --verbose tries it"
     return _say(f"{name}: in the fleet, as a {kind}; {follows}", os.EX_OK)
 
 
-def _lead_to(validation: str) -> None:
-    """Write the snippet that has nginx lead challenges to the desks. Raises ValueError."""
-    if not site.is_host_name(validation):
-        raise ValueError("the answer names no validation name")
+def _lead_to(validation: str, stateless: str = "") -> None:
+    """Write the snippet that has nginx lead challenges to the desks, or answer them by the account's key. Raises ValueError."""
+    if not site.is_host_name(validation) or (stateless and not members.is_thumbprint(stateless)):
+        raise ValueError("the answer names no validation name, or no key of an account")
     if os.path.isdir(os.path.dirname(snippets.FLEET)):
-        _write(snippets.FLEET, REDIRECT.format(validation).encode(), 0o644)
+        _write(snippets.FLEET, (STATELESS.format(stateless) if stateless else REDIRECT.format(validation)).encode(), 0o644)
         _have_read(snippets.FLEET)
 
 

@@ -8,6 +8,7 @@ the ledger, last-run, the lock.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 import time
 
 from certdrop import TERMINAL, VERSION, events, spool, words
-from certdrop.config import site
+from certdrop.config import dane, site
 from certdrop.fleet import database, local, walls
 from certdrop.fleet.database import Away, Database, Machine, Row
 from certdrop.issuer import command, notes, turn
@@ -31,6 +32,7 @@ SPREAD = 240                       # seconds of a tick over which the hosts of a
 HELP = """\
 usage: certdrop-courier [--cron] [--force] [--plan] [--no-install] [--quiet | --verbose]
                         [--apart] [NAME...]
+       certdrop-courier --check
 
   carries root's requests to the fleet's database, and brings the replies; waits for those of
   the sites that are named
@@ -42,6 +44,7 @@ usage: certdrop-courier [--cron] [--force] [--plan] [--no-install] [--quiet | --
   --verbose     say what happens although nobody seems to watch
   --quiet       say only what needs a person at once
   --apart       write what failed to standard output, all else to standard error
+  --check       only say whether the database lets this host in, and what desks refuse of it
 
 On a host of a fleet certdrop-issue starts this in its place. See certdrop-courier(8).
 """
@@ -56,6 +59,8 @@ def main(argv: list[str]) -> int:
         print(f"certdrop-courier {VERSION}")
         return os.EX_OK
     try:
+        if argv == ["--check"]:
+            return command.as_issuer(argv, say, "", lambda: _check(database.machine("host")))
         options = Options(argv, os.isatty(2) or "2" in os.environ.get(TERMINAL, ""))
         if options.dry_run:
             raise Usage("--dry-run is the desk's: this host talks with no CA")
@@ -66,6 +71,8 @@ def main(argv: list[str]) -> int:
                                  lambda: _run(options, database.machine("host")))
     except site.ConfigError as error:
         return _stop(f"{error}; the live certificates stay", os.EX_CONFIG)
+    except Away as away:
+        return say(f"the fleet's database: {away}", os.EX_TEMPFAIL)
     except (KeyError, PermissionError) as error:
         return _stop(f"{error}; this must run as {spool.ISSUER}, on directories made by certdrop's installation", os.EX_NOPERM)
     except (OSError, MemoryError) as error:
@@ -77,6 +84,10 @@ def main(argv: list[str]) -> int:
 def _run(options: Options, machine: Machine) -> int:
     if options.plan:
         return _show_plan(options.names)
+    for name in options.names:
+        with contextlib.suppress(site.ConfigError):            # root says so
+            if dane.is_checked(name):
+                say(f'{name}: tlsa = "{dane.CHECK}" has no effect in a fleet; the desk orders without waiting for a record', 0, options.loud, options.apart)
     end, looks = time.monotonic() + TICK - time.time() % TICK - 5, 0
     if options.cron:
         time.sleep(int(hashlib.sha256(machine.name.encode()).hexdigest()[:8], 16) % SPREAD)
@@ -97,6 +108,19 @@ def _run(options: Options, machine: Machine) -> int:
         if code != os.EX_TEMPFAIL or not options.cron or time.monotonic() + pause > end:
             return code
         time.sleep(pause)
+
+
+def _check(machine: Machine) -> int:
+    """Only look: whether the database lets this host in, and what desks refuse of what it posted. Raises Away."""
+    walls.shut_in((), (), machine.ports)
+    link = Database(machine.info)
+    progress = link.progress()
+    print(f"the database at {link.where} lets {machine.name} in; it has {len(progress)} of its requests, {sum(bool(desk) for desk, _ in progress.values())} "
+          "of them taken by a desk")
+    refused = [found for _, said in progress.values() if (found := database.as_table(said)).get("class") == "refused"]
+    for text in sorted({events.clean(found.get("last_error") or "", 300) for found in refused}):
+        print(f"refused: {text}")
+    return os.EX_OK
 
 
 def _in_child(options: Options, machine: Machine) -> tuple[int, bool]:
@@ -183,7 +207,7 @@ class Waiting:
     def __init__(self, named: set[Row], before: dict[Row, int], options: Options, changed: int) -> None:
         self.named, self.before, self.options = named, before, options
         self.code = os.EX_OK
-        self._said: dict[Row, str] = {}
+        self._said: set[tuple[Row, str]] = set()
         self._begun = self._end = time.monotonic()
         self._end += UNTAKEN if named else 0.0
         self._taken = False
@@ -204,6 +228,8 @@ class Waiting:
                 self._say(row, f"taken by {events.clean(desk, 40)}")
                 self._taken = True
             found = database.as_table(said)
+            if desk and found.get("begun") and row.kind == "csr":
+                self._say(row, f"{events.clean(desk, 40)} asks the CA")
             if os.path.exists(f"{spool.replies()}/{spool.entry(row.name, row.number, 'pem')}") and row.kind == "csr":
                 self._say(row, f"issued; the reply for request {row.number:04d} waits for root")
             elif row.kind == "revoke" and found.get("done"):
@@ -227,8 +253,8 @@ class Waiting:
         return not self.left
 
     def _say(self, row: Row, text: str) -> None:
-        if self._said.get(row) != text:
-            self._said[row] = text
+        if (row, text) not in self._said:
+            self._said.add((row, text))
             say(f"{row.name}: {text}", 0, self.options.loud)
 
 

@@ -115,6 +115,11 @@ class Database:
         except self._error as error:
             raise Away(_plainly(error), bool(self.connection.closed)) from error
 
+    @property
+    def where(self) -> str:
+        """The host that it is connected to."""
+        return events.clean(self.connection.info.host or "", 100)
+
     def listen(self, channel: str) -> None:
         """Be told of changes."""
         self.ask(f'LISTEN "{channel}"')

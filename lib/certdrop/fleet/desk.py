@@ -26,9 +26,11 @@ from certdrop.fleet.database import Away, Database, Machine, Row
 from certdrop.issuer import command
 from certdrop.issuer.due import TICK
 from certdrop.issuer.options import Options
+from certdrop.signer import protocol
 
 LOOK = 0.5                         # seconds between two looks at replies/, while the issuer works
 SAY_AGAIN = 30.0                   # seconds after which it says again what it has
+TELL = 240.0                       # seconds after which it tells the watcher of this desk anew how the fleet stands
 MOST = 200                         # entries that somebody waits for, in one message
 AGAIN = (5.0, 20.0)                # seconds to another try, where the database is away
 REST = 60.0                        # seconds that a host is left alone which holds its rows locked
@@ -77,6 +79,10 @@ def _work(argv: list[str]) -> int:
     tree.stand()
     if argv[0] == "account":
         from certdrop.issuer import manage
+        fixed = members.answering(protocol.HOSTS) if {"rollover", "deactivate"} & set(argv) else []
+        if fixed:
+            return say(f"{' '.join(fixed[:5])}{' ...' if len(fixed) > 5 else ''}: answers challenges by the key of this account, which stays; enrol and join "
+                       "it again without --stateless first", os.EX_CONFIG)
         return manage.main(argv[1:])
     return _run(database.machine("desk"), "--once" in argv, "--verbose" in argv or "2" in os.environ.get(TERMINAL, ""))
 
@@ -161,6 +167,7 @@ def _talker(machine: Machine, loud: bool) -> socket.socket:
             jail.end_with(parent)
             _talk(machine, its, loud)
         except Away as away:
+            tree.away(str(away))
             say(f"the fleet's database: {away}; hosts serve on, and what they want waits", 0, loud)
         except (OSError, ImportError, site.ConfigError) as error:
             say(f"{error}; the next try is soon", 0, loud)
@@ -178,19 +185,25 @@ def _talk(machine: Machine, sock: socket.socket, loud: bool) -> None:
     members.is_signed(members.Member(), b"", b"")          # loads what it takes while that can be loaded
     with contextlib.suppress(ValueError):
         tree.look_into(b"")
-    grow = tuple(f"{site.STATE}/{name}" for name in ("sites", "live", "keeper"))
+    from certdrop.fleet import status
+    grow = tuple(f"{site.STATE}/{name}" for name in ("sites", "live", "keeper", "report"))
     for wall in walls.shut_in((f"{site.ETC}/fleet.d", spool.replies(), f"{site.STATE}/issuer"), (spool.requests(),), machine.ports, grow):
         say(wall, 0, loud)
     mirror = Mirror(Database(machine.info), loud)
     mirror.link.listen("certdrop_desk")
-    following, first, goes_on = 0.0, True, True
+    following, first, goes_on, told = 0.0, True, True, 0.0
     while goes_on:
+        if time.monotonic() >= told:
+            told = time.monotonic() + TELL
+            with contextlib.suppress(OSError):
+                tree.tell(status.report(*status.look(mirror.link, time.time()), time.time()))
         if time.monotonic() >= following:
             changed, urged = mirror.sync()
             following = time.monotonic() + SAY_AGAIN
             if changed or first:
                 sock.send(json.dumps(urged[:MOST]).encode())
                 first = False
+                mirror.begun(urged[:MOST])
         if mirror.link.wait(LOOK, sock.fileno()):
             following = min(following, time.monotonic() + 0.2)             # several that come at once are one
         ready = select.select([sock], [], [], 0.0)[0]
@@ -275,6 +288,12 @@ class Mirror:
         if tree.is_urgent(entry):
             urged.append(entry)
         return True
+
+    def begun(self, urged: list[str]) -> None:
+        """Say of what somebody waits for that the issuer has it now. What comes of it is said in its place."""
+        for row in self.held:
+            if spool.entry(members.tree_name(row.host, row.name), row.number, row.kind) in urged:
+                self._say(row, json.dumps({**database.as_table(tree.ledger(row)), "begun": int(time.time())}))
 
     def answer(self) -> None:
         """Carry down the replies that the issuer wrote, and the database does not have."""

@@ -25,6 +25,7 @@ class Member:
         self.names: list[str] = []             # what it may ask for: a name, an address, or *.DOMAIN for every name below a domain
         self.max_sites = MOST_SITES
         self.profile = ""                      # of the CA's, for all its sites; empty: as certdrop.toml says
+        self.stateless = ""                    # the account's key (RFC 7638) by which it answers challenges itself; empty: it leads them to the desks
 
     def may_have(self, name: str) -> bool:
         """Whether it may ask for a certificate for this name; for a wildcard, where it may have all names that this stands for."""
@@ -49,15 +50,27 @@ def load(directory: str, host: str) -> Member:
             raise ValueError
     except ValueError:
         raise site.ConfigError(f"{path}: key: give the host's Ed25519 key in base64, as certdrop-fleet join prints it") from None
+    if found.stateless and not is_thumbprint(found.stateless):
+        raise site.ConfigError(f"{path}: stateless: give the SHA-256 of the account's JWK, as certdrop-desk account show prints it")
     for name in found.names:
         if not is_pattern(name):
             raise site.ConfigError(f'{path}: names: "{name}": give host names, addresses, or *.DOMAIN for all below a domain')
     return found
 
 
+def is_thumbprint(text: str) -> bool:
+    """Whether it may say which key an account has (RFC 7638, base64url of a SHA-256)."""
+    return bool(re.fullmatch("[A-Za-z0-9_-]{43}", text))
+
+
 def is_pattern(text: str) -> bool:
     """Whether it says which names a host may ask for: a name, an address, or *.DOMAIN for every name below a domain."""
     return site.is_host_name(text.removeprefix("*.")) or site.is_address(text)
+
+
+def answering(directory: str) -> list[str]:
+    """The hosts that answer challenges by the account's key: it cannot be changed while there are any. Raises OSError, site.ConfigError."""
+    return [host for host in listed(directory) if load(directory, host).stateless]
 
 
 def listed(directory: str) -> list[str]:

@@ -191,6 +191,25 @@ def ledger(row: Row) -> str:
     return json.dumps(found, sort_keys=True) if found else ""
 
 
+def tell(found: dict[str, object]) -> None:
+    """Leave for the watcher of this desk how the fleet stands. Raises OSError."""
+    _put(f"{site.STATE}/report", "report.json", json.dumps(found).encode())
+
+
+def away(why: str) -> None:
+    """Leave for it that the database is away, and since when. What was seen before stays."""
+    with contextlib.suppress(OSError, spool.Refused):
+        fd = spool.open_directory(f"{site.STATE}/report")
+        try:
+            try:
+                found = as_table(foreign.read(fd, "report.json", os.geteuid(), 1 << 22))
+            except FileNotFoundError:
+                found = {}
+            spool.write(fd, "report.json", json.dumps({**found, "away": why, "away_since": found.get("away_since") or int(time.time())}).encode(), 0o644)
+        finally:
+            os.close(fd)
+
+
 def _noted(entry: str, most: int = spool.MAX_REPLY) -> dict[str, object]:
     """What the issuer noted in a file of its own; nothing where it cannot be read."""
     try:

@@ -6,13 +6,11 @@ Runs as: root, by hand. Trusts: certdrop-check, which looks as _certdrop-watch; 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from certdrop import events
-from certdrop.config import site
 from certdrop.walls import users
 
 CHECK = "/usr/sbin/certdrop-check"
@@ -47,8 +45,6 @@ def of_new(domains: Iterable[str]) -> dict[str, list[Failure]]:
 
 
 def _failures(how: str, names: Iterable[str]) -> list[Failure]:
-    if os.path.exists(f"{site.ETC}/fleet/host.toml"):      # a desk answers the challenges; a token of this host's says nothing
-        return []
     try:
         done = subprocess.run([CHECK, how, "--quiet", "--json", *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                               cwd="/", env=users.ENVIRONMENT, start_new_session=True, timeout=PATIENCE, check=False)

@@ -235,6 +235,9 @@ def read_and_write(pipes: tuple[int, int], route: mailer.Route) -> int:
     if any(site.evidence.validation == persist.METHOD for site in sites):
         from certdrop.watcher import records   # few have what this needs
         problems += records.problems(reader, [site.evidence for site in sites], now)
+    if os.path.isdir(f"{configuration.ETC}/fleet"):
+        from certdrop.watcher import fleet
+        problems += fleet.problems(reader.issuer, now)
     kind = alarm.decide(before, problems, now, configuration.STATE in read_only)
     after = MailHealth(int(now), before.failed if problems else "", before.told, before.mailed)
     if kind:
@@ -277,7 +280,7 @@ def shut_in(reachable: set[int], *browsers: Browsers) -> list[str]:
     lacking = []
     try:
         jail.landlock(read=(configuration.ETC + "/sites.d", *(f"{state}/{part}" for part in ("sites", "live", "proven", "keeper", "issuer")),
-                            events.LOGS, "/usr/lib", "/usr/share/certdrop", *RESOLVER),
+                            configuration.ETC + "/fleet", "/var/lib/certdrop-fleet/report", events.LOGS, "/usr/lib", "/usr/share/certdrop", *RESOLVER),
                       write=(state + "/watcher",), ports=tuple(sorted(reachable | {53})))
     except jail.Unconfined as error:
         lacking.append(str(error))

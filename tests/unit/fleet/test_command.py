@@ -99,6 +99,37 @@ def test_nothing_is_to_be_copied_between_desks(desk: Desk, capfd: Any) -> None:
     assert "web1: enrolled at this desk, for a.b" in (said := capfd.readouterr().err) and "copy" not in said
 
 
+def test_a_host_that_answers_challenges_itself(desk: Desk, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Root of the desk says so, so the desk knows: the account's key is not changed until no host does any more."""
+    from certdrop.fleet import desk as the_desk
+    from certdrop.fleet import tree
+    from certdrop.issuer import manage
+    from certdrop.signer import protocol
+    monkeypatch.setattr(tree, "stand", lambda: None)
+    monkeypatch.setattr(protocol, "HOSTS", str(desk.top / "fleet.d"))
+    monkeypatch.setattr(manage, "main", lambda argv: 42)
+    monkeypatch.setattr(snippets, "FLEET", str(desk.top / "FLEET"))
+    monkeypatch.setattr(command, "_have_read", lambda path: None)
+    key, line, psql = "k" * 43, desk.line("web1"), desk.psql()
+    for wrong in ("short", "k" * 42 + "$"):
+        assert command.main(["enrol", line, "a.b", "--stateless", wrong, "--psql", psql]) == os.EX_DATAERR
+    assert command.main(["enrol", desk.line("desk1", "desk"), "--stateless", key, "--psql", psql]) == os.EX_DATAERR
+    for options, snippet in ((["--stateless", key], f'return 200 "$1.{key}";'), ([], "return 302 http://v.example.org$request_uri;")):
+        capfd.readouterr()
+        assert command.main(["enrol", line, "a.b", *options, "--psql", psql]) == os.EX_OK
+        answer = capfd.readouterr().out
+        assert f'stateless = "{key if options else ""}"' in answer
+        command._lead_to("v.example.org", key if options else "")
+        assert snippet in (desk.top / "FLEET").read_text() and "{" not in (desk.top / "FLEET").read_text().replace("{16,128}", "").replace(" {\n", "")
+        for verb in (["rollover"], ["deactivate", "--yes"], ["show"]):
+            refused = bool(options) and verb != ["show"]
+            assert the_desk._work(["account", *verb]) == (os.EX_CONFIG if refused else 42)
+            assert ("web1: answers challenges by the key of this account, which stays" in capfd.readouterr().err) == refused
+    (desk.top / "fleet.d/web2.toml").write_text('key = "%s"\nnames = ["a.b"]\nstateless = "x"\n' % authority.public(authority.seed().decode()))
+    with pytest.raises(site.ConfigError, match="SHA-256 of the account's JWK"):
+        the_desk._work(["account", "rollover"])
+
+
 NGINX = """\
 test = ["/bin/sh", "-c", "echo tested >>{log}; exit {code}"]
 reload = ["/bin/sh", "-c", "echo reloaded >>{log}"]
@@ -116,6 +147,7 @@ def test_nginx_reads_what_leads_to_the_desks(desk: Desk, monkeypatch: pytest.Mon
         monkeypatch.setattr(snippets, name, str(desk.top / name))
     (desk.top / "CHALLENGE").write_text("here")
     monkeypatch.setattr(command, "_sign_again", lambda: 0)
+    (desk.top / "sites.d").mkdir()
     line, answer = desk.top / "line", desk.top / "answer"
     for path, words in ((line, ["join", "web1"]), (answer, ["enrol", str(line), "a.b", "--psql", desk.psql()])):
         monkeypatch.setattr("pwd.getpwnam", lambda name: type("User", (), {"pw_gid": os.getgid()}))
