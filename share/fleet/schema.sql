@@ -120,18 +120,18 @@ END $$;
 
 -- A machine was here.
 CREATE OR REPLACE FUNCTION certdrop.here() RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
-$$ UPDATE certdrop.machine SET seen = now() WHERE name = session_user::text $$;
+$$ UPDATE certdrop.machine SET seen = now() WHERE name = session_user $$;
 CREATE OR REPLACE FUNCTION certdrop.here(a_knows text[]) RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$ UPDATE certdrop.machine SET seen = now(), knows = CASE WHEN knows = a_knows THEN knows ELSE a_knows END
-   WHERE name = session_user::text AND kind = 'desk' $$;
+   WHERE name = session_user AND kind = 'desk' $$;
 
 -- What a host takes away of its own. It has no right to DELETE, with which it could LOCK a whole table.
 CREATE OR REPLACE FUNCTION certdrop.forget_request(a_name text, a_number integer, a_kind text) RETURNS void LANGUAGE sql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
-$$ DELETE FROM certdrop.request WHERE host = session_user::text AND name = a_name AND number = a_number AND kind = a_kind $$;
+$$ DELETE FROM certdrop.request WHERE host = session_user AND name = a_name AND number = a_number AND kind = a_kind $$;
 CREATE OR REPLACE FUNCTION certdrop.forget_state(a_name text) RETURNS void LANGUAGE sql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
-$$ DELETE FROM certdrop.state WHERE host = session_user::text AND name = a_name $$;
+$$ DELETE FROM certdrop.state WHERE host = session_user AND name = a_name $$;
 
 REVOKE ALL ON FUNCTION certdrop.posting(), certdrop.posted(), certdrop.answered(), certdrop.forget_request(text, integer, text),
     certdrop.forget_state(text), certdrop.here(), certdrop.here(text[]) FROM PUBLIC;
@@ -168,20 +168,20 @@ BEGIN
         EXECUTE format('CREATE POLICY reading ON certdrop.%I FOR SELECT TO certdrop_desk, certdrop_watch USING (true)', one);
     END LOOP;
     FOREACH one IN ARRAY ARRAY['request', 'state'] LOOP
-        EXECUTE format('CREATE POLICY own ON certdrop.%I FOR ALL TO certdrop_host USING (host = session_user::text) WITH CHECK (host = session_user::text)', one);
+        EXECUTE format('CREATE POLICY own ON certdrop.%I FOR ALL TO certdrop_host USING (host = session_user) WITH CHECK (host = session_user)', one);
     END LOOP;
     FOREACH one IN ARRAY ARRAY['work', 'reply'] LOOP
-        EXECUTE format('CREATE POLICY own ON certdrop.%I FOR SELECT TO certdrop_host USING (host = session_user::text)', one);
+        EXECUTE format('CREATE POLICY own ON certdrop.%I FOR SELECT TO certdrop_host USING (host = session_user)', one);
     END LOOP;
 END $$;
 
-CREATE POLICY own ON certdrop.machine FOR SELECT TO certdrop_host, certdrop_desk USING (name = session_user::text);
+CREATE POLICY own ON certdrop.machine FOR SELECT TO certdrop_host, certdrop_desk USING (name = session_user);
 DROP POLICY IF EXISTS taking ON certdrop.work;
 CREATE POLICY taking ON certdrop.work FOR UPDATE TO certdrop_desk
-    USING (desk = session_user::text OR until < now()) WITH CHECK (desk = session_user::text OR (desk = '' AND until = '-infinity'));
+    USING (desk = session_user OR until < now()) WITH CHECK (desk = session_user OR (desk = '' AND until = '-infinity'));
 DROP POLICY IF EXISTS answering ON certdrop.reply;
 CREATE POLICY answering ON certdrop.reply FOR INSERT TO certdrop_desk WITH CHECK (EXISTS (
-    SELECT FROM certdrop.work w WHERE (w.host, w.name, w.number, w.kind) = (reply.host, reply.name, reply.number, reply.kind) AND w.desk = session_user::text));
+    SELECT FROM certdrop.work w WHERE (w.host, w.name, w.number, w.kind) = (reply.host, reply.name, reply.number, reply.kind) AND w.desk = session_user));
 
 -- What PostgreSQL lets everybody do, and nobody needs here.
 DO $$

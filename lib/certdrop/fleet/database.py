@@ -198,15 +198,15 @@ class Database:
         soon."""
         self.ask("SELECT here(%s::text[])", hosts)
         self.ask("UPDATE work SET until = now() + %s * interval '1 second' WHERE (host, name, number, kind) IN"
-                 " (SELECT host, name, number, kind FROM work WHERE desk = session_user::text AND host = ANY (%s) FOR UPDATE SKIP LOCKED)", LEASE, hosts)
-        self.ask(f"{DESKS} UPDATE work SET desk = '', until = '-infinity' WHERE desk = session_user::text AND (host, name, number, kind) IN"
+                 " (SELECT host, name, number, kind FROM work WHERE desk = session_user AND host = ANY (%s) FOR UPDATE SKIP LOCKED)", LEASE, hosts)
+        self.ask(f"{DESKS} UPDATE work SET desk = '', until = '-infinity' WHERE desk = session_user AND (host, name, number, kind) IN"
                  f" (SELECT w.host, w.name, w.number, w.kind FROM work w JOIN request r USING (host, name, number, kind) {OWNER}"
-                 " WHERE w.desk = session_user::text AND (w.host <> ALL (%s) OR (owner.name <> session_user AND owner.silent < %s AND r.now = ''"
+                 " WHERE w.desk = session_user AND (w.host <> ALL (%s) OR (owner.name <> session_user AND owner.silent < %s AND r.now = ''"
                  " AND concat_ws('/', w.host, w.name, w.number, w.kind) <> ALL (%s))) FOR UPDATE OF w SKIP LOCKED)",
                  hosts, SILENT, ["/".join(map(str, row)) for row in kept])
         self.ask(f"{DESKS} UPDATE work SET desk = session_user, until = now() + %s * interval '1 second' WHERE (host, name, number, kind) IN"
                  f" (SELECT w.host, w.name, w.number, w.kind FROM work w JOIN request r USING (host, name, number, kind) {OWNER}"
-                 " WHERE (w.desk = '' OR w.until < now()) AND w.desk <> session_user::text AND w.host = ANY (%s) AND (owner.name = session_user"
+                 " WHERE (w.desk = '' OR w.until < now()) AND w.desk <> session_user AND w.host = ANY (%s) AND (owner.name = session_user"
                  " OR owner.silent >= %s OR (r.now <> '' AND r.posted < now() - %s * interval '1 second')) FOR UPDATE OF w SKIP LOCKED)",
                  LEASE, hosts, SILENT, URGENT)
 
@@ -214,7 +214,7 @@ class Database:
         """What this desk has: how each is known (MD5; another where it was posted anew), and how many answers there are."""
         rows = self.ask("SELECT host, name, number, kind, md5(body || sig || now || posted),"
                         " (SELECT count(*) FROM reply r WHERE (r.host, r.name, r.number, r.kind) = (w.host, w.name, w.number, w.kind))"
-                        " FROM work w JOIN request USING (host, name, number, kind) WHERE w.desk = session_user::text")
+                        " FROM work w JOIN request USING (host, name, number, kind) WHERE w.desk = session_user")
         return {Row(*row[:4]): (row[4], int(row[5])) for row in rows}
 
     def request(self, row: Row) -> tuple[str, str, str, str] | None:
@@ -226,7 +226,7 @@ class Database:
 
     def states(self) -> dict[tuple[str, str], str]:
         """How the states of the sites that this desk has are known (MD5)."""
-        rows = self.ask("SELECT DISTINCT s.host, s.name, md5(s.body) FROM state s JOIN work w USING (host, name) WHERE w.desk = session_user::text")
+        rows = self.ask("SELECT DISTINCT s.host, s.name, md5(s.body) FROM state s JOIN work w USING (host, name) WHERE w.desk = session_user")
         return {(row[0], row[1]): row[2] for row in rows}
 
     def state(self, host: str, name: str) -> str:
@@ -252,7 +252,7 @@ class Database:
 
     def say(self, row: Row, text: str) -> None:
         """What came of a request so far."""
-        self.ask("UPDATE work SET said = %s WHERE (host, name, number, kind) = (%s, %s, %s, %s) AND desk = session_user::text", text, *row)
+        self.ask("UPDATE work SET said = %s WHERE (host, name, number, kind) = (%s, %s, %s, %s) AND desk = session_user", text, *row)
 
 
 def _md5(text: str) -> str:
