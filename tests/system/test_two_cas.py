@@ -61,9 +61,11 @@ class Two:
         return found
 
     def as_if_down(self, name: str, hours: float) -> None:
-        """As after a first failure so many hours ago."""
-        began = int(time.time() - hours * HOUR)
-        self.ledger(name, away_since=began, since=began, next_try=int(time.time()) - 1, retry_after=0)
+        """As after failures of the first CA since so many hours ago, the last of them just now."""
+        now = int(time.time())
+        began = int(now - hours * HOUR)
+        self.ledger(name, away_of=self.first.directory_url, away_since=began, away_at=now - 2, away_count=9, since=began, failed_at=now - 2,
+                    next_try=now - 1, retry_after=0, waits="", **{"count": 9})
 
     def register(self, pebble: stage.Pebble) -> None:
         self.host.run("certdrop-account", "register", "--yes", "--directory", pebble.directory_url, code=0)

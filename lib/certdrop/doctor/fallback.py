@@ -28,11 +28,12 @@ def look(sites: list[configuration.Site], config: general.Config) -> list[Line]:
 def _of_one(config: general.Config, sites: list[configuration.Site]) -> list[Line]:
     host = clean(urlsplit(config.directory_url).hostname, 100)
     said, authority = ca.look(config, [], [], None)
-    wrong = [line._replace(level=WARNING, what="fallback") for line in said if line.level == FAILED]
+    wrong = [line._replace(level=WARNING, what="fallback") for line in said if line.level == FAILED or (line.what == "CA" and line.level != OK)]
     if not authority.account:
         wrong.append(Line(WARNING, "fallback", f"{host}: there is no account, so it is never asked",
                           f"sudo certdrop-account register --directory {config.directory}"))
-    forbidden = [Line(WARNING, "fallback", f"{host}: {one.why}", one.mend) for domain in dict.fromkeys(name for one in sites for name in one.domains)
-                 for one in names.caa(domain.removeprefix("*."), authority, wildcard=domain.startswith("*.")) if one.level == FAILED]
+    asked = dict.fromkeys((name, one.validation) for one in sites for name in one.domains)
+    forbidden = [Line(WARNING, "fallback", f"{host}: {one.why}", one.mend) for domain, method in asked
+                 for one in names.caa(domain.removeprefix("*."), authority, method, domain.startswith("*."))]
     return wrong + forbidden[:MOST] or [Line(OK, "fallback", f"{host} answers, has an account of ours, and may issue for {len(sites)} "
                                                              f"site{'' if len(sites) == 1 else 's'}")]

@@ -64,8 +64,12 @@ class Record:
         self.failed_at = 0                     # the last of them
         self.next_try = 0
         self.retry_after = 0                   # the moment before which the CA wants no other try
-        self.asked = ""                        # the directory of the CA that the last failure came from,
-        self.away_since = 0                    # and since when the first one configured is down, or cannot be reached
+        self.asked = ""                        # the directory of the CA that was asked last, and failed
+        self.away_of = ""                      # the directory of the first CA, while it is down or cannot be reached;
+        self.away_since = 0                    # since when,
+        self.away_at = 0                       # last seen so,
+        self.away_count = 0                    # and how often
+        self.waits = ""                        # CAs that are left alone for a while: URL=MOMENT, with spaces between (choice.py)
         self.issued_at = 0                     # the last reply
         self.hurries = 0                       # how often in a row a reply was asked for by time, soon after the one before
         self.window_of = ""                    # the certificate (SHA-256) that the window is for
@@ -107,8 +111,7 @@ class Record:
 
     def forget_failures(self) -> None:
         """All is well again."""
-        self.count = self.own = self.cut_off = self.since = self.failed_at = self.next_try = self.retry_after = self.away_since = 0
-        self.asked = ""
+        self.count = self.own = self.cut_off = self.since = self.failed_at = self.next_try = self.retry_after = 0
 
     def note_window(self, certificate: Certificate, start: float, end: float, retry_after: float, now: float, chance: float,
                     moment: float | None = None) -> None:

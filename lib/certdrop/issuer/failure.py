@@ -19,6 +19,7 @@ REFUSED = "refused"
 LOCAL = "local"                        # this host's own: no room, no memory, a process that was killed
 
 NOT_PUBLISHED = "not-published"        # the problem of a failure that the CA was not asked for: a record that proves a name is not in the DNS
+OWN_BUDGET = "budget"                  # the problem of a failure that is our own budget's: the CA was not asked
 PROXY = "proxy"                        # the problem of a failure that is the configured proxy's, and not the CA's
 
 OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EMFILE, errno.ENFILE)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 
 from certdrop import events
-from certdrop.issuer import due, notes
-from certdrop.issuer.failure import LOCAL, NOT_PUBLISHED, PROXY, REFUSED, UNREACHABLE, VALIDATION, Failure
+from certdrop.issuer import choice, due, notes
+from certdrop.issuer.failure import LOCAL, NOT_PUBLISHED, OWN_BUDGET, PROXY, REFUSED, UNREACHABLE, Failure
 
 _NUMBERS = ("count", "own", "cut_off", "since", "failed_at", "next_try", "retry_after", "issued_at", "hurries",
-            "away_since", "window_start", "window_end", "poll_at", "polls_failed", "renew_at", "tlsa_seen", "tlsa_ttl", "tlsa_since")
-_TEXTS = ("class", "last_error", "window_of", "window_url", "renew_why", "answered_by", "answered_with", "answers", "asked", "refused_reply", "unreplaced",
-          "tlsa_of", "renewal_id", "renewal_id_of", "tlsa_lacks")
+            "away_since", "away_at", "away_count",
+            "window_start", "window_end", "poll_at", "polls_failed", "renew_at", "tlsa_seen", "tlsa_ttl", "tlsa_since")
+_TEXTS = ("class", "last_error", "window_of", "window_url", "renew_why", "answered_by", "answered_with", "answers", "asked", "away_of", "waits",
+          "refused_reply", "unreplaced", "tlsa_of", "renewal_id", "renewal_id_of", "tlsa_lacks")
 LONGEST = 2000                     # characters of a text
 ANSWERS = 6                        # of the last replies, that are known by whom they came from
 
@@ -53,31 +55,43 @@ class Ledger(due.Record):
                 setattr(self, "kind" if key == "class" else key, events.clean(value, LONGEST))
         self._before = self._text()
 
-    def failed(self, failure: Failure, certificate: due.Certificate | None, now: float, placed: bool = False, asked: str = "", first: str = "") -> None:
-        """Note a failure and the next try. `placed`: the CA had taken an order, or was about to. `asked` is that CA's directory, where one was asked, `first`
-        that of the one which is asked before any other: a failure of one to fall back on puts off no try at the first one."""
+    def failed(self, failure: Failure, certificate: due.Certificate | None, now: float, placed: bool = False, asked: str = "",
+               directories: Sequence[str] = ()) -> None:
+        """Note a failure and the next try. `placed`: the CA had taken an order, or was about to. `asked` is that CA's directory, where one was asked, of the
+        site's `directories`: a failure of one to fall back on puts off no try at the first."""
+        first = directories[0] if directories else asked
+        if asked:
+            choice.note(self, asked, first, _is_away(failure), now)
         if failure.kind == LOCAL or failure.problem == NOT_PUBLISHED:
-            self.note_own_failure(placed and failure.kind == LOCAL, now, random.random())
+            self.note_own_failure(placed, now, random.random())
         else:
-            is_free = failure.kind == UNREACHABLE or (asked != first and failure.kind != VALIDATION)
-            left = certificate.not_after - now if certificate and is_free else None
-            self.note_failure(failure.retry_after if asked == first else 0.0, left, now, random.random())
-            self.asked = asked
-            if asked == first:
-                is_away = failure.kind == UNREACHABLE and failure.problem != PROXY
-                self.away_since = (self.away_since or int(now)) if is_away else 0
+            left = certificate.not_after - now if certificate else None
+            many, second = len(directories) > 1, asked != first
+            if second:
+                choice.leave_alone(self, asked, max(failure.retry_after, 0.0 if failure.kind == UNREACHABLE else choice.pause(left)), now)
+            elif many and failure.retry_after:
+                choice.leave_alone(self, asked, failure.retry_after, now)
+            self.note_failure(0.0 if many else failure.retry_after, left if failure.kind == UNREACHABLE or second else None, now, random.random())
         self.kind, self.last_error = failure.kind, events.clean(failure.text, LONGEST)
 
-    def refused(self, reason: str, reply_sha256: str, certificate: due.Certificate | None, now: float) -> None:
+    def refused(self, reason: str, reply_sha256: str, certificate: due.Certificate | None, now: float, directories: Sequence[str] = ()) -> None:
         """Note that root refused a reply: once for each."""
         if self.refused_reply != reply_sha256:
             self.refused_reply = reply_sha256
-            self.failed(Failure(REFUSED, f"root refused the reply: {reason}; certdrop-spool(5) explains it"), certificate, now)
+            asked = self.answered_by if self.answered_by in directories else ""
+            failure = Failure(REFUSED, f"root refused the reply: {reason}; certdrop-spool(5) explains it")
+            self.failed(failure, certificate, now, asked=asked, directories=directories if asked else ())
 
-    def issued(self, directory: str, leaf_sha256: str, due_by_time: due.Certificate | None, now: float) -> None:
-        """Note a reply. Failures are forgotten, but for refused replies: whether this one is better, only root knows."""
+    def issued(self, directory: str, leaf_sha256: str, due_by_time: due.Certificate | None, now: float, first: str = "") -> None:
+        """Note a reply. Failures are forgotten, but for refused replies: whether this one is better, only root knows. That the `first` CA is down is
+        forgotten when it issues, or when root took another's."""
         self.answered_by, self.answered_with = directory, leaf_sha256
-        self.answers = " ".join([f"{leaf_sha256}={directory}", *self.answers.split()][:ANSWERS])
+        known = [f"{leaf_sha256}={directory}", *self.answers.split()][:ANSWERS]
+        while len(" ".join(known)) > LONGEST:
+            known.pop()
+        self.answers = " ".join(known)
+        if directory == first:
+            choice.forget(self)
         if self.refused_reply:
             self.issued_at = int(now)
         else:
@@ -91,6 +105,9 @@ class Ledger(due.Record):
 
     def installed(self) -> None:
         """Note that root took the last reply: refusals before it are over. What failed since stays: a reply ended all that failed before."""
+        if self.away_at <= self.issued_at:
+            choice.forget(self)
+            self.asked = ""
         if self.refused_reply:
             self.forget_failures()
             self.kind = self.last_error = self.refused_reply = ""
@@ -110,3 +127,10 @@ class Ledger(due.Record):
         found: dict[str, object] = {key: getattr(self, key) for key in _NUMBERS}
         found.update({key: getattr(self, "kind" if key == "class" else key) for key in _TEXTS})
         return json.dumps({key: value for key, value in found.items() if value})
+
+
+def _is_away(failure: Failure) -> bool | None:
+    """Whether the CA that was asked is down, or cannot be reached; None where a failure does not tell: it was not asked, or this host was at fault."""
+    if failure.kind == LOCAL or failure.problem in (NOT_PUBLISHED, OWN_BUDGET, PROXY):
+        return None
+    return failure.kind == UNREACHABLE or failure.status >= 500

@@ -142,7 +142,7 @@ def _asked_elsewhere() -> bool:
 def _config(options: Options) -> general.Config:
     config = general.load_config()
     if options.directory:
-        config.directory = options.directory
+        config = config.asking(options.directory)      # whose signer orders for no site that does not name that CA
         if not config.directory_url.startswith("https://"):
             raise site.ConfigError(f'directory: "{events.clean(options.directory, 80)}": give {", ".join(site.DIRECTORIES)} or an https:// URL')
     return config

@@ -24,7 +24,8 @@ from certdrop.issuer.options import Options
 from certdrop.issuer.plan import Task
 from certdrop.issuer.proxy import Proxy
 from certdrop.issuer.transport import Gate, Transport, context
-from certdrop.issuer.failure import LOCAL, NOT_PUBLISHED, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, in_two, of_this_host
+from certdrop.issuer.failure import (LOCAL, NOT_PUBLISHED, OWN_BUDGET, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, AccountUnknown, Failure, in_two,
+                                     of_this_host)
 from certdrop.progress import Progress, span
 from certdrop.signer import protocol
 from certdrop.signer.process import Signer
@@ -109,7 +110,9 @@ class Network:
             if task.of_unknown_origin and task.certificate and task.certificate.not_before <= now < task.certificate.not_after:
                 try:
                     with open(task.standing.place + "/fullchain.pem", "rb") as stream:
-                        task.foreign = browsers.is_foreign(stream.read(spool.MAX_REPLY), None)
+                        chain = stream.read(spool.MAX_REPLY)
+                    task.foreign = all(found.is_foreign(chain, None) for found in
+                                       (browsers, *(Browsers(self.config.asking(other)) for other in task.directories if other != task.asks)))
                 except Exception as error:                     # roots that cannot be read: it is renewed in its time
                     if not isinstance(error, (OSError, ValueError)) and not plan.is_of_a_host(error):
                         raise
@@ -237,6 +240,8 @@ class Network:
             self._failed(task, failure)
         except (OSError, MemoryError) as error:
             self._failed(task, of_this_host(error))
+        except site.ConfigError as wrong:
+            self._failed(task, Failure(LOCAL, str(wrong)))
         except Exception as error:
             if not plan.is_of_a_host(error):
                 raise
@@ -337,7 +342,7 @@ class Network:
         replies.put_reply(request.reply, sent)
         self.arrived()
         by_time = None if request.now or task.forced or task.foreign else task.certificate
-        ledger.issued(self.config.directory_url, replies.sha256(leaf), by_time, time.time())
+        ledger.issued(self.config.directory_url, replies.sha256(leaf), by_time, time.time(), task.directories[0])
         with contextlib.suppress(ari.Absent, ValueError):
             ledger.renewal_id, ledger.renewal_id_of = ari.identifier_of(leaf), ledger.answered_with
         request.answered = True
@@ -366,7 +371,7 @@ class Network:
         now = time.time()
         refusal, until = self.budget.refusal(names, replaces, now)
         if refusal:
-            raise Failure(RATE_LIMITED, refusal, until - now, "budget")
+            raise Failure(RATE_LIMITED, refusal, until - now, OWN_BUDGET)
         if not replaces:
             self.budget.note(budget.ORDERED, "", now)
 
@@ -471,7 +476,8 @@ class Network:
     def learn(self, failure: Failure) -> None:
         """Leave the CA alone for the rest of this run, where it cannot be reached, or asked for more patience than a run has."""
         with self.lock:
-            self.in_vain = self.in_vain + 1 if failure.kind in (UNREACHABLE, RATE_LIMITED, LOCAL) and failure.problem != "budget" else 0
+            if failure.problem != OWN_BUDGET:                      # then it was not asked
+                self.in_vain = self.in_vain + 1 if failure.kind in (UNREACHABLE, RATE_LIMITED, LOCAL) else 0
             everybody = failure.retry_after and (failure.status == 503 or "new orders" in failure.text or "new-order" in failure.text)
             if self.down is None and (self.in_vain >= IN_VAIN or everybody):
                 self.down = Failure(failure.kind, failure.text, failure.retry_after if everybody else 0.0, failure.problem)
@@ -481,8 +487,8 @@ class Network:
             self.learn(failure)
         with self.lock:
             self.codes.add(CODES.get(failure.kind, os.EX_TEMPFAIL))
-        first = task.directories[0] or self.config.directory_url
-        task.ledger.failed(failure, task.certificate, time.time(), task.placed, self.config.directory_url, first)
+        directories = task.directories if task.directories[0] else [self.config.directory_url]
+        task.ledger.failed(failure, task.certificate, time.time(), task.placed, self.config.directory_url, directories)
         log.failed(self.log, task, failure, self.options)
 
 

@@ -16,6 +16,7 @@ from certdrop.issuer.agenda import Agenda
 from certdrop.issuer.options import Options
 from certdrop.issuer.posted import Request, Standing
 from certdrop.signer import jose, protocol
+from certdrop.renewal import HELD
 from certdrop.trust import roots
 
 REPLY_WAITS = "a reply waits for root"
@@ -40,8 +41,9 @@ class Task:
         self.when, self.why = due.NEVER, ""
         noted = self.ledger.answered_by, self.ledger.answered_with
         self.directories = directories(request.name, config) if config else [""]           # of the CAs that may be asked, the first one first
-        self.asks = choice.choose(self.directories, self.ledger, self.certificate, time.time(), has_account)       # that of the next order,
-        self.polls = noted[0] if noted[0] in self.directories else self.asks               # and of who knows when to renew
+        self.asks = choice.choose(self.directories, self.ledger, self.certificate, time.time(), has_account, request.now)      # that of the next order,
+        issuer = self.ledger.issuer_of(self.certificate.sha256) if self.certificate else ""
+        self.polls = issuer if issuer in self.directories else self.asks                   # and of who knows when to renew
         of_ours = roots.is_of(self.directories, *noted, self.certificate.sha256) if self.certificate and config else None
         self.foreign = of_ours is False        # not of the CA that is configured now
         self.of_unknown_origin = bool(self.certificate and config) and of_ours is None         # nobody noted whose it is: its chain tells
@@ -57,11 +59,14 @@ class Task:
             return
         wanted = self.request.now
         if self.standing.refusal:
-            self.ledger.refused(self.standing.refusal, self.standing.refused_reply, self.certificate, now)
+            self.ledger.refused(self.standing.refusal, self.standing.refused_reply, self.certificate, now, self.directories)
             wanted = True                          # it was due, or root would have had no reply to refuse
         self.when, self.why = due.due(self.name, wanted, self.certificate, self.ledger, now, self.urged, self.forced, self.foreign)
         if self.held and self.when <= now < self.held[0]:
             self.when, self.why = self.held
+        alone = choice.left_alone(self.ledger, self.asks, now)                 # of several CAs; a site that has one is held by `due`
+        if self.when <= now < alone:
+            self.when, self.why = alone, HELD
 
     def wants_window(self, now: float) -> bool:
         """Whether to ask for the CA's renewal window."""
@@ -114,7 +119,8 @@ def directories(name: str, config: general.Config) -> list[str]:
 
 def has_account(url: str) -> bool:
     """Whether there is an account at the CA of this directory, as far as is noted."""
-    return isinstance(notes.table(f"account@{jose.entry(url)}.json").get("account"), str)
+    noted = notes.table(f"account@{jose.entry(url)}.json").get("account")
+    return isinstance(noted, str) and jose.place_of(noted) == jose.place_of(url)
 
 
 def is_of_a_host(error: Exception) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from typing import TYPE_CHECKING
 
 from certdrop import events, spool
+from certdrop.config import site
 from certdrop.issuer import due, notes
 from certdrop.issuer.failure import LOCAL, REFUSED, Failure
 from certdrop.signer import jose, protocol
@@ -52,8 +54,9 @@ class Revocation(due.Record):
                     der = jose.unb64(str(json.loads(stream.read(spool.MAX_REPLY))["payload"]["certificate"]))
             except (OSError, ValueError, KeyError, TypeError):
                 der = b""                      # said when it is asked
-            known = ledger.Ledger(self.name).issuer_of(hashlib.sha256(der).hexdigest())
-            self._directory = known or plan.directories(self.name, general.load_config())[0]
+            config = general.load_config()
+            mine, known = plan.directories(self.name, config), ledger.Ledger(self.name).issuer_of(hashlib.sha256(der).hexdigest())
+            self._directory = known if known in mine or _has_account(known) else mine[0]
         return self._directory
 
     def is_due(self, now: float, urged: bool) -> bool:
@@ -101,6 +104,16 @@ class Revocations:
     def save(self) -> None:
         """Write it down, whole or not at all. Raises OSError."""
         notes.put(NOTES, json.dumps({one.entry: one.noted() for one in self.all if one.noted()}).encode())
+
+
+def _has_account(url: str) -> bool:
+    """Whether the CA of a directory that is configured no more is one where we have an account: by its key, which who talks with the network can neither
+    see nor make. A note of ours, which he can write, leads to no other host and port."""
+    try:
+        place = jose.place_of(url)
+        return place is not None and place[1] == 443 and os.path.exists(f"{site.STATE}/account/{jose.entry(url)}.key")
+    except ValueError:
+        return False
 
 
 def ask(session: Session, entry: str) -> None:

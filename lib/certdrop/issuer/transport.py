@@ -177,7 +177,8 @@ class Transport:
             return Failure(UNREACHABLE, f"the proxy {proxy}: {self.proxy.without_secrets(_words(error))}; the CA was not asked", problem=PROXY)
         why = ("; it does not take the user and the password that it was given" if self.proxy.header else "; it wants a user and a password")
         why = why if said.startswith("407") else ""
-        return Failure(UNREACHABLE, f"the proxy {proxy} does not lead to {there}: {said}{why}; the CA was not asked", problem=PROXY)
+        down = said.startswith(("502", "503", "504"))          # what a proxy says of a server that it does not reach (RFC 9110 section 15.6)
+        return Failure(UNREACHABLE, f"the proxy {proxy} does not lead to {there}: {said}{why}; the CA was not asked", problem="" if down else PROXY)
 
     def _connect(self, end: float, address: tuple[str, int], *_: object, **__: object) -> socket.socket:
         dialled, self._dialled = self._dialled, None

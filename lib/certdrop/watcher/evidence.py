@@ -208,7 +208,7 @@ class Reader:
 
     def site(self, name: str) -> Evidence:
         """What is known of one site. Raises nothing: what cannot be read is said in `wrong`."""
-        found = Evidence(name)
+        found = Evidence(name, directories=[self.config.directory_url])
         try:
             wanted = configuration.load_site(name, self.config)
             found.domains, found.probe, found.services, found.validation = wanted.domains, wanted.probe, wanted.services, wanted.validation

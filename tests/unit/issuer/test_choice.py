@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
 import random
 
 import pytest
 
+from certdrop import spool
 from certdrop.config import general, site
-from certdrop.issuer import choice, due, ledger, plan
+from certdrop.issuer import choice, due, ledger, plan, revoke
 from certdrop.issuer.due import DAY, HOUR
-from certdrop.issuer.failure import LOCAL, PROXY, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, Failure
+from certdrop.issuer.failure import LOCAL, NOT_PUBLISHED, OWN_BUDGET, PROXY, RATE_LIMITED, REFUSED, UNREACHABLE, VALIDATION, Failure
+from certdrop.signer import jose
 
 FIRST, SECOND, THIRD = "https://first.test/dir", "https://second.test/dir", "https://third.test/dir"
+ALL = (FIRST, SECOND, THIRD)
 NOW = 1_800_000_000.0
 
 
@@ -25,87 +30,200 @@ def book(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> ledger.Ledg
     return ledger.Ledger("example.org")
 
 
-def fail(book: ledger.Ledger, at: float, kind: str = UNREACHABLE, asked: str = FIRST, left: float = 30 * DAY, problem: str = "") -> None:
-    book.failed(Failure(kind, "x", problem=problem), due.Certificate("aa", NOW - 60 * DAY, NOW + left), at, asked=asked, first=FIRST)
+def fail(book: ledger.Ledger, at: float, kind: str = UNREACHABLE, asked: str = FIRST, left: float = 30 * DAY, problem: str = "", retry_after: float = 0.0,
+         status: int = 0) -> None:
+    certificate = due.Certificate("aa", NOW - 60 * DAY, NOW + left)
+    book.failed(Failure(kind, "x", retry_after, problem, status), certificate, at, asked=asked, directories=ALL)
 
 
-def chosen(book: ledger.Ledger, now: float, left: float | None = 30 * DAY, ready: tuple[str, ...] = (SECOND, THIRD)) -> str:
+def down(book: ledger.Ledger, until: float, left: float = 30 * DAY, since: float = NOW) -> None:
+    """The first CA fails from then on, tried every half day, as the back-off has it at least."""
+    at = since
+    while at < until:
+        fail(book, at, left=left)
+        at += DAY / 2
+    fail(book, until, left=left)
+
+
+def chosen(book: ledger.Ledger, now: float, left: float | None = 30 * DAY, ready: tuple[str, ...] = (SECOND, THIRD), wanted: bool = False) -> str:
     certificate = None if left is None else due.Certificate("aa", NOW - 60 * DAY, NOW + left)
-    return choice.choose((FIRST, SECOND, THIRD), book, certificate, now, ready.__contains__)
+    return choice.choose(ALL, book, certificate, now, ready.__contains__, wanted)
 
 
 @pytest.mark.parametrize("left, hours", [(30 * DAY, 480), (3 * DAY, 48), (DAY, 24), (HOUR, 24), (-DAY, 24), (None, 24)])
 def test_another_is_asked_when_a_third_of_the_time_is_left_and_after_a_day_at_least(book: ledger.Ledger, left: float | None, hours: int) -> None:
     """Thirty days left: after twenty; three: after two. Less, none at all, or no certificate: after a day."""
-    fail(book, NOW, left=left or 0.0)
     assert chosen(book, NOW, left) == FIRST
+    down(book, NOW + hours * HOUR - 60, left or 0.0)
     assert chosen(book, NOW + hours * HOUR - 2, left) == FIRST
     assert chosen(book, NOW + hours * HOUR + 2, left) == SECOND
 
 
-@pytest.mark.parametrize("kind, problem", [(VALIDATION, ""), (REFUSED, ""), (RATE_LIMITED, ""), (UNREACHABLE, PROXY)])
-def test_for_nothing_else_another_is_asked(book: ledger.Ledger, kind: str, problem: str) -> None:
-    """Not for names that are not validated, refusals, rate limits and the proxy; and such an answer of the first CA shows that it is up."""
-    fail(book, NOW, kind, problem=problem)
-    assert chosen(book, NOW + 29 * DAY) == FIRST
+def test_what_root_wants_now_waits_for_a_day_alone(book: ledger.Ledger) -> None:
+    """A key that got out, a revoked certificate, other names: what is left of the live one is worth nothing."""
+    down(book, NOW + DAY + HOUR)
+    assert chosen(book, NOW + DAY + HOUR) == FIRST and chosen(book, NOW + DAY + HOUR, wanted=True) == SECOND
+    assert choice.choose([FIRST], book, None, NOW + DAY + HOUR, lambda _: True, True) == FIRST
+
+
+@pytest.mark.parametrize("kind, problem, status", [(VALIDATION, "", 0), (REFUSED, "", 0), (RATE_LIMITED, "", 429)])
+def test_for_nothing_else_another_is_asked(book: ledger.Ledger, kind: str, problem: str, status: int) -> None:
+    """Not for names that are not validated, refusals and rate limits; and such an answer of the first CA shows that it is up."""
+    for day in range(25):
+        fail(book, NOW + day * DAY, kind, problem=problem, status=status)
+    assert chosen(book, NOW + 25 * DAY) == FIRST
     book.forget_failures()
-    fail(book, NOW)
-    fail(book, NOW + 20 * DAY, kind, problem=problem)
-    assert chosen(book, NOW + 21 * DAY) == FIRST and not book.away_since
+    down(book, NOW + 21 * DAY)
+    assert chosen(book, NOW + 21 * DAY + 1) == SECOND
+    fail(book, NOW + 21 * DAY + 1, kind, problem=problem, status=status)
+    assert chosen(book, NOW + 21 * DAY + 2) == FIRST and not book.away_since
 
 
-def test_this_hosts_own_trouble_says_nothing_of_the_ca(book: ledger.Ledger) -> None:
-    """A full disk on the way neither begins nor ends the time that the CA is down."""
-    fail(book, NOW)
-    fail(book, NOW + DAY, LOCAL)
-    assert book.away_since == NOW and chosen(book, NOW + 21 * DAY) == SECOND
+@pytest.mark.parametrize("kind, problem", [(LOCAL, ""), (UNREACHABLE, PROXY), (RATE_LIMITED, OWN_BUDGET), (VALIDATION, NOT_PUBLISHED)])
+def test_what_is_no_word_of_the_ca_says_nothing_of_it(book: ledger.Ledger, kind: str, problem: str) -> None:
+    """A full disk, our own budget, the proxy, a record that is not there: they neither begin nor end the time that it is down."""
+    fail(book, NOW, kind, problem=problem)
+    assert not book.away_since
+    down(book, NOW + 20 * DAY)
+    fail(book, NOW + 20 * DAY + HOUR, kind, problem=problem)
+    assert book.away_since == NOW and chosen(book, NOW + 20 * DAY + 2 * HOUR) == SECOND
+
+
+def test_a_ca_that_calls_its_own_trouble_a_rate_limit_is_down(book: ledger.Ledger) -> None:
+    """A status of 500 and above is its own side, whatever the problem's type says."""
+    down(book, NOW + 20 * DAY)
+    fail(book, NOW + 20 * DAY + HOUR, RATE_LIMITED, status=503)
+    assert chosen(book, NOW + 20 * DAY + 2 * HOUR) == SECOND
 
 
 def test_they_are_asked_in_turn_until_one_issues(book: ledger.Ledger) -> None:
-    """The first among them; and the next renewal begins with the first."""
-    fail(book, NOW)
+    """The first among them, whatever kept the others from issuing; and the next renewal begins with the first."""
+    down(book, NOW + 21 * DAY)
     at, turns = NOW + 21 * DAY, []
-    for _ in range(4):
+    kinds = {FIRST: UNREACHABLE, SECOND: LOCAL, THIRD: UNREACHABLE}
+    for _ in range(5):
         turns.append(chosen(book, at))
-        fail(book, at, asked=turns[-1], kind=UNREACHABLE if turns[-1] == FIRST else REFUSED)
+        fail(book, at, kinds[turns[-1]], turns[-1])
         at += HOUR
-    assert turns == [SECOND, THIRD, FIRST, SECOND]
-    book.issued(THIRD, "bb", None, at)
+    assert turns == [SECOND, THIRD, FIRST, SECOND, THIRD]
+    book.issued(THIRD, "bb", None, at, FIRST)
+    book.installed()
     assert chosen(book, at + 60 * DAY, 90 * DAY) == FIRST and not book.away_since
 
 
+def test_one_whose_reply_root_refuses_hides_no_third(book: ledger.Ledger) -> None:
+    """That it issued ended nothing."""
+    down(book, NOW + 21 * DAY)
+    at = NOW + 21 * DAY
+    book.issued(SECOND, "bb", None, at, FIRST)
+    book.refused("untrusted", "cc", due.Certificate("aa", NOW - 60 * DAY, NOW + 30 * DAY), at + 1, ALL)
+    assert chosen(book, at + HOUR) == THIRD
+
+
 def test_only_where_there_is_an_account(book: ledger.Ledger) -> None:
-    """None is made in passing."""
-    fail(book, NOW)
+    """None is made in passing; and one is an account only at that CA."""
+    down(book, NOW + 21 * DAY)
     assert chosen(book, NOW + 21 * DAY, ready=(THIRD,)) == THIRD
     assert chosen(book, NOW + 21 * DAY, ready=()) == FIRST
+    note = pathlib.Path(site.STATE, f"issuer/account@{jose.entry(SECOND)}.json")
+    for text, is_one in (('{"account": "?"}', False), ('{"account": "https://other.test/1"}', False), ('{"account": "https://second.test/1"}', True)):
+        note.write_text(text)
+        assert plan.has_account(SECOND) is is_one
 
 
 def test_one_to_fall_back_on_puts_off_no_try_at_the_first(book: ledger.Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its Retry-After and its refusals are its own: the next try is within an eighth of what is left."""
+    """Its Retry-After, refusals and validations are its own: it is left alone for that long; the next try, at another, is within an eighth of what is left."""
     monkeypatch.setattr(random, "random", lambda: 0.5)
-    fail(book, NOW)
-    for hour in range(5):
-        book.failed(Failure(REFUSED, "x", retry_after=5 * DAY), due.Certificate("aa", NOW - DAY, NOW + DAY), NOW + hour * HOUR, asked=SECOND, first=FIRST)
-    assert book.next_try <= NOW + 4 * HOUR + 20 * HOUR / 8 + 2
+    for kind in (REFUSED, VALIDATION, RATE_LIMITED):
+        book.forget_failures()
+        book.waits = ""
+        down(book, NOW + 23 * HOUR, DAY)
+        at = NOW + 24 * HOUR + 60
+        assert chosen(book, at, DAY) == SECOND
+        fail(book, at, kind, SECOND, DAY * 2, retry_after=5 * DAY)
+        assert book.next_try <= at + DAY / 8 + 2 and chosen(book, book.next_try + 1, DAY) == THIRD
+        fail(book, book.next_try + 1, asked=THIRD)
+        assert chosen(book, book.next_try + 1, DAY) == FIRST
+        fail(book, book.next_try + 1)
+        assert chosen(book, book.next_try + 1, DAY) == THIRD and choice.left_alone(book, SECOND, at) > at + 4 * DAY
+
+
+def test_the_first_one_is_left_alone_as_long_as_it_wants_and_no_site_with_it(book: ledger.Ledger) -> None:
+    """Its Retry-After holds an order with it, and none with another that may be asked."""
+    down(book, NOW + 23 * HOUR, 2 * DAY)
+    fail(book, NOW + 24 * HOUR, left=2 * DAY, retry_after=7 * DAY, status=503)
+    assert choice.left_alone(book, FIRST, NOW + DAY) > NOW + 7 * DAY and not book.retry_after
+    assert chosen(book, NOW + 34 * HOUR, 2 * DAY) == SECOND
+    book.failed(Failure(UNREACHABLE, "x", 7 * DAY), None, NOW, asked=FIRST, directories=[FIRST])
+    assert book.retry_after > NOW + 6 * DAY                    # the only one holds the site, as ever
 
 
 def test_a_moment_that_a_wrong_clock_noted_is_none(book: ledger.Ledger) -> None:
-    """From the future."""
+    """From the future, from the past; and one failure long ago, after which the host was off, is no long outage."""
     fail(book, NOW + 400 * DAY)
-    assert chosen(book, NOW + 29 * DAY) == FIRST
+    down(book, NOW + 21 * DAY)
+    assert book.away_since == NOW and chosen(book, NOW + 21 * DAY) == SECOND
+    for began in (NOW - 900 * DAY, NOW - 25 * DAY):
+        book.forget_failures()
+        choice.forget(book)
+        down(book, began + 2 * HOUR, since=began)
+        assert chosen(book, NOW + 29 * DAY) == FIRST
+        fail(book, NOW + 29 * DAY)
+        assert book.away_since == NOW + 29 * DAY
+
+
+def test_another_first_one_is_not_down(book: ledger.Ledger) -> None:
+    """What is noted of the one that was configured before says nothing of it."""
+    down(book, NOW + 21 * DAY)
+    assert choice.choose(["https://new.test/dir", SECOND], book, None, NOW + 21 * DAY, lambda _: True) == "https://new.test/dir"
+
+
+@pytest.mark.parametrize("waits", ["", "x", "=", "a=b", f"{SECOND}=99999999999", f"{SECOND}={'9' * 400}", "= =", f"{SECOND}=-1"])
+def test_nonsense_in_the_notes_holds_nobody(book: ledger.Ledger, waits: str) -> None:
+    """Nor does it stop a run."""
+    down(book, NOW + 21 * DAY)
+    book.waits = waits
+    assert chosen(book, NOW + 21 * DAY) == SECOND
+    choice.leave_alone(book, SECOND, DAY, NOW + 21 * DAY)
+    assert chosen(book, NOW + 21 * DAY) == THIRD
 
 
 def test_it_survives(book: ledger.Ledger) -> None:
-    """On disk; and by whom the last few certificates were issued."""
+    """On disk; and by whom the last few certificates were issued, as many as fit."""
     for number in range(9):
-        book.issued(f"https://ca{number}.test/dir", f"{number:064x}", None, NOW)
-    fail(book, NOW)
+        book.issued(f"https://ca{number}.test/dir", f"{number:064x}", None, NOW, FIRST)
+    down(book, NOW + DAY)
+    fail(book, NOW + DAY + HOUR, REFUSED, SECOND)
     book.save()
     again = ledger.Ledger("example.org")
-    assert (again.away_since, again.asked) == (NOW, FIRST)
+    assert (again.away_of, again.away_since, again.away_count, again.asked) == (FIRST, NOW, 3, SECOND) and again.waits == book.waits
     assert again.issuer_of(f"{8:064x}") == "https://ca8.test/dir" and again.issuer_of(f"{3:064x}") == "https://ca3.test/dir"
     assert again.issuer_of(f"{2:064x}") == again.issuer_of("") == ""
+    long = "https://ca.test/" + "d" * 900
+    for number in range(3):
+        again.issued(long, f"{number:064x}", None, NOW)
+    again.save()
+    assert {ledger.Ledger("example.org").issuer_of(f"{number:064x}") for number in range(3)} == {long, ""}
+
+
+@pytest.mark.parametrize("known, expected", [
+    (SECOND, FIRST), ("https://evil.test:25/d", FIRST), ("nonsense", FIRST), ("https://[x", FIRST), ("https://x:99999/", FIRST),
+    ("https://gone.test/dir", "https://gone.test/dir"), ("https://gone.test:25/dir", FIRST), (FIRST, FIRST)])
+def test_a_note_leads_a_revocation_to_no_ca_that_is_not_ours(book: ledger.Ledger, monkeypatch: pytest.MonkeyPatch, known: str, expected: str) -> None:
+    """To one that the site's configuration names, or where we have an account, on the usual port: else to the site's first."""
+    config = general.Config()
+    config.directory = FIRST
+    monkeypatch.setattr(general, "load_config", lambda: config)
+    place = pathlib.Path(site.STATE)
+    for entry in ("spool/requests", "account"):
+        (place / entry).mkdir(parents=True)
+    monkeypatch.setattr(spool, "SPOOL", str(place / "spool"))
+    for url in ("https://gone.test/dir", "https://gone.test:25/dir"):
+        (place / f"account/{jose.entry(url)}.key").touch()
+    book.answers = f"{hashlib.sha256(b'a leaf').hexdigest()}={known}"
+    book.save()
+    (place / "spool/requests/example.org@0001.revoke").write_text(json.dumps({"payload": {"certificate": jose.b64(b"a leaf")}}))
+    assert revoke.Revocation("example.org@0001.revoke").directory() == expected
 
 
 @pytest.mark.parametrize("text, expected", [
