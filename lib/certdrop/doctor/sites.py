@@ -10,6 +10,7 @@ import difflib
 import os
 import stat
 import time
+from collections.abc import Collection
 
 from certdrop import events
 from certdrop.config import service as described
@@ -66,7 +67,7 @@ def _described_badly(service: str) -> str:
     return "" if good else f"{path}: test and reload must name a program by its absolute path, then its arguments"
 
 
-def _roots(config: general.Config, trusted: set[str]) -> list[Line]:
+def _roots(config: general.Config, trusted: Collection[str] = ()) -> list[Line]:
     """Files of roots that nobody reads, as those whose name is not the CA's: the configured one's, or one of those that a site names, which are `trusted`."""
     place, used = configuration.ETC + "/roots.d", {config.own_roots, config.trust_roots, config.ca_bundle, *trusted}
     return [Line(WARNING, "roots", f"{place}/{entry}: no configured CA uses it; the roots of {roots.ca_named(config)} are looked for in {config.own_roots}",

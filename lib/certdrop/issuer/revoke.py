@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 from typing import TYPE_CHECKING
 
@@ -107,12 +106,12 @@ class Revocations:
 
 
 def _has_account(url: str) -> bool:
-    """Whether the CA of a directory that is configured no more is one where we have an account: by its key, which who talks with the network can neither
-    see nor make. A note of ours, which he can write, leads to no other host and port."""
+    """Whether the CA of a directory that is configured no more is one where we have an account: by what the signer wrote beside its key, which who talks
+    with the network can neither see nor make. A note of ours, which he can write, leads to no other host and port."""
     try:
-        place = jose.place_of(url)
-        return place is not None and place[1] == 443 and os.path.exists(f"{site.STATE}/account/{jose.entry(url)}.key")
-    except ValueError:
+        with open(f"{site.STATE}/account/{jose.entry(url)}.url", encoding="utf-8") as stream:
+            return stream.read(spool.MAX_REPLY) == url
+    except (OSError, ValueError):
         return False
 
 

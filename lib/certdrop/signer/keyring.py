@@ -2,7 +2,7 @@
 
 Before a change the other key is the one that shall follow; after it, the one that was. The files change places when the CA has said yes, so
 that at any moment the key that the CA holds is on disk, whatever was killed. Runs as: _certdrop, in the signer. Trusts: its own directory.
-Reads and writes: /var/lib/certdrop/account, ENTRY.key and ENTRY.other for each CA's directory.
+Reads and writes: /var/lib/certdrop/account, ENTRY.key, ENTRY.other and ENTRY.url for each CA's directory.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class Keyring:
             self._put("key", pem)
             found = Key(pem)
         self.current, self.other = found, self._load("other")
+        if not os.path.exists(self._place + ".url"):
+            self._put("url", directory_url.encode())       # whose account it is, where who talks with the network cannot write: see issuer/revoke.py
 
     def make_other(self) -> None:
         """A new key, to follow the current one; a former other key is no more."""

@@ -210,7 +210,7 @@ def test_it_survives(book: ledger.Ledger) -> None:
     (SECOND, FIRST), ("https://evil.test:25/d", FIRST), ("nonsense", FIRST), ("https://[x", FIRST), ("https://x:99999/", FIRST),
     ("https://gone.test/dir", "https://gone.test/dir"), ("https://gone.test:25/dir", FIRST), (FIRST, FIRST)])
 def test_a_note_leads_a_revocation_to_no_ca_that_is_not_ours(book: ledger.Ledger, monkeypatch: pytest.MonkeyPatch, known: str, expected: str) -> None:
-    """To one that the site's configuration names, or where we have an account, on the usual port: else to the site's first."""
+    """To one that the site's configuration names, or where we have an account, as the signer noted: else to the site's first."""
     config = general.Config()
     config.directory = FIRST
     monkeypatch.setattr(general, "load_config", lambda: config)
@@ -219,7 +219,7 @@ def test_a_note_leads_a_revocation_to_no_ca_that_is_not_ours(book: ledger.Ledger
         (place / entry).mkdir(parents=True)
     monkeypatch.setattr(spool, "SPOOL", str(place / "spool"))
     for url in ("https://gone.test/dir", "https://gone.test:25/dir"):
-        (place / f"account/{jose.entry(url)}.key").touch()
+        (place / f"account/{jose.entry(url)}.url").write_text("https://gone.test/dir")
     book.answers = f"{hashlib.sha256(b'a leaf').hexdigest()}={known}"
     book.save()
     (place / "spool/requests/example.org@0001.revoke").write_text(json.dumps({"payload": {"certificate": jose.b64(b"a leaf")}}))

@@ -65,8 +65,9 @@ def test_it_signs(top, config):
     found = start(config)
     data = get(CA + "/order/1")
     assert found.sign(data) == keyring.Key(PEMS[0]).sign(data) and found.jwk() == public(PEMS[0]) and not found.has_other
-    (path,) = (top / "state/account").iterdir()
+    path, url = sorted((top / "state/account").iterdir())
     assert path.read_bytes() == PEMS[0] and path.stat().st_mode & 0o777 == 0o600
+    assert url.name == f"{ENTRY}.url" and url.read_text() == DIRECTORY and url.stat().st_mode & 0o777 == 0o600
 
 
 def test_it_loads_nothing_unasked(top, config):
@@ -313,7 +314,7 @@ def test_an_exchange_that_was_killed(top, killed, monkeypatch):
     again = keyring.Keyring(DIRECTORY)
     assert again.other is not None
     assert {json.dumps(key.jwk()) for key in (again.current, again.other)} == {json.dumps(public(pem)) for pem in PEMS[:2]}
-    assert sorted(os.listdir(top / "state/account")) == [f"{ENTRY}.key", f"{ENTRY}.other"]
+    assert sorted(os.listdir(top / "state/account")) == [f"{ENTRY}.key", f"{ENTRY}.other", f"{ENTRY}.url"]
 
 
 @pytest.mark.parametrize("damaged, said", [(("n",), "does not sign"), (("e",), "does not sign"), (("d", "p"), "does not sign"), (("p",), ""), (("d",), "")])
@@ -343,8 +344,8 @@ def test_set_aside(top, config):
     with pytest.raises(Failure):
         start(config).deactivated()
     start(config, protocol.DEACTIVATE).deactivated()
-    (left,) = os.listdir(top / "state/account")
-    assert left.startswith(f"{ENTRY}.key.deactivated-") and (top / "state/account" / left).read_bytes() == PEMS[0]
+    url, left = sorted(os.listdir(top / "state/account"), reverse=True)
+    assert url == f"{ENTRY}.url" and left.startswith(f"{ENTRY}.key.deactivated-") and (top / "state/account" / left).read_bytes() == PEMS[0]
 
 
 def children() -> list[int]:
