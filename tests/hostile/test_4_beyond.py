@@ -206,7 +206,7 @@ def test_73_a_judge_that_lies_about_what_is_shown(ground: Ground) -> None:
         before = ground.live(OTHER)
         ground.reply(OTHER)
         real = stage.read(JUDGE)
-        text = real.replace("from certdrop.judge import served\n        return lambda: served.serve(argv[1])",
+        text = real.replace("from certdrop.judge import served\n        return lambda: served.serve(argv[1:])",
                             "from certdrop import answering\n"
                             "        answering.serve(lambda _: b'other 127.0.0.1,443,=' + b'f' * 64)\n        return 0")
         assert text != real
