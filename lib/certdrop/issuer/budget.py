@@ -45,6 +45,7 @@ class Budget:
         url = config.directory_url
         known: dict[str, int] = next((limits for name, limits in KNOWN.items() if site.DIRECTORIES[name] == url), {})
         self.limits: dict[str, int] = {**known, **{key: int(str(value)) for key, value in config.limits.items()}}
+        self.is_first = config.whole is None or config.whole.directory_url == url     # the limit that is told is that of the CA configured for all
         self.ca = hashlib.sha256(url.encode()).hexdigest()[:8]
         self.done: dict[tuple[str, str], list[float]] = {}
         self.tally: dict[str, int] = {}
@@ -90,7 +91,8 @@ class Budget:
         if not self.tally:
             return
         try:
-            found = notes.table("tally").get("days")
+            told = notes.table("tally")
+            found = told.get("days")
             days = {day: {key: notes.number(row, key) for key in TALLIED.values()} for day, row in found.items() if isinstance(row, dict)} \
                 if isinstance(found, dict) else {}
             today = days.setdefault(stamp(now)[:10], dict.fromkeys(TALLIED.values(), 0))
@@ -100,6 +102,8 @@ class Budget:
             days = {day: row for day, row in sorted(days.items()) if first <= day <= stamp(now)[:10]}
             recent = self.since(ORDERED, "", now - 3 * HOUR, now)
             said = {"days": days, "limit": self.limits.get("orders_per_three_hours", 0), "recent": len(recent), "at": int(now)}
+            if not self.is_first:
+                said.update({key: notes.number(told, key) for key in ("limit", "recent", "at")})
             notes.put("tally", json.dumps(said).encode("ascii"))
             self.tally = {}
         except OSError:

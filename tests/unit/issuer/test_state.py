@@ -253,6 +253,11 @@ def test_the_tally_of_orders(disk, monkeypatch):
     found = json.load(open(f"{disk.top}/state/issuer/tally"))
     today = time.strftime("%Y-%m-%d", time.gmtime(NOW))
     assert found == {"days": {edge: row, today: {"orders": 2, "counted": 2, "issued": 0, "failed": 2}}, "limit": 300, "recent": 2, "at": int(NOW)}
+    other = budget.Budget(config.asking("https://other.test/dir"), NOW)
+    other.note(budget.BEGUN, "a.test", NOW)
+    other.save_tally(NOW + 1)                  # its orders count, and what is told of the limit stays that of the CA configured for all
+    again = json.load(open(f"{disk.top}/state/issuer/tally"))
+    assert again["days"][today]["orders"] == 3 and [again[key] for key in ("limit", "recent", "at")] == [300, 2, int(NOW)]
     os.unlink(f"{disk.top}/state/issuer/tally")
     budget.Budget(config, NOW).save_tally(NOW)
     assert not os.path.exists(f"{disk.top}/state/issuer/tally")
