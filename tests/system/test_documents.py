@@ -24,7 +24,7 @@ NAME = "example.org"
 INSTALL = "Install it: from the package to HTTPS in two commands"
 QUESTION = r"(?:\[y/N\] |\[Y/n\]: |\[all\]: )"
 NOT_HERE = {"make ": "this is what they do", "apt install ": "no network; all is installed", "systemctl ": "no systemd"}
-OWN = {"--staging": "--ca {directory}", "--number 6": "--number {older}",
+OWN = {"--staging": "--ca {directory}", "--directory zerossl": "--directory {directory}", "--number 6": "--number {older}",
        "203.0.113.7 2001:db8::7": "203.0.113.7"}          # Pebble sorts the addresses of an order otherwise than those of a request, and misses one
 CODES = {"certdrop add ": (0, 75), "certdrop-check": (0, 78), "sudo certdrop-check": (0, 78), "certdrop-status": (0, 1, 2)}
 
@@ -131,6 +131,19 @@ def ordinary(host: Host) -> None:
     host.world.nginx.reload()
 
 
+def with_record(host: Host) -> None:
+    """The TXT record that the reader publishes when it is printed is there, for the account at this CA."""
+    host.run("certdrop-account", "register", "--yes", code=0)
+    account = re.search(r"^account: +(\S+)$", host.run("certdrop-account", "show", code=0).text, re.M)
+    assert account
+    host.world.dns.set_txt(f"_validation-persist.{NAME}.", f"pebble.letsencrypt.org; accounturi={account[1]}; policy=wildcard")
+
+
+def with_wildcard(host: Host) -> None:
+    """A site that is proven so, and waits."""
+    host.run("certdrop", "add", f"*.{NAME}", NAME, "--no-issue", code=0)
+
+
 def none(host: Host) -> None:
     """Nothing is configured, and nginx serves the names over http."""
     ordinary(host)
@@ -140,7 +153,7 @@ def none(host: Host) -> None:
 BEFORE: dict[tuple[str, int], Callable[[Host], None]] = {
     ("5. Look at it", 0): served, ("6. Get mail", 0): served, ("4. Staging first", 0): none, ("certdrop", 0): ordinary,
     (INSTALL, 0): ordinary, ("3. Have HTTPS served", 0): ordinary, ("RSA beside ECDSA", 0): served,
-    ("A certificate for an IP address", 0): with_addresses,
+    ("A certificate for an IP address", 0): with_addresses, ("A wildcard", 0): with_record, ("Another CA", 0): with_wildcard,
     ("Hear of certificates that others got for your names", 0): certspotter,
     ("A key is compromised", 0): served, ("A key is compromised", 1): old, ("Remove a site", 0): served,
     ("DANE: the TLSA record before the key", 0): served, ("DANE: the TLSA record before the key", 1): served,
