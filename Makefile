@@ -41,7 +41,7 @@ MAN = $(filter-out $(FLEET_MAN),$(sort $(wildcard man/*.[158])))
 UNITS = $(sort $(wildcard systemd/*))
 PROFILES = $(sort $(wildcard apparmor.d/usr.* apparmor.d/certdrop-*))
 SERVICES = $(sort $(wildcard services.d/*))
-SCRIPTS = $(SBIN) $(BIN) $(addprefix bin/,$(FLEET_PROGRAMS)) $(wildcard tests/stage/stage tests/demo/demo tests/demo/demo-fleet bench/fleet tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/second_ca/serve .ci/root-lines completions/make share/certspotter/mail-foreign docs/picture)
+SCRIPTS = $(SBIN) $(BIN) $(addprefix bin/,$(FLEET_PROGRAMS)) $(wildcard tests/stage/stage tests/demo/demo tests/demo/demo-fleet bench/fleet tests/distcheck/distcheck tests/distcheck/life tests/matrix/matrix tests/mutants/mutants tests/second_ca/serve .ci/root-lines completions/make share/certspotter/mail-foreign docs/picture)
 SHELL_SCRIPTS = tests/second_ca/fetch setup/setup setup/setup-fleet .ci/closed .ci/package .ci/release .ci/run .ci/test $(wildcard debian/tests/main-job tests/distcheck/boot debian/postinst debian/certdrop-fleet.postinst debian/certdrop-fleet.postrm debian/postrm debian/prerm debian/preinst)
 
 # What building, linting and the unit tests need, as Debian 12 and 13 name it.
@@ -55,7 +55,7 @@ SECONDS_OF_FUZZING = 3600
 # What is made with -j, too, begins with deps and ends with what rests on it; .ci/test has lanes of its own.
 .NOTPARALLEL:
 
-.PHONY: help deps check root-lines readme-lines unit test demo demo-fleet bench-fleet torture fuzz bench model deb source lint-deb release distcheck test-matrix install install-files install-fleet install-snippets install-units uninstall clean
+.PHONY: help deps check root-lines readme-lines unit mutants test demo demo-fleet bench-fleet torture fuzz bench model deb source lint-deb release distcheck test-matrix install install-files install-fleet install-snippets install-units uninstall clean
 
 help:
 	@echo "make deps       install what building and linting needs (apt)"
@@ -68,6 +68,7 @@ help:
 	@echo "make torture    kill and fail the keeper at every single point, on the stage (long)"
 	@echo "make bench      certdrop beside other clients, on the stage: bench/RESULTS.md"
 	@echo "make model      the recovery table, model-checked (spin, gcc)"
+	@echo "make mutants    change the code that decides, one place at a time, and see whether the unit tests notice: MUTANTS=\"--count 20\" (long)"
 	@echo "make fuzz       every reader of hostile input, for SECONDS_OF_FUZZING=$(SECONDS_OF_FUZZING) seconds"
 	@echo "make deb        $(DEB), and certdrop-fleet beside it"
 	@echo "make source     the source package; make lint-deb: lintian on both, pedantic"
@@ -104,6 +105,10 @@ readme-lines:
 
 unit:
 	$(PYTHON) -m pytest -q tests/unit $(wildcard tests/fuzz)
+
+# Whether the unit tests notice what is changed in the code that decides: MUTANTS="--count 20 signer/policy.py".
+mutants:
+	@tests/mutants/mutants $(MUTANTS)
 
 test: deps
 	@MAKE='$(MAKE)' DEB='$(DEB)' .ci/test
