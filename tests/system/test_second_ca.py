@@ -3,8 +3,11 @@ of Debian, which tests/stage/packages.caddy does."""
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import shutil
+import time
 from typing import Iterator
 
 import pytest
@@ -167,3 +170,33 @@ def test_nothing_more_is_due(host: Host, second: Other, site: str) -> None:
     assert site in said and "failed" not in said, said
     host.run("certdrop-issue", site, code=0)
     assert host.status(site)["state"] == "serving"
+
+
+def test_a_ca_to_fall_back_on(host: Host, second: Other) -> None:
+    """Pebble is the first CA, and down for a day: this one, which shares no code with it, issues what root wants now; the next one is Pebble's again."""
+    def configure() -> None:
+        stage.write(both, stage.read(second.root) + stage.read(host.world.pebble.root()))
+        host.configure(trust_roots=f'"{both}"', fallback=f'["{second.base}{second.path}"]')
+
+    def is_of(root: str) -> bool:
+        place = f"{STATE}/live/{name}"
+        return host.run("openssl", "verify", "-CAfile", root, "-untrusted", f"{place}/chain.pem", f"{place}/cert.pem").code == 0
+    both = f"{second.place}/both.pem"
+    configure()
+    name = host.add(host.name())
+    host.run("certdrop-account", "register", "--yes", "--directory", f"{second.base}{second.path}", code=0)
+    host.world.pebble.stop()
+    host.run("certdrop", "renew", name, "--force", code=os.EX_TEMPFAIL)
+    path, now = f"{STATE}/issuer/{name}.json", int(time.time())
+    noted = json.loads(stage.read(path))
+    noted.update(away_since=now - 90000, away_at=now - 2, away_count=9, failed_at=now - 2, next_try=now - 1, count=9)
+    stage.write(path, json.dumps(noted))
+    shutil.chown(path, "_certdrop", "_certdrop")
+    host.run("certdrop-issue", name, user="_certdrop", code=0)
+    host.run("certdrop-install", code=0)
+    assert is_of(second.root) and host.status(name)["issued_by"] == f"{second.base}{second.path}" and host.served(name) == host.on_disk(name)
+
+    host.world.pebble.start()
+    configure()
+    host.run("certdrop", "renew", name, "--force", code=0)
+    assert is_of(host.world.pebble.root()) and not is_of(second.root)
