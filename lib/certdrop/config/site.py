@@ -33,6 +33,7 @@ _HOST = rf"({_LABEL}\.)+(?![0-9]+$){_LABEL}"
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*"
 _PATH = r"(/[A-Za-z0-9._@+-]+){2,}"
 _SERVICE = r"[a-z0-9][a-z0-9-]{0,30}"
+_roots: dict[str, str] = {}        # by directory: see roots_of
 _SITE_ONLY = ("domains", "probe", "copy")
 _BOTH = ("key", "key_max_age", "profile", "services", "validation", "directory", "fallback")
 # Keys of certdrop.toml that root passes over: general.py is about them.
@@ -103,8 +104,10 @@ def own_roots(directory: str) -> str:
 
 
 def roots_of(directory: str) -> str:
-    """A CA's own roots, where they were put; else the system's."""
-    return own if os.path.exists(own := own_roots(directory)) else STORE
+    """A CA's own roots, where they were put; else the system's. Looked for once in a reading of the configuration: a run asks for each of its sites."""
+    if directory not in _roots:
+        _roots[directory] = own if os.path.exists(own := own_roots(directory)) else STORE
+    return _roots[directory]
 
 
 def _match(pattern: str, text: str) -> bool:
@@ -169,6 +172,7 @@ def load_config() -> Config:
 def read_config(config: Config) -> bool:
     """Set what certdrop.toml says of these keys; whether there is one. Raises ConfigError."""
     path = ETC + "/certdrop.toml"
+    _roots.clear()
     try:
         fill(path, config, {key: key for key in vars(config)}, OTHERS)
     except ConfigMissing:

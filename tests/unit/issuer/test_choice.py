@@ -249,6 +249,7 @@ def test_the_roots_that_a_reply_may_lead_to(book: ledger.Ledger) -> None:
     found.fallback = [SECOND]
     own = pathlib.Path(site.ETC, "roots.d/second.test.pem")
     own.touch()
+    general.load_config()                      # what was put there counts from the next reading on
     assert found.roots == tuple(sorted((str(own), site.STORE)))
     found.fallback, found.directory = [], SECOND
     assert found.roots == (str(own),)
