@@ -315,3 +315,23 @@ def test_a_clock_that_is_wrong_makes_no_certificate_foreign():
 def test_what_is_due_within_a_minute_is_ordered_together(moments, when):
     """At the last of these moments; one that is alone is not put off."""
     assert due.gathered(moments) == when
+
+
+@pytest.mark.parametrize("days, wanted, is_believed", [(1.1, 0, True), (1.3, 0, False), (1.3, 5, True), (7.3, 5, True), (7.5, 5, False), (-3, 0, True)])
+def test_a_back_off_is_believed_within_what_one_can_be(days, wanted, is_believed):
+    """A day and a bit; a week and a bit where the CA said Retry-After: whatever lies further ahead a wrong clock noted, and it holds nobody."""
+    record = Record()
+    record.count, record.failed_at, record.next_try, record.retry_after = 1, int(NOW), int(NOW + days * DAY), int(NOW + wanted * DAY) if wanted else 0
+    assert (due.held_until(record, NOW) == record.next_try) is is_believed
+    record.count = 0
+    assert due.held_until(record, NOW) == 0.0
+
+
+def test_a_window_that_is_put_off_forgets_that_of_another_certificate():
+    """And keeps its own."""
+    found = certificate(90 * DAY)
+    record = with_window(found, NOW + 50 * DAY, NOW + 60 * DAY)
+    record.put_off_window(found, NOW + HOUR)
+    assert (record.window_start, record.window_end, record.poll_at) == (NOW + 50 * DAY, NOW + 60 * DAY, NOW + HOUR)
+    record.put_off_window(certificate(90 * DAY, sha256="bb"), NOW + 2 * HOUR)
+    assert (record.window_of, record.window_start, record.window_end, record.poll_at) == ("bb", 0, 0, NOW + 2 * HOUR)
