@@ -45,7 +45,7 @@ def shown(host: Host, name: str) -> str:
 
 def files() -> dict[str, bytes]:
     """The keys: by the end of their name."""
-    return {path.name.rpartition(".")[2].partition("-")[0]: path.read_bytes() for path in pathlib.Path(f"{STATE}/account").iterdir()}
+    return {path.name.rpartition(".")[2].partition("-")[0]: path.read_bytes() for path in pathlib.Path(f"{STATE}/account").iterdir() if path.suffix != ".url"}
 
 
 def events() -> list[str]:
@@ -89,7 +89,7 @@ def test_register_show_and_contact(host: Host) -> None:
 def test_as_which_user(host: Host) -> None:
     """root becomes _certdrop; nobody else may."""
     account(host, "register", "--yes")
-    (path,) = pathlib.Path(f"{STATE}/account").iterdir()
+    (path,) = (path for path in pathlib.Path(f"{STATE}/account").iterdir() if path.suffix != ".url")
     assert path.owner() == "_certdrop" and path.stat().st_mode & 0o777 == 0o600
     assert host.run("certdrop-account", "show", user="_certdrop").code == os.EX_OK
     assert host.run("certdrop-account", "show", user="nobody" if host.run("getent", "group", "nobody").code == 0 else "www-data").code == os.EX_NOPERM
@@ -215,7 +215,7 @@ def test_deactivated_elsewhere(host: Host) -> None:
     account(host, "register", "--yes")
     key = files()["key"]
     account(host, "deactivate", "--yes")
-    (aside,) = pathlib.Path(f"{STATE}/account").iterdir()
+    (aside,) = (path for path in pathlib.Path(f"{STATE}/account").iterdir() if path.suffix != ".url")
     aside.rename(str(aside).partition(".deactivated")[0])
     assert files() == {"key": key}
     account(host, "deactivate", "--yes")

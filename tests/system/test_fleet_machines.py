@@ -60,7 +60,7 @@ def brought(host: Web, name: str, generation: int = 2) -> None:
     def is_here() -> bool:
         host.courier()
         return host.live(name) >= generation
-    wait_for(is_here, 60, f"{name} on {host.name}")
+    wait_for(is_here, 150, f"{name} on {host.name}")
     assert host.fetch(name) == PAGE
 
 
@@ -200,7 +200,7 @@ def test_yesterdays_database(fleet: Whole) -> None:
         for host in fleet.web:
             host.courier()
         for name in names:
-            wait_for(lambda: fleet.answered(name), 60, "a reply")
+            wait_for(lambda: fleet.answered(name), 150, "a reply")
         issued = fleet.issued()
         fleet.restore(dump)
         assert not any(fleet.answered(name) for name in names)
@@ -218,7 +218,7 @@ def test_a_standby_is_promoted(fleet: Whole) -> None:
         for host in fleet.web:
             host.courier()
         for name in names:
-            wait_for(lambda: fleet.answered(name), 60, "a reply")
+            wait_for(lambda: fleet.answered(name), 150, "a reply")
         issued = fleet.issued()
         first.stop()                           # else its clients find out by TCP, after half a minute
         done = fleet.web[0].courier("--verbose")

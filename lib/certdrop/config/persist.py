@@ -111,10 +111,12 @@ def parse(said: str) -> Record | str:
 
 
 class Seen(NamedTuple):
-    """What was found for a name: what is wrong with it, "" for nothing; until when it holds (None: for ever)."""
+    """What was found for a name: what is wrong with it, "" for nothing; until when it holds (None: for ever); why it could not be looked up, where that is so:
+    then nothing is known to be wrong, nor to be right."""
 
     why: str = ""
     until: int | None = None
+    unknown: str = ""
 
 
 def judged(records: list[str], names: list[str], account: str, below: bool, now: float) -> Seen:

@@ -31,6 +31,8 @@ _AGE = "[1-9][0-9]{0,3}d"
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = rf"({_LABEL}\.)+(?![0-9]+$){_LABEL}"
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f]*:[0-9a-f:]*"
+_PORT = r"[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_DIRECTORY = rf"https://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:({_PORT}))?(/[!-~]*)?"
 _PATH = r"(/[A-Za-z0-9._@+-]+){2,}"
 _SERVICE = r"[a-z0-9][a-z0-9-]{0,30}"
 _roots: dict[str, str] = {}        # by directory: see roots_of
@@ -219,7 +221,7 @@ def site_names() -> list[str]:
 
 def _check_policy(path: str, found: Config | Site) -> None:
     for one in (found.directory, *found.fallback):
-        if not DIRECTORIES.get(one, one).startswith("https://"):
+        if one not in DIRECTORIES and not _match(_DIRECTORY, one):
             raise ConfigError(f'{path}: directory or fallback: "{one}": give {", ".join(DIRECTORIES)} or an https:// URL')
     for key, known in (("key", KEYS), ("validation", VALIDATIONS)):
         if getattr(found, key) not in known:

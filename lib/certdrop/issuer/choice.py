@@ -30,7 +30,7 @@ def choose(listed: Sequence[str], record: Record, certificate: Certificate | Non
     circle = [first, *filter(is_ready, others)]
     last = circle.index(record.asked) if record.asked in circle else 0
     turned = circle[last + 1:] + circle[:last + 1]
-    return next((one for one in turned if left_alone(record, one, now) <= now), first)
+    return min(turned, key=lambda one: max(now, left_alone(record, one, now)))         # of several that may be asked, the next in turn
 
 
 def is_down(record: Record, first: str, certificate: Certificate | None, now: float, wanted_now: bool = False) -> bool:
@@ -38,7 +38,7 @@ def is_down(record: Record, first: str, certificate: Certificate | None, now: fl
     since = record.away_since
     if record.away_of != first or record.away_count < TRIES or not record.count or not spool.is_credible(since, spool.HAPPENED, now) or now - since < DAY:
         return False
-    if not spool.is_credible(record.failed_at, spool.HAPPENED, now) or now - record.failed_at > GAP:
+    if not spool.is_credible(record.failed_at, spool.HAPPENED, now) or not _goes_on(record, first, now):
         return False
     return wanted_now or certificate is None or certificate.not_after - now <= (certificate.not_after - since) * LEFT
 
@@ -51,8 +51,7 @@ def note(record: Record, asked: str, first: str, is_away: bool | None, now: floa
     if not is_away:
         forget(record)
         return
-    goes_on = record.away_of == first and 0 < record.away_since <= now and record.count and 0 <= now - record.failed_at <= GAP
-    if not goes_on:
+    if not (record.away_of == first and 0 < record.away_since <= now and record.count and record.failed_at <= now and _goes_on(record, first, now)):
         record.away_of, record.away_since, record.away_count = first, int(now), 0
     record.away_at = int(now)
     record.away_count += 1
@@ -79,6 +78,11 @@ def left_alone(record: Record, directory: str, now: float) -> float:
 def pause(left: float | None) -> float:
     """Seconds for which a CA to fall back on is left alone that did not want the order, by what is left to expiry."""
     return REFUSING if left is None else min(REFUSING, max(HOUR, left / 8))
+
+
+def _goes_on(record: Record, first: str, now: float) -> bool:
+    """Whether this host was there since the last failure: it tries again within GAP, or when the first CA may be asked again."""
+    return now - max(float(record.failed_at), left_alone(record, first, now)) <= GAP
 
 
 def _moments(record: Record) -> list[tuple[str, int]]:

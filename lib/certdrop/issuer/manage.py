@@ -142,9 +142,9 @@ def _asked_elsewhere() -> bool:
 def _config(options: Options) -> general.Config:
     config = general.load_config()
     if options.directory:
-        config = config.asking(options.directory)      # whose signer orders for no site that does not name that CA
-        if not config.directory_url.startswith("https://"):
+        if not site.DIRECTORIES.get(options.directory, options.directory).startswith("https://"):
             raise site.ConfigError(f'directory: "{events.clean(options.directory, 80)}": give {", ".join(site.DIRECTORIES)} or an https:// URL')
+        config = config.asking(options.directory)      # whose signer orders for no site that does not name that CA
     return config
 
 
@@ -256,10 +256,13 @@ class Verbs:
         issuers = self.session.issuers()
         if not issuers:
             raise Failure(REFUSED, "the CA does not say by which name it goes in records; its first challenge does: certdrop renew NAME, then ask again")
+        if persist.parse(persist.text(issuers[0], place, False)) != persist.Record(issuers[0], place):
+            raise Failure(REFUSED, f"the CA calls the account {place}, which no record can name; ask the CA's operator")
         wanted = list(dict.fromkeys(one for found in sites for one in persist.wanted(found.domains)))
         seen = dict(published.look(wanted, issuers, place))
         for one in wanted:
-            print(f"; {one.name}: {seen[one].why}, as this host sees it" if seen[one].why else f"; {one.name}: it is there")
+            why = f"{seen[one].why}, as this host sees it" if seen[one].why else f"it cannot be looked up ({seen[one].unknown})" if seen[one].unknown else ""
+            print(f"; {one.name}: {events.clean(why, 300) or 'it is there'}")
             print(persist.line(one.owner, persist.text(issuers[0], place, one.below, options.until)), flush=True)
         print("; beside them, that no other account gets certificates for these names, and for what is below and has no CAA record of its own:")
         for one in wanted:
@@ -381,6 +384,8 @@ def proven_by_records(config: site.Config, names: list[str]) -> list[site.Site]:
                 raise
             continue                           # the keeper says so
         asked = [site.DIRECTORIES.get(ca, ca) for ca in (one.directory, *one.fallback)]
+        if names and config.directory_url not in asked:
+            raise site.ConfigError(f"{name}: its certificates come from {one.directory}, whose records are others; add --directory {one.directory}")
         found += [one] * (one.validation == persist.METHOD and (bool(names) or config.directory_url in asked))
     return found
 
@@ -400,7 +405,7 @@ def _wait(wanted: list[persist.Wanted], issuers: list[str], place: str) -> int:
     end = time.monotonic() + (WAIT if saying.at_terminal(2) else 0.0)
     with Progress("certdrop-account", shown=True) as progress:
         while True:
-            lacking = [one for one, seen in published.look(wanted, issuers, place) if seen.why]
+            lacking = [one for one, seen in published.look(wanted, issuers, place) if seen.why or seen.unknown]
             if not lacking:
                 return os.EX_OK
             if time.monotonic() > end:

@@ -480,7 +480,7 @@ class Network:
                 self.in_vain = self.in_vain + 1 if failure.kind in (UNREACHABLE, RATE_LIMITED, LOCAL) else 0
             everybody = failure.retry_after and (failure.status == 503 or "new orders" in failure.text or "new-order" in failure.text)
             if self.down is None and (self.in_vain >= IN_VAIN or everybody):
-                self.down = Failure(failure.kind, failure.text, failure.retry_after if everybody else 0.0, failure.problem)
+                self.down = Failure(failure.kind, failure.text, failure.retry_after if everybody else 0.0, failure.problem, failure.status)
 
     def _failed(self, task: Task, failure: Failure) -> None:
         if failure is not self.down:

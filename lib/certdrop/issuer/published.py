@@ -39,5 +39,5 @@ def look(wanted: list[persist.Wanted], issuers: list[str], account: str) -> list
 def _seen(one: persist.Wanted, issuers: list[str], account: str) -> persist.Seen:
     found = resolver.txt(one.owner)
     if found.problem not in ("", resolver.NO_NAME, resolver.NO_RECORD):
-        return persist.Seen()
+        return persist.Seen(unknown=found.words or found.problem)
     return persist.judged(found.texts, issuers, account, one.below, time.time())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,7 @@ def _has_account(url: str) -> bool:
     with the network can neither see nor make. A note of ours, which he can write, leads to no other host and port."""
     try:
         with open(f"{site.STATE}/account/{jose.entry(url)}.url", encoding="utf-8") as stream:
-            return stream.read(spool.MAX_REPLY) == url
+            return stream.read(spool.MAX_REPLY) == url and os.path.exists(f"{site.STATE}/account/{jose.entry(url)}.key")      # none that was set aside
     except (OSError, ValueError):
         return False
 

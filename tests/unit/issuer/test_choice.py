@@ -158,6 +158,37 @@ def test_the_first_one_is_left_alone_as_long_as_it_wants_and_no_site_with_it(boo
     assert book.retry_after > NOW + 6 * DAY                    # the only one holds the site, as ever
 
 
+@pytest.mark.parametrize("days", [0.5, 1, 2.5, 3, 6])
+def test_a_first_one_that_asks_for_days_of_patience_is_down_all_the_same(book: ledger.Ledger, days: float) -> None:
+    """It is left alone as it wants, which is no time in which this host was off."""
+    at = NOW
+    while at < NOW + 25 * DAY and chosen(book, at, 30 * DAY) == FIRST:
+        fail(book, at, retry_after=days * DAY, status=503)
+        at = max(at + DAY / 2, choice.left_alone(book, FIRST, at) + 60)
+    assert chosen(book, at, 30 * DAY) == SECOND and NOW + 20 * DAY <= at < NOW + 28 * DAY
+
+
+def test_where_all_want_to_be_left_alone_the_soonest_is_next(book: ledger.Ledger) -> None:
+    """Not the first, whose patience may be longer than the certificate's."""
+    down(book, NOW + 21 * DAY)
+    at = NOW + 21 * DAY
+    for url, seconds in ((FIRST, 2 * DAY), (SECOND, 3 * HOUR), (THIRD, HOUR)):
+        choice.leave_alone(book, url, seconds, at)
+    assert chosen(book, at) == THIRD
+
+
+@pytest.mark.parametrize("url", ["https://[x/d", "https://ca:port/d", "https://ca.test:99999/d", "https://", "http://ca.test/", "zerosl", "https://a b/"])
+def test_a_directory_that_is_no_url_is_refused_by_the_reader(book: ledger.Ledger, url: str) -> None:
+    """In the file of one site: it ends no run for the others."""
+    config = general.Config()
+    config.directory = FIRST
+    for line in (f'directory = "{url}"', f'fallback = ["{url}"]'):
+        pathlib.Path(site.ETC, "sites.d/example.org.toml").write_text(f'domains = ["example.org"]\n{line}\n')
+        with pytest.raises(site.ConfigError, match="directory or fallback"):
+            site.load_site("example.org", config)
+        assert plan.directories("example.org", config) == [FIRST]
+
+
 def test_a_moment_that_a_wrong_clock_noted_is_none(book: ledger.Ledger) -> None:
     """From the future, from the past; and one failure long ago, after which the host was off, is no long outage."""
     fail(book, NOW + 400 * DAY)
@@ -208,7 +239,7 @@ def test_it_survives(book: ledger.Ledger) -> None:
 
 @pytest.mark.parametrize("known, expected", [
     (SECOND, FIRST), ("https://evil.test:25/d", FIRST), ("nonsense", FIRST), ("https://[x", FIRST), ("https://x:99999/", FIRST),
-    ("https://gone.test/dir", "https://gone.test/dir"), ("https://gone.test:25/dir", FIRST), (FIRST, FIRST)])
+    ("https://gone.test/dir", "https://gone.test/dir"), ("https://gone.test:25/dir", FIRST), ("https://aside.test/dir", FIRST), (FIRST, FIRST)])
 def test_a_note_leads_a_revocation_to_no_ca_that_is_not_ours(book: ledger.Ledger, monkeypatch: pytest.MonkeyPatch, known: str, expected: str) -> None:
     """To one that the site's configuration names, or where we have an account, as the signer noted: else to the site's first."""
     config = general.Config()
@@ -220,6 +251,8 @@ def test_a_note_leads_a_revocation_to_no_ca_that_is_not_ours(book: ledger.Ledger
     monkeypatch.setattr(spool, "SPOOL", str(place / "spool"))
     for url in ("https://gone.test/dir", "https://gone.test:25/dir"):
         (place / f"account/{jose.entry(url)}.url").write_text("https://gone.test/dir")
+        (place / f"account/{jose.entry(url)}.key").touch()
+    (place / f"account/{jose.entry('https://aside.test/dir')}.url").write_text("https://aside.test/dir")
     book.answers = f"{hashlib.sha256(b'a leaf').hexdigest()}={known}"
     book.save()
     (place / "spool/requests/example.org@0001.revoke").write_text(json.dumps({"payload": {"certificate": jose.b64(b"a leaf")}}))
