@@ -121,7 +121,7 @@ class Desk(Machine):
     """A desk."""
 
     def work(self) -> Running:
-        """The desk, at work, as from cron. Such a run ends at a full ten minutes, for cron begins the next one; here it begins after them, where they are near."""
+        """The desk, at work, as from cron. Such a run ends at a full ten minutes, as cron begins the next one; so it waits for them where they are near."""
         left = 600 - time.time() % 600
         if left < LONGEST:
             time.sleep(left + 1)
