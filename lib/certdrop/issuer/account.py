@@ -233,18 +233,17 @@ class Session:
             if found and found != self.issuers():
                 self.account.note(issuers=found)
 
-    def offers_profile(self, profile: str) -> bool:
-        """Whether the CA offers this profile. Raises Failure."""
-        meta = self.directory().get("meta")
+    def profiles(self, fresh: bool = False) -> list[str]:
+        """The profiles that the CA offers, sorted (draft-ietf-acme-profiles section 3). Raises Failure."""
+        meta = self.directory(fresh).get("meta")
         offered = meta.get("profiles") if isinstance(meta, dict) else None
-        return isinstance(offered, dict) and profile in offered
+        return sorted(map(str, offered)) if isinstance(offered, dict) else []
 
     def check_profile(self, profile: str) -> None:
         """Raise Failure, listing what there is, unless the CA offers this profile (draft-ietf-acme-profiles section 3)."""
         for fresh in (False, True):
-            meta = self.directory(fresh).get("meta")
-            offered = meta.get("profiles") if isinstance(meta, dict) else None
-            if isinstance(offered, dict) and profile in offered:
+            offered = self.profiles(fresh)
+            if profile in offered:
                 return
-        there = f"it offers {', '.join(sorted(map(str, offered)))}" if isinstance(offered, dict) and offered else "it offers none"
+        there = f"it offers {', '.join(offered) or 'none'}"
         raise Failure(REFUSED, f'the CA has no profile "{profile}"; {there}', problem="invalidProfile")

@@ -383,7 +383,7 @@ def proven_by_records(config: site.Config, names: list[str]) -> list[site.Site]:
             if names:
                 raise
             continue                           # the keeper says so
-        asked = [site.DIRECTORIES.get(ca, ca) for ca in (one.directory, *one.fallback)]
+        asked = general.directories(one)
         if names and config.directory_url not in asked:
             raise site.ConfigError(f"{name}: its certificates come from {one.directory}, whose records are others; add --directory {one.directory}")
         found += [one] * (one.validation == persist.METHOD and (bool(names) or config.directory_url in asked))

@@ -303,7 +303,7 @@ class Network:
         profile = wanted.profile if wanted else task.profile or self.config.profile
         if protocol.HOSTS and not profile:
             profile = self.config.profile_of(ports.names_of(ports.request(request.csr())))
-        if profile and not (self._is_second(task) and not session.offers_profile(profile)):        # its name is the first CA's word
+        if profile and not (self._is_second(task) and profile not in session.profiles()):        # its name is the first CA's word
             session.check_profile(profile)
             extra["profile"] = profile
         replaces = self._replaces(task, session)
